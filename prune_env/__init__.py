@@ -1,0 +1,40 @@
+"""Filter pruning of convolutional networks as a cooperative multi-agent game."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import EnvConfig
+    from .data import DataSplits
+    from .env import FilterPruneEnv, make_env
+    from .export import load_pruned, save_pruned
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DataSplits": "data",
+    "EnvConfig": "config",
+    "FilterPruneEnv": "env",
+    "load_pruned": "export",
+    "make_env": "env",
+    "save_pruned": "export",
+}
+
+__all__ = [
+    "DataSplits",
+    "EnvConfig",
+    "FilterPruneEnv",
+    "__version__",
+    "load_pruned",
+    "make_env",
+    "save_pruned",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported on first use, so that `import prune_env` stays light."""
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

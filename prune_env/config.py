@@ -1,0 +1,60 @@
+"""The environment's settings. Standard library only, so that a command line can be made from them cheaply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEFAULT_RATES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45)
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Settings of `FilterPruneEnv`. Raises ValueError that names the field."""
+
+    rounds: int = 3
+    """Rounds in an episode; the last one terminates it."""
+    max_cycles: int | None = None
+    """An outside limit on steps; below `rounds` it truncates the episode."""
+    rates: tuple[float, ...] = DEFAULT_RATES
+    """What an agent chooses from: the fraction of its remaining filters that goes in one round. rates[0] is 0."""
+    target_macs: float | None = 0.5
+    """Fraction of the MACs that may stay at the end of an episode; None for no budget."""
+    reward: str = "budget"
+    """A name in `prune_env.reward.REWARDS`: budget, tradeoff or amc."""
+    every_round: bool = False
+    """Evaluate after every round; otherwise the last round only, and earlier rounds pay 0."""
+    importance: str = "l1"
+    """What ranks the filters of a group: l1, l2, bn_scale, fpgm, taylor or random."""
+    min_filters: int = 2
+    """Filters that stay in every group."""
+    round_to: int = 1
+    """Kept filter counts are multiples of this; 8 suits most hardware."""
+    reward_images: int = 1000
+    """Images of the reward split that an accuracy is measured on, the same for every plan."""
+    calibration_images: int = 1000
+    """Images of the calibration split that BatchNorm statistics are estimated from."""
+    round_finetune_batches: int = 0
+    """Batches of distillation after every round. Weights are then carried on, and nothing is memoised."""
+    prove: bool = True
+    """Check at construction, group by group, that cutting filters equals switching them off."""
+    seed: int = 0
+    """Of what is random in the problem itself: calibration crops, the `random` importance, recovery."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rates", tuple(self.rates))
+        for name in ("rounds", "min_filters", "round_to", "reward_images", "calibration_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_cycles is not None and self.max_cycles < 1:
+            raise ValueError(f"max_cycles must be at least 1, or None for no limit; got {self.max_cycles}")
+        if self.round_finetune_batches < 0:
+            raise ValueError(f"round_finetune_batches must not be negative, got {self.round_finetune_batches}")
+        rising = all(low < high for low, high in zip(self.rates, self.rates[1:], strict=False))
+        if len(self.rates) < 2 or self.rates[0] != 0 or not rising or self.rates[-1] >= 1:
+            raise ValueError(f"rates must rise from 0.0 and stay below 1, at least two of them; got {self.rates}")
+        if self.target_macs is not None and not 0 < self.target_macs <= 1:
+            raise ValueError(f"target_macs must be in (0, 1], or None for no budget; got {self.target_macs}")
+        if self.reward == "budget" and self.target_macs is None:
+            raise ValueError(
+                "reward 'budget' pays for accuracy alone and needs target_macs; set it, or take 'tradeoff'"
+            )

@@ -1,0 +1,22 @@
+"""What the processor is fast at."""
+
+from __future__ import annotations
+
+import torch
+
+
+def fast_dtype(device: torch.device | str = "cpu") -> torch.dtype:
+    """bfloat16 where the hardware multiplies it natively (AVX512_BF16, AMX, CUDA since Ampere), else float32.
+
+    On other processors bfloat16 is emulated and slower than float32.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    elif device.type == "cpu":
+        # Private in torch 2.6, and the only way to ask; a missing name counts as 'no'.
+        asks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        native = any(getattr(torch.cpu, ask, bool)() for ask in asks)
+    else:
+        native = False
+    return torch.bfloat16 if native else torch.float32

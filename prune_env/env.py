@@ -1,0 +1,321 @@
+"""FilterPruneEnv: filter pruning as a cooperative game, one agent for each group of convolutions.
+
+This file is wiring: what can go is in `pruning`, how good it is in `evaluation`, what is legal in `budget`, what pays
+in `reward`, what is seen in `observation`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.utils import seeding
+from pettingzoo import ParallelEnv
+from torch import nn
+
+from . import render
+from .archive import Archive, Entry
+from .budget import Budget
+from .config import EnvConfig
+from .data import DataSplits, load
+from .evaluation.evaluator import Evaluator
+from .networks.pretrained import normalised_for, pretrained
+from .observation import Observer
+from .pruning import Cost, Plan, build, find_groups, importance, proven_groups
+from .recovery import Recovery
+from .reward import RewardInput, get_reward
+
+RENDER_MODES = ("ansi", "rgb_array")
+
+
+class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
+    """Prunes a trained classifier round by round; all agents get the same reward.
+
+    Agents         conv_0 ... conv_{G-1} in forward order; `groups` names the layers of each
+    Actions        Discrete: an index into `config.rates`, the fraction of the remaining filters that goes
+    Observations   Box [0, 1], float32 [F]; `observation_names` names the entries, `state_names` those of `state()`
+    Infos          action_mask (int8 [A]), applied_rate, accuracy, macs_ratio, params_ratio; the same keys at every step
+
+    The model is copied and never changed. Raises ValueError where model, data and config do not fit together.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {
+        "name": "filter_prune_v0",
+        "render_modes": list(RENDER_MODES),
+        "is_parallelizable": True,
+        "render_fps": 1,
+    }
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: DataSplits,
+        config: EnvConfig | None = None,
+        *,
+        render_mode: str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        config = config or EnvConfig()
+        if render_mode is not None and render_mode not in RENDER_MODES:
+            raise ValueError(f"render_mode {render_mode!r} is unknown; choose one of {', '.join(RENDER_MODES)} or None")
+        self.config, self.data, self.render_mode = config, data, render_mode
+        self.model = copy.deepcopy(model).eval()  # the caller may train theirs on
+        model = self.model
+        self.max_cycles = config.max_cycles or config.rounds
+        example = data.example_input
+        _check_head(model, data)
+        self.groups = find_groups(model, example)
+        if config.prove:
+            self.groups = proven_groups(model, self.groups, example)
+        scores = importance.scores(
+            config.importance,
+            model,
+            self.groups,
+            batches=_calibration_batches(data, config),
+            seed=config.seed,
+        )
+        self.ranking = importance.ranking(scores)
+        self.cost = Cost(model, self.groups, example)
+        self.full_plan: Plan = tuple(group.filters for group in self.groups)
+        self.budget = Budget(
+            self.cost.macs,
+            self.full_plan,
+            config.rates,
+            config.target_macs,
+            min_filters=config.min_filters,
+            round_to=config.round_to,
+        )
+        self.evaluator = Evaluator(
+            model,
+            data,
+            self.groups,
+            self.ranking,
+            reward_images=config.reward_images,
+            calibration_images=config.calibration_images,
+            seed=config.seed,
+            device=device,
+        )
+        self.archive = Archive()
+        """Every finished plan with its accuracy, over all episodes."""
+        self._reward = get_reward(config.reward)
+        self._recovery = Recovery(model, data, self.groups, self.ranking, config, device)
+        self._observer = Observer(model, self.groups, self.cost, scores, config.rates, config.target_macs)
+
+        self.possible_agents = [group.agent_id for group in self.groups]
+        self.observation_names = self._observer.names
+        self.state_names = self._observer.state_names
+        observation = (0.0, 1.0, (len(self.observation_names),), np.float32)
+        self.observation_spaces = {agent: spaces.Box(*observation) for agent in self.possible_agents}
+        self.action_spaces = {agent: spaces.Discrete(len(config.rates)) for agent in self.possible_agents}
+        self.state_space = spaces.Box(0.0, 1.0, (len(self.state_names),), np.float32)
+        self.agents: list[str] = []
+        self._start()
+
+    def observation_space(self, agent: str) -> spaces.Space:
+        """The identical object at every call."""
+        return self.observation_spaces[agent]
+
+    def action_space(self, agent: str) -> spaces.Space:
+        """The identical object at every call."""
+        return self.action_spaces[agent]
+
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
+        """Back to the unpruned network. The game is deterministic: the seed only feeds `np_random` of wrappers."""
+        if seed is not None:
+            self.np_random, self.np_random_seed = seeding.np_random(seed)
+        self._start()
+        self.agents = list(self.possible_agents)
+        return self._observations(), self._infos()
+
+    def step(
+        self, actions: Mapping[str, int]
+    ) -> tuple[dict[str, np.ndarray], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]:
+        """Prunes once. Every agent acts; an illegal action becomes the nearest legal rate below, seen in the infos.
+
+        Raises ValueError for a missing agent or an action outside its space, RuntimeError after the episode's end.
+        """
+        wanted = self._checked(actions)
+        before, accuracy_before, macs_before = self._plan, self._accuracy, self._macs_ratio
+        self._round += 1
+        ends = self._round == self.config.rounds
+        legal = [self.budget.nearest_legal(mask, action) for mask, action in zip(self._masks, wanted, strict=True)]
+        self._plan = self.budget.project(before, self.budget.apply(before, legal), last=ends)
+        self._last_rates = [1 - now / was for now, was in zip(self._plan, before, strict=True)]
+        self._macs_ratio = self.cost.macs(self._plan) / self.cost.macs(self.full_plan)
+        self._params_ratio = self.cost.params(self._plan) / self.cost.params(self.full_plan)
+        if self._recovery.on:
+            self._recovery.step(self._plan, self._round)
+        if ends or self.config.every_round:
+            self._accuracy = self._measure()
+        self._masks = self.budget.action_masks(self._plan)
+
+        reward, collapsed = self._reward(
+            RewardInput(
+                accuracy_before=accuracy_before,
+                accuracy_after=self._accuracy,
+                original_accuracy=self.evaluator.original_accuracy,
+                macs_before=macs_before,
+                macs_after=self._macs_ratio,
+                last=ends,
+            )
+        )
+        terminated = ends or collapsed
+        truncated = self._round >= self.max_cycles and not terminated
+        if terminated:
+            self.archive.add(Entry(self._plan, self._accuracy, self._macs_ratio, self._params_ratio))
+        agents = self.agents
+        result = (
+            self._observations(),
+            dict.fromkeys(agents, reward),
+            dict.fromkeys(agents, terminated),
+            dict.fromkeys(agents, truncated),
+            self._infos(),
+        )
+        if terminated or truncated:
+            self.agents = []
+        return result
+
+    def state(self) -> np.ndarray:
+        """All observations and the network's totals, float32 [S]; also after the last step."""
+        return self._observer.state(self._plan, self._last_rates, self._rounds_left())
+
+    def pruned_model(self) -> nn.Module:
+        """The current plan's network: a new, smaller module with recalibrated BatchNorm statistics, on the CPU."""
+        network = self._network()
+        self.evaluator.recalibrate(network)
+        return network.cpu()
+
+    @property
+    def plan(self) -> Plan:
+        """Filters kept in each group now, in the order of the agents."""
+        return self._plan
+
+    def render(self) -> str | np.ndarray | None:
+        """A line for every agent and one for the network (`ansi`), or the same as a picture (`rgb_array`)."""
+        if self.render_mode is None:
+            return None
+        macs = self._observer.macs_shares(self._plan)
+        rows = [
+            render.RenderRow(group.agent_id, group.layers, group.filters, kept, float(share), float(rate))
+            for group, kept, share, rate in zip(self.groups, self._plan, macs, self._last_rates, strict=True)
+        ]
+        totals = (self._accuracy, self._macs_ratio, self._params_ratio, self._round, self.config.rounds)
+        return render.ansi(rows, *totals) if self.render_mode == "ansi" else render.rgb_array(rows, *totals)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What episodes leave behind: the archive. Plain lists and numbers."""
+        return {"archive": self.archive.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up the archive of an earlier run on the same problem; its plans are not evaluated again."""
+        self.archive.load_state_dict(state["archive"])
+        if not self._recovery.on:
+            for entry in self.archive:
+                self.evaluator.remember(entry.plan, entry.accuracy)
+
+    def _start(self) -> None:
+        self._plan, self._round = self.full_plan, 0
+        self._last_rates: list[float] = [0.0] * len(self.groups)
+        self._accuracy, self._macs_ratio, self._params_ratio = self.evaluator.original_accuracy, 1.0, 1.0
+        self._masks = self.budget.action_masks(self._plan)
+        self._recovery.reset()
+
+    def _network(self) -> nn.Module:
+        if self._recovery.on:
+            return self._recovery.network()
+        return build(self.model, self.groups, self.ranking, self._plan)
+
+    def _measure(self) -> float:
+        if self._recovery.on:
+            return self.evaluator.accuracy_of(self._recovery.network())
+        return self.evaluator.accuracy(self._plan)
+
+    def _checked(self, actions: Mapping[str, int]) -> list[int]:
+        if not self.agents:
+            raise RuntimeError("the episode is over, or was never begun; call reset() before step()")
+        wanted = []
+        for agent in self.agents:
+            if agent not in actions:
+                raise ValueError(f"no action for agent {agent!r}; every agent of env.agents acts in every round")
+            if not self.action_spaces[agent].contains(actions[agent]):
+                raise ValueError(
+                    f"action {actions[agent]!r} of agent {agent!r} is not in {self.action_spaces[agent]}: it is an "
+                    f"index into rates {self.config.rates}"
+                )
+            wanted.append(int(actions[agent]))
+        return wanted
+
+    def _rounds_left(self) -> float:
+        return 1 - self._round / self.config.rounds
+
+    def _observations(self) -> dict[str, np.ndarray]:
+        rows = self._observer.observe(self._plan, self._last_rates, self._rounds_left())  # [G, F]
+        return {agent: row.copy() for agent, row in zip(self.possible_agents, rows, strict=True)}
+
+    def _infos(self) -> dict[str, dict[str, Any]]:
+        return {
+            agent: {
+                "action_mask": self._masks[index].copy(),
+                "applied_rate": float(self._last_rates[index]),
+                "accuracy": float(self._accuracy),
+                "macs_ratio": float(self._macs_ratio),
+                "params_ratio": float(self._params_ratio),
+            }
+            for index, agent in enumerate(self.possible_agents)
+        }
+
+
+def make_env(
+    network: str,
+    data: str | Path | DataSplits = "digits",
+    weights: str | Path | None = None,
+    *,
+    render_mode: str | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    **config: Any,
+) -> FilterPruneEnv:
+    """The environment of a registered network: loads the data, loads or trains the network, and wires them.
+
+    config  fields of `EnvConfig`
+    """
+    settings = EnvConfig(**config)  # wrong settings are told before minutes of training
+    splits = normalised_for(network, data if isinstance(data, DataSplits) else load(data))
+    model = pretrained(network, splits, weights, device=device, progress=progress)
+    return FilterPruneEnv(model, splits, settings, render_mode=render_mode, device=device)
+
+
+def _calibration_batches(data: DataSplits, config: EnvConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Normalised calibration images and their labels, for first-order importance."""
+    if config.importance != "taylor":
+        return []
+    split = data.calibration.balanced(config.calibration_images)
+    batches = zip(split.images.split(125), split.labels.split(125), strict=True)
+    return [(data.normalise(images), labels) for images, labels in batches]
+
+
+def _check_head(model: nn.Module, data: DataSplits) -> None:
+    """The network must take the images and name every class."""
+    was_training = model.training
+    try:
+        with torch.inference_mode():
+            logits = model.eval()(data.example_input)
+    except RuntimeError as error:
+        raise ValueError(f"the network does not take images of shape {data.image_shape} (C, H, W): {error}") from error
+    finally:
+        model.train(was_training)
+    if logits.ndim != 2 or logits.shape[1] < len(data.classes):
+        raise ValueError(
+            f"the network's output has shape {tuple(logits.shape)}; data {data.name!r} has {len(data.classes)} classes, "
+            "so it must return [B, K] logits with K at least that"
+        )

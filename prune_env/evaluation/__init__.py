@@ -1,0 +1,1 @@
+"""How good is a plan: accuracy after BatchNorm recalibration, and latency."""

@@ -1,0 +1,95 @@
+"""BatchNorm statistics: estimating them anew, and folding them into the convolutions.
+
+Recalibration as in EagleEye (Li et al., ECCV 2020): after filters are gone, the stored statistics describe inputs
+that no longer exist. Statistics are averaged over all batches with equal weight (momentum=None).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+
+def recalibrate(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """Replaces the running statistics of every BatchNorm in `model` by those of `batches` [B, C, H, W].
+
+    Only the BatchNorm layers run in training mode: dropout stays off. Every module's mode and momentum are restored.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # cumulative average
+            norm.train()
+        with torch.inference_mode():
+            for batch in batches:
+                model(batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, mode in modes:
+            module.training = mode
+
+
+def folding_pairs(model: nn.Module, example_input: torch.Tensor) -> list[tuple[str, str]]:
+    """Paths of every (convolution, BatchNorm) pair that one can fold, found by watching one forward pass.
+
+    The BatchNorm takes the very tensor that the convolution returned, both run once, and folding all pairs leaves the
+    output as it was; otherwise there are none.
+    """
+    model = copy.deepcopy(model).eval()
+    producer: dict[int, str] = {}
+    outputs: list[torch.Tensor] = []  # kept alive, so that no id is given twice
+    calls: Counter[str] = Counter()
+    pairs: list[tuple[str, str]] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            calls[name] += 1
+            if isinstance(module, nn.Conv2d):
+                producer[id(output)] = name
+                outputs.append(output)
+            elif id(inputs[0]) in producer and module.running_mean is not None:
+                pairs.append((producer[id(inputs[0])], name))
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(watch(name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d)
+    ]
+    with torch.inference_mode():
+        expected = model(example_input)
+        for handle in handles:
+            handle.remove()
+        pairs = [pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == 1]
+        fold(model, pairs)
+        same = torch.allclose(model(example_input), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    return pairs if same else []
+
+
+def fold(model: nn.Module, pairs: Iterable[tuple[str, str]]) -> None:
+    """Folds, in place, every BatchNorm into its convolution. For eval mode: statistics become weights."""
+    for conv_path, norm_path in pairs:
+        conv, norm = model.get_submodule(conv_path), model.get_submodule(norm_path)
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        conv.weight, conv.bias = fuse_conv_bn_weights(  # type: ignore[assignment]
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        parent, _, child = norm_path.rpartition(".")
+        setattr(model.get_submodule(parent), child, nn.Identity())

@@ -1,0 +1,79 @@
+"""From plans to a network, the same way for every search method.
+
+The best plans are scored on the whole reward split and given the same short distillation; the one that is then best
+on the reward split is distilled fully. Nothing here looks at the test set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .data import DataSplits
+from .env import FilterPruneEnv
+from .pruning import Plan, build
+from .training.distillation import DistillationConfig, distill
+from .training.fit import correct
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A plan and its accuracies on the whole reward split: recalibrated, and after the short distillation."""
+
+    plan: Plan
+    recalibrated_accuracy: float
+    distilled_accuracy: float
+
+
+def choose(
+    env: FilterPruneEnv,
+    plans: Sequence[Plan],
+    distillation: DistillationConfig,
+    *,
+    short_epochs: float = 1.0,
+    checkpoints: Path | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> list[Finalist]:
+    """Scores every plan after the same short distillation, the best first.
+
+    checkpoints  a folder in which a killed run finds the networks that it had finished
+    """
+    short = replace(distillation, epochs=short_epochs)
+    finalists = []
+    for number, plan in enumerate(dict.fromkeys(plans), 1):
+        network = recalibrated(env, plan)
+        before = reward_accuracy(network, env.data, device)
+        file = None if checkpoints is None else checkpoints / f"finalist-{'-'.join(map(str, plan))}.pt"
+        network = distill(
+            network,
+            env.model,
+            env.data,
+            short,
+            select_best=False,
+            checkpoint=file,
+            device=device,
+            progress=progress,
+            title=f"finalist {number} of {len(plans)}",
+        )
+        finalists.append(Finalist(plan, before, reward_accuracy(network, env.data, device)))
+    return sorted(finalists, key=lambda finalist: -finalist.distilled_accuracy)
+
+
+def recalibrated(env: FilterPruneEnv, plan: Plan) -> nn.Module:
+    """The plan's network with the original weights and fresh BatchNorm statistics."""
+    network = build(env.model, env.groups, env.ranking, plan)
+    env.evaluator.recalibrate(network)
+    return network.cpu().eval()
+
+
+def reward_accuracy(network: nn.Module, data: DataSplits, device: torch.device | str = "cpu") -> float:
+    """Fraction of the whole reward split that the network gets right."""
+    network = network.to(device)
+    accuracy = correct(network, data, data.reward, device) / len(data.reward)
+    network.cpu()
+    return accuracy

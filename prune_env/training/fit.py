@@ -1,0 +1,258 @@
+"""The training loop: one-cycle SGD with Nesterov momentum, bf16 where it is fast, weights averaged.
+
+Pretraining uses it with cross-entropy, distillation with a loss that also asks a teacher. A run with a checkpoint
+file goes on where it was killed and ends with the same weights: the order and augmentation of an epoch follow from
+(seed, epoch) alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from ..data import DataSplits, Split
+from ..device import fast_dtype
+from ..evaluation.batchnorm import recalibrate
+from ..files import replacing
+
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(logits [B, K], images [B, C, H, W], labels [B]) -> scalar"""
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How to train."""
+
+    epochs: float = 20
+    """Passes over the training split; a fraction ends within a pass."""
+    batch_size: int = 128
+    lr: float = 0.1
+    """Peak learning rate of the one-cycle schedule (Smith & Topin 2019), linear up and down."""
+    warmup: float = 0.2
+    """Share of the steps that go up."""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    """On weights of convolutions and linear layers; never on biases and BatchNorm."""
+    label_smoothing: float = 0.1
+    ema_decay: float = 0.998
+    """Per step, of the averaged weights that are returned; 0 returns the last weights."""
+    cutout: int = 0
+    """Side in pixels of a random grey square in every image (DeVries & Taylor 2017); 0 for none."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs <= 0 or self.batch_size < 2 or self.lr <= 0:
+            raise ValueError(
+                f"training needs epochs > 0, batch_size >= 2 and lr > 0; got epochs={self.epochs}, "
+                f"batch_size={self.batch_size}, lr={self.lr}"
+            )
+        if not 0 <= self.warmup < 1 or not 0 <= self.ema_decay < 1:
+            raise ValueError(f"warmup and ema_decay lie in [0, 1), got {self.warmup} and {self.ema_decay}")
+
+
+def fit(
+    model: nn.Module,
+    data: DataSplits,
+    config: FitConfig | None = None,
+    *,
+    loss: Loss | None = None,
+    select_best: bool = False,
+    checkpoint: Path | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    title: str = "training",
+) -> nn.Module:
+    """Trains a copy of `model` on the training split and returns it in eval mode, on the CPU.
+
+    The result holds the averaged weights, with BatchNorm statistics estimated for these weights: averaging the
+    statistics of weights that moved gives those of no network. With `select_best` the epoch with the highest accuracy
+    on the reward split wins, otherwise the last.
+
+    loss        default: cross-entropy with label smoothing
+    checkpoint  written after every epoch; an existing one of the same run is resumed
+    Raises FloatingPointError when the loss is no longer finite, and ValueError for a checkpoint of another run.
+    """
+    config = config or FitConfig()
+    device = torch.device(device)
+    loss = loss or _cross_entropy(config.label_smoothing)
+    model = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
+    model.requires_grad_(True)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+    # Momentum is kept in new buffers, for the parameters of this very copy.
+    optimizer = torch.optim.SGD(
+        _parameter_groups(model, config.weight_decay), lr=config.lr, momentum=config.momentum, nesterov=True
+    )
+    steps_per_epoch = max(1, len(data.train) // config.batch_size)
+    steps = max(1, round(config.epochs * steps_per_epoch))
+    step, best = 0, (-1.0, model.state_dict())
+    if checkpoint is not None and checkpoint.is_file():
+        step, best = _restore(checkpoint, config, data, model, averaged, optimizer)
+    dtype = fast_dtype(device)
+    # Every image is seen both ways in any two epochs (alternating flip, Jordan 2024): better than chance in short runs.
+    first_flip = torch.rand(len(data.train), generator=torch.Generator().manual_seed(config.seed)) < 0.5
+
+    bar = tqdm(total=steps, initial=step, desc=title, unit="step", disable=not progress, mininterval=1)
+    while step < steps:
+        epoch = step // steps_per_epoch
+        generator = torch.Generator().manual_seed(_mix(config.seed, epoch))
+        model.train()
+        for rows in _batches(len(data.train), config.batch_size, generator):
+            if step == steps:
+                break
+            images, labels = data.train.images[rows].to(device), data.train.labels[rows].to(device)
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * _one_cycle((step + 1) / (steps + 1), config.warmup)
+            images = data.augmented(images, generator, first_flip[rows] ^ bool(epoch % 2))
+            if config.cutout:
+                images = _cut_out(images, config.cutout, generator)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                value = loss(model(images), images, labels)
+            if not torch.isfinite(value):
+                raise FloatingPointError(f"{title}: the loss is {value.item()} at step {step}; lower lr ({config.lr})")
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            optimizer.step()
+            averaged.update_parameters(model)
+            step += 1
+            bar.update()
+            if step % 20 == 0:
+                bar.set_postfix(loss=f"{value.item():.3f}", refresh=False)
+        if select_best or step == steps:
+            candidate = _finished(averaged if config.ema_decay else model, data, device)
+            accuracy = correct(candidate, data, data.reward, device) / len(data.reward) if select_best else 1.0
+            if accuracy > best[0]:
+                best = (accuracy, candidate.state_dict())
+        if checkpoint is not None:
+            _save(checkpoint, config, data, model, averaged, optimizer, step, best)
+    bar.close()
+    model.load_state_dict(best[1])
+    return model.eval().cpu()
+
+
+def correct(
+    model: nn.Module,
+    data: DataSplits,
+    split: Split,
+    device: torch.device | str = "cpu",
+    batch_size: int = 500,
+) -> int:
+    """How many images of `split` the model gets right (top-1), in the model's own precision and eval mode."""
+    was_training = model.training
+    model.eval()
+    count = 0
+    with torch.inference_mode():
+        for start in range(0, len(split), batch_size):
+            images = data.normalise(split.images[start : start + batch_size].to(device))
+            labels = split.labels[start : start + batch_size].to(device)
+            count += int((model(images).argmax(1) == labels).sum())
+    model.train(was_training)
+    return count
+
+
+def _finished(averaged: nn.Module, data: DataSplits, device: torch.device, images: int = 5000) -> nn.Module:
+    """A copy of the weights with BatchNorm statistics of the training split, as training sees it."""
+    model: nn.Module = copy.deepcopy(averaged.module if isinstance(averaged, AveragedModel) else averaged)
+    split = data.train.balanced(images)
+    generator = torch.Generator().manual_seed(0)
+    chunks = split.images[torch.randperm(len(split), generator=generator)].split(250)
+    recalibrate(model, (data.augmented(chunk.to(device), generator) for chunk in chunks))
+    return model
+
+
+def _cross_entropy(label_smoothing: float) -> Loss:
+    def loss(logits: torch.Tensor, _images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+
+    return loss
+
+
+def _one_cycle(progress: float, warmup: float) -> float:
+    """Share of the peak learning rate at `progress` in (0, 1)."""
+    return progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    """Rows [B] of whole batches in a fresh random order; fewer rows than one batch are one batch."""
+    order = torch.randperm(count, generator=generator)
+    for start in range(0, max(1, count - batch_size + 1), batch_size):
+        yield order[start : start + batch_size]
+
+
+def _cut_out(images: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
+    """Normalised images [B, C, H, W] with a square set to 0, the mean; it may hang over the edge."""
+    batch, _, height, width = images.shape
+    centre = torch.rand(2, batch, 1, generator=generator).to(images.device)
+    top, left = centre[0] * height - side / 2, centre[1] * width - side / 2  # [B, 1]
+    y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    rows, columns = (y >= top) & (y < top + side), (x >= left) & (x < left + side)  # [B, H], [B, W]
+    return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0)
+
+
+def _mix(seed: int, epoch: int) -> int:
+    return (seed * 1_000_003 + epoch) % 2**63
+
+
+def _identity(config: FitConfig, data: DataSplits, model: nn.Module) -> str:
+    shapes = [tuple(parameter.shape) for parameter in model.parameters()]
+    return repr((sorted(asdict(config).items()), data.digest, shapes))
+
+
+def _save(
+    file: Path,
+    config: FitConfig,
+    data: DataSplits,
+    model: nn.Module,
+    averaged: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    best: tuple[float, dict[str, torch.Tensor]],
+) -> None:
+    with replacing(file) as temporary:
+        torch.save(
+            {
+                "identity": _identity(config, data, model),
+                "step": step,
+                "best_accuracy": best[0],
+                "best": best[1],
+                "model": model.state_dict(),
+                "averaged": averaged.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            },
+            temporary,
+        )
+
+
+def _restore(
+    file: Path,
+    config: FitConfig,
+    data: DataSplits,
+    model: nn.Module,
+    averaged: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+) -> tuple[int, tuple[float, dict[str, torch.Tensor]]]:
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    if state["identity"] != _identity(config, data, model):
+        raise ValueError(
+            f"{file} is the checkpoint of another run (config, data or network differ); delete it to start anew"
+        )
+    model.load_state_dict(state["model"])
+    averaged.load_state_dict(state["averaged"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], (state["best_accuracy"], state["best"])

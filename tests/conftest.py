@@ -1,0 +1,70 @@
+"""Shared fixtures: a private cache, a clean check of the global random states, small data and networks."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from prune_env import data
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test reads or writes the user's cache; the session shares one, so that networks are trained once."""
+    directory = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("PRUNE_ENV_CACHE")
+    os.environ["PRUNE_ENV_CACHE"] = str(directory)
+    yield directory
+    os.environ.pop("PRUNE_ENV_CACHE")
+    if before is not None:
+        os.environ["PRUNE_ENV_CACHE"] = before
+
+
+@pytest.fixture
+def untouched_rngs() -> Iterator[None]:
+    """Fails the test if it moves the random state of Python, NumPy or torch."""
+    states = random.getstate(), np.random.get_state()[1].tobytes(), torch.random.get_rng_state()  # noqa: NPY002
+    yield
+    assert random.getstate() == states[0], "Python's global random state was moved"
+    assert np.random.get_state()[1].tobytes() == states[1], "NumPy's global random state was moved"  # noqa: NPY002
+    assert torch.equal(torch.random.get_rng_state(), states[2]), "torch's global random state was moved"
+
+
+@pytest.fixture(scope="session")
+def digits() -> data.DataSplits:
+    return data.load("digits")
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Writes PATH/{train,test}/<class>/*.png with distinct pixels; keywords change counts and sizes."""
+    from PIL import Image
+
+    def write(classes: tuple[str, ...] = ("cat", "dog"), train: int = 12, test: int = 3, size: int = 8) -> Path:
+        rng = np.random.default_rng(0)
+        for part, count in (("train", train), ("test", test)):
+            for name in classes:
+                folder = tmp_path / "images" / part / name
+                folder.mkdir(parents=True)
+                for index in range(count):
+                    pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(folder / f"{index:03d}.png")
+        return tmp_path / "images"
+
+    return write
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests on the real CIFAR-10 run where PRUNE_ENV_DATA says where it lies, and are left out elsewhere."""
+    if "PRUNE_ENV_DATA" in os.environ:
+        return
+    away = [item for item in items if item.get_closest_marker("cifar")]
+    if away:
+        config.hook.pytest_deselected(items=away)
+        items[:] = [item for item in items if not item.get_closest_marker("cifar")]
