@@ -1,0 +1,337 @@
+"""What a reader wants to see of a run: the table of networks, and three pictures.
+
+Pictures use matplotlib's objects with the Agg canvas and colours of their own: no pyplot, no global settings.
+Colours are Okabe and Ito's, and viridis: told apart by colour-blind readers and in grey.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 110
+"""Columns that a table may take."""
+CONVENTION = "MACs: multiply-accumulates of convolution and linear layers, one input; FLOPs = 2 x MACs."
+
+BLUE, SKY, ORANGE, GREEN, PURPLE = "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7"
+INK, GREY, FAINT = "#222222", "#767676", "#DDDDDD"
+
+
+@dataclass(frozen=True)
+class NetworkFigures:
+    """One line of the table. Raises ValueError that names the field."""
+
+    name: str
+    accuracy: float
+    """fraction of the test images"""
+    macs: int
+    params: int
+    file_bytes: int
+    latency_1_ms: float
+    """median at batch size 1"""
+    latency_100_ms: float
+    """median at batch size 100"""
+    short_accuracy: float | None = None
+    """before distillation"""
+
+    def __post_init__(self) -> None:
+        for name in ("accuracy", "short_accuracy"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} of {self.name!r} must be a fraction between 0 and 1, got {value}")
+        for name in ("macs", "params", "file_bytes", "latency_1_ms", "latency_100_ms"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"{name} of {self.name!r} must be above 0 and finite, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class LayerFigures:
+    """A layer before and after pruning; `agent` chose its filters."""
+
+    name: str
+    agent: str
+    filters_before: int
+    filters_after: int
+    macs_before: int
+    macs_after: int
+
+
+def table(rows: Sequence[NetworkFigures]) -> str:
+    """Networks as aligned plain text of at most 110 columns; the first one is the original that ratios refer to.
+
+    Units are the original's: what stands below each other compares. Raises ValueError if there are no rows.
+    """
+    if not rows:
+        raise ValueError("a table needs at least one network; the first is the original")
+    original = rows[0]
+    macs_unit, macs = _scale(original.macs)
+    params_unit, params = _scale(original.params)
+    file_unit, size = ("MiB", 2**20) if original.file_bytes >= 2**20 else ("KiB", 2**10)
+    columns = [["", "Accuracy", *(_percent(row.accuracy, 2) for row in rows)]]
+    if any(row.short_accuracy is not None for row in rows):
+        before = ["-" if row.short_accuracy is None else _percent(row.short_accuracy, 2) for row in rows]
+        columns.append(["Before", "distil.", *before])
+    columns += [
+        ["", f"MACs, {macs_unit}", *_with_ratios([row.macs / macs for row in rows], 1)],
+        ["", f"Params, {params_unit}", *_with_ratios([row.params / params for row in rows], 1)],
+        ["", f"File, {file_unit}", *_with_ratios([row.file_bytes / size for row in rows], 1)],
+        ["Latency, ms", "batch 1", *_with_ratios([row.latency_1_ms for row in rows], 0)],
+        ["Latency, ms", "batch 100", *_with_ratios([row.latency_100_ms for row in rows], 0)],
+    ]
+    widths = [max(map(len, column)) for column in columns]
+    left = max(8, WIDTH - sum(widths) - 2 * len(widths))
+    names = [textwrap.wrap(row.name, left) or [""] for row in rows]
+    left = max(len(line) for lines in (*names, ["Network"]) for line in lines)
+
+    lines = []
+    for number, (name, *rest) in enumerate([[""], ["Network"], *names]):
+        cells = [column[number].rjust(width) for column, width in zip(columns, widths, strict=True)]
+        lines += ["  ".join((name.ljust(left), *cells)).rstrip(), *rest]
+    lines.insert(2, "-" * (left + sum(widths) + 2 * len(widths)))
+    return "\n".join((*lines, "", CONVENTION, "In parentheses: share of the original. Latency: median forward pass."))
+
+
+def plot_learning(
+    path: str | Path,
+    episodes: Sequence[Mapping[str, Any]],
+    *,
+    references: Mapping[str, float] | None = None,
+    window: int | None = None,
+    title: str = "Learning",
+) -> None:
+    """Return, best accuracy so far and exploration over the episodes of a run, in panels below each other.
+
+    episodes    rows of metrics.jsonl: "episode" and any of "return", "evaluation_return", "best_accuracy" (fraction)
+                and "epsilon". Panels without data are left out; of an episode met twice (resumed) the last row counts
+    references  accuracies to compare the best with, by name: the original's, other methods'
+    window      episodes in the running mean; default a twentieth of all, at least 5
+
+    Raises ValueError if no row has a return.
+    """
+    returns, evaluations = _series(episodes, "return"), _series(episodes, "evaluation_return")
+    best, epsilon = _series(episodes, "best_accuracy"), _series(episodes, "epsilon")
+    if not returns:
+        raise ValueError('nothing to plot: no row has "episode" and "return"; give the rows of metrics.jsonl')
+    window = window or max(5, len(returns) // 20)
+    heights = [3.0] + [2.2] * bool(best) + [1.2] * bool(epsilon)
+    figure = new_figure(7.5, 0.9 + sum(heights))
+    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for panel in panels:
+        _dress(panel)
+    _heading(panels[0], title)
+    upper, rest = panels[0], list(panels[1:])
+    x, y = list(returns), list(returns.values())
+    upper.plot(x, y, ".", color=BLUE, alpha=0.3, markersize=4, markeredgewidth=0, label="episode")
+    upper.plot(x, _running_mean(y, window), color=BLUE, linewidth=1.8, label=f"mean of the last {window}")
+    if evaluations:
+        style = {"color": ORANGE, "linewidth": 1.2, "marker": "D", "markersize": 4, "label": "greedy evaluation"}
+        upper.plot(list(evaluations), list(evaluations.values()), **style)
+    upper.set_ylabel("Return", color=INK)
+    _legend(upper)
+    if best:
+        _plot_best(rest.pop(0), best, references or {})
+    if epsilon:
+        rest[0].plot(list(epsilon), list(epsilon.values()), color=GREEN, linewidth=1.5)
+        rest[0].set_ylabel("Exploration ε", color=INK)
+        rest[0].set_ylim(-0.04, 1.04)
+    panels[-1].set_xlabel("Episode", color=INK)
+    figure.align_ylabels()
+    _save(figure, path)
+
+
+def plot_layers(path: str | Path, layers: Sequence[LayerFigures], *, title: str = "Layers before and after") -> None:
+    """Filters and MACs of every layer, the original faint and the pruned network solid on top, in the order given.
+
+    The picture grows with the number of layers. Raises ValueError if there are none.
+    """
+    if not layers:
+        raise ValueError("nothing to plot: layers is empty")
+    figure = new_figure(9.0, 1.3 + 0.2 * len(layers))
+    left, right = figure.subplots(1, 2, sharey=True)
+    unit, scale = _scale(max(layer.macs_before for layer in layers))
+    macs = [(layer.macs_before, layer.macs_after) for layer in layers]
+    filters = [(layer.filters_before, layer.filters_after) for layer in layers]
+    _plot_bars(left, filters, BLUE, [f"{after} of {before}" for before, after in filters])
+    percents = [_percent(after / before, 0) for before, after in macs]
+    _plot_bars(right, [(before / scale, after / scale) for before, after in macs], GREEN, percents)
+    left.set_yticks(range(len(layers)), [f"{layer.name} · {layer.agent}" for layer in layers])
+    left.set_ylim(len(layers) - 0.4, -0.6)
+    before, after = sum(pair[0] for pair in macs), sum(pair[1] for pair in macs)
+    left.set_xlabel("Filters", color=INK)
+    right.set_xlabel(f"MACs, {unit} (all these layers: {_percent(after / before, 1)} stay)", color=INK)
+    right.tick_params(labelleft=False)
+    figure.suptitle(title, color=INK, fontsize=11, fontweight="bold")
+    _save(figure, path)
+
+
+def plot_tradeoff(
+    path: str | Path,
+    points: Sequence[tuple[float, float]],
+    original: tuple[float, float],
+    winner: tuple[float, float] | None = None,
+    uniform: tuple[float, float] | None = None,
+    *,
+    budget: float | None = None,
+    title: str = "Every plan that was evaluated",
+) -> None:
+    """Accuracy against MACs of all plans, coloured in the order of evaluation.
+
+    Every pair is (MACs as a fraction of the original's, accuracy as a fraction), all accuracies measured alike.
+    With a budget all plans cost nearly the same; then the picture shows that narrow range, and the original, far to
+    the right, as a horizontal line.
+
+    Raises ValueError if there are no points.
+    """
+    if not points:
+        raise ValueError("nothing to plot: points is empty; give (macs_ratio, accuracy) of every evaluated plan")
+    from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import MaxNLocator
+
+    figure = new_figure(7.5, 5.2)
+    axes = figure.add_subplot()
+    _dress(axes)
+    x, y = [100 * macs for macs, _ in points], [100 * accuracy for _, accuracy in points]
+    order = range(1, len(points) + 1)
+    dots = axes.scatter(x, y, c=list(order), cmap="viridis", s=18, linewidths=0, alpha=0.85, zorder=2)
+    shown = [100 * pair[0] for pair in (winner, uniform) if pair] + x + [100 * budget] * (budget is not None)
+    low, high = min(shown), max(shown)
+    near = 100 * original[0] - high < 3 * max(high - low, 1.0)
+    if near:
+        low, high = min(low, 100 * original[0]), max(high, 100 * original[0])
+    margin = 0.06 * max(high - low, 0.2)
+    axes.set_xlim(low - margin, high + margin)
+    marks = [("Winner", winner, "*", ORANGE, 260), ("Uniform", uniform, "s", PURPLE, 70)]
+    if near:
+        marks.insert(0, ("Original", original, "D", INK, 60))
+    else:
+        axes.axhline(
+            100 * original[1], color=INK, linewidth=1.2, linestyle="--", label=_mark_label("Original", original)
+        )
+    for name, pair, marker, colour, size in marks:
+        if pair is not None:
+            where, style = ([100 * pair[0]], [100 * pair[1]]), {"edgecolors": "white", "linewidths": 1.0, "zorder": 4}
+            axes.scatter(*where, marker=marker, color=colour, s=size, label=_mark_label(name, pair), **style)
+    if budget is not None:
+        axes.axvline(100 * budget, color=GREY, linewidth=1, linestyle=":", zorder=1)
+        text = {"rotation": 90, "ha": "right", "va": "bottom", "color": GREY, "fontsize": 8}
+        outline = [withStroke(linewidth=3, foreground="white")]
+        spot = axes.get_xaxis_transform()
+        axes.text(100 * budget, 0.02, "budget ", transform=spot, path_effects=outline, **text)
+    axes.set_xlabel("MACs, % of the original", color=INK)
+    axes.set_ylabel("Accuracy, %", color=INK)
+    bar = figure.colorbar(dots, ax=axes, pad=0.02, aspect=30)
+    bar.set_label("Order of evaluation", color=INK)
+    bar.locator = MaxNLocator(integer=True)
+    bar.update_ticks()
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(colors=GREY, labelsize=8, labelcolor=INK)
+    _heading(axes, title)
+    _legend(axes)
+    _save(figure, path)
+
+
+def new_figure(width: float, height: float, dpi: int = 200) -> Figure:
+    """An empty white figure of so many inches on an Agg canvas. Raises ImportError without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib, which is not installed: pip install prune-env[train]") from error
+    figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    with replacing(Path(path)) as temporary:
+        figure.savefig(temporary, facecolor="white")
+
+
+def _dress(axes: Axes) -> None:
+    axes.set_facecolor("white")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(colors=GREY, labelcolor=INK, labelsize=8)
+    axes.grid(True, color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _heading(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=22)
+
+
+def _legend(axes: Axes, ncols: int = 4) -> None:
+    """Between the heading and the axes, where it hides nothing."""
+    style: dict[str, Any] = {"fontsize": 8, "labelcolor": INK, "frameon": False, "borderaxespad": 0.2}
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=ncols, handletextpad=0.5, borderpad=0.2, **style)
+
+
+def _plot_best(axes: Axes, best: Mapping[int, float], references: Mapping[str, float]) -> None:
+    y = [100 * accuracy for accuracy in best.values()]
+    axes.step(list(best), y, where="post", color=BLUE, linewidth=1.8, label=f"best so far: {y[-1]:.1f} %", zorder=3)
+    looks = itertools.cycle(itertools.product(("--", "-.", ":"), (ORANGE, PURPLE, INK)))
+    for (name, accuracy), (dashes, colour) in zip(references.items(), looks, strict=False):
+        label = f"{name}: {_percent(accuracy, 1)}"
+        axes.axhline(100 * accuracy, color=colour, linewidth=1.2, linestyle=dashes, label=label)
+    axes.set_ylabel("Best accuracy, %", color=INK)
+    _legend(axes)
+
+
+def _plot_bars(axes: Axes, pairs: Sequence[tuple[float, float]], colour: str, notes: Sequence[str]) -> None:
+    _dress(axes)
+    axes.grid(False, axis="y")
+    rows, before, after = range(len(pairs)), [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    axes.barh(rows, before, height=0.76, color=colour, alpha=0.22, linewidth=0, label="original")
+    axes.barh(rows, after, height=0.76, color=colour, linewidth=0, label="pruned")
+    for row, (length, note) in enumerate(zip(before, notes, strict=True)):
+        offset = {"xytext": (3, 0), "textcoords": "offset points"}
+        axes.annotate(note, (length, row), va="center", color=INK, fontsize=7, **offset)
+    axes.set_xlim(0, 1.2 * max(before))
+    axes.tick_params(axis="y", length=0)
+    _legend(axes)
+
+
+def _series(rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
+    """Episode -> value, in the order of episodes."""
+    values = {row["episode"]: row[key] for row in rows if "episode" in row and row.get(key) is not None}
+    return dict(sorted(values.items()))
+
+
+def _running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Mean of the last `window` values, of fewer at the start."""
+    sums = [0.0, *itertools.accumulate(values)]
+    return [(sums[i] - sums[max(0, i - window)]) / min(i, window) for i in range(1, len(sums))]
+
+
+def _mark_label(name: str, pair: tuple[float, float]) -> str:
+    macs, accuracy = pair
+    return f"{name}: {_percent(accuracy, 1)} at {_percent(macs, 1)} of MACs"
+
+
+def _scale(largest: float) -> tuple[str, float]:
+    """Unit and divisor that leave at least 1."""
+    return next(((unit, size) for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)) if largest >= size), ("1", 1.0))
+
+
+def _with_ratios(values: Sequence[float], decimals: int) -> list[str]:
+    """Numbers in one precision, each but the first with its ratio to the first."""
+    digits = 1 if values[0] >= 100 else 2
+    ratios = [f"({_percent(value / values[0], decimals)})" for value in values[1:]]
+    width = max((len(ratio) for ratio in ratios), default=-1)
+    cells = zip(values, ["", *ratios], strict=True)
+    return [f"{value:.{digits}f}" + ratio.rjust(1 + width) for value, ratio in cells]
+
+
+def _percent(fraction: float, decimals: int) -> str:
+    return f"{100 * fraction:.{decimals}f} %"
