@@ -11,7 +11,8 @@ percentage point less. The rule, in the order in which `Budget.project` applies 
    sufficient s >= 1, at most down to `min_filters`. If that is not enough, every group loses the same further fraction.
 3. Integers leave a gap below the target. Filters are given back one at a time as long as one fits, first where the
    largest part of what was to go is gone.
-4. If more than one percentage point is still missing, filters are exchanged between two groups, by as few steps as do.
+4. If more than one percentage point is still missing, filters are exchanged, by as few steps as possible: between two
+   groups, or between one and all others.
 
 Where a single step costs several percentage points (`round_to` above 1, networks of a few filters) no plan may lie so
 close to the target; then the best one found is further below it, and still never above.
@@ -202,7 +203,8 @@ class Budget:
     def _kept_by_rate(self, plan: Sequence[int]) -> IntArray:
         """Filters that each rate leaves, whatever `min_filters` says: [G, A]."""
         now = np.asarray(plan, np.int64)[:, None]
-        return np.minimum(now, self._rounded_up(now - np.floor(np.array(self.rates) * now + _ROUNDING).astype(np.int64)))
+        removed = np.floor(np.array(self.rates) * now + _ROUNDING).astype(np.int64)
+        return np.minimum(now, self._rounded_up(now - removed))
 
     def _rounded_up(self, counts: IntArray) -> IntArray:
         return self._steps(counts) * self.round_to
@@ -241,22 +243,42 @@ class Budget:
             plan[group] += up[group]
 
     def _exchange(self, plan: IntArray, ceiling: IntArray) -> IntArray:
-        """Until within the tolerance: the best plan that differs in two groups, by few steps if that is enough."""
+        """Exchanges filters between groups, by as few steps as it takes to come within the tolerance."""
+        for reach in (1, 2, 4, 8, 16):
+            plan = self._exchange_pairs(plan, ceiling, reach)
+            plan = self._exchange_with_all(plan, ceiling, reach)
+        return plan
+
+    def _exchange_pairs(self, plan: IntArray, ceiling: IntArray, reach: int) -> IntArray:
+        """Climbs by the best change of two groups at a time; finds the combinations that small networks need."""
         macs = int(self.macs(plan))
         lowest, highest = self._steps(self._minimum), self._steps(ceiling)
-        for reach in (1, 2, 4, 8, 16):
-            moves = np.stack(np.meshgrid(*2 * [np.arange(-reach, reach + 1)]), -1).reshape(-1, 2)  # [M, 2]
-            improved = True
-            while improved and macs < self._enough:
-                improved, centre = False, self._steps(plan)
-                for pair in combinations(range(len(plan)), 2):
-                    steps = np.repeat(centre[None], len(moves), 0)  # [M, G]
-                    steps[:, pair] += moves
-                    plans = np.minimum(np.clip(steps, lowest, highest) * self.round_to, ceiling)
-                    costs = self.macs(plans)
-                    best = int(np.argmax(np.where(costs <= self._limit, costs, -1)))
-                    if macs < costs[best] <= self._limit:
-                        plan, macs, improved = plans[best], int(costs[best]), True
+        moves = np.stack(np.meshgrid(*2 * [np.arange(-reach, reach + 1)]), -1).reshape(-1, 2)  # [M, 2]
+        improved = True
+        while improved and macs < self._enough:
+            improved, centre = False, self._steps(plan)
+            for pair in combinations(range(len(plan)), 2):
+                steps = np.repeat(centre[None], len(moves), 0)  # [M, G]
+                steps[:, pair] += moves
+                plans = np.minimum(np.clip(steps, lowest, highest) * self.round_to, ceiling)
+                costs = self.macs(plans)
+                best = int(np.argmax(np.where(costs <= self._limit, costs, -1)))
+                if macs < costs[best] <= self._limit:
+                    plan, macs, improved = plans[best], int(costs[best]), True
+        return plan
+
+    def _exchange_with_all(self, plan: IntArray, ceiling: IntArray, reach: int) -> IntArray:
+        """Steps up in one group, paid for by the same fraction of all others; for a group that is in every layer."""
+        macs = int(self.macs(plan))
+        for group in range(len(plan)):
+            if macs >= self._enough:
+                break
+            start, others = plan.copy(), plan.copy()
+            start[group] = min((self._steps(plan)[group] + reach) * self.round_to, ceiling[group])
+            others[group] = 0
+            candidate = self._give_back(self._scale(start, others, start), start, others, start)
+            if macs < (cost := int(self.macs(candidate))) <= self._limit:
+                plan, macs = candidate, cost
         return plan
 
     def _steps(self, counts: IntArray) -> IntArray:

@@ -44,7 +44,7 @@ class Observer:
         self._cost, self._target = cost, target_macs
         self._full = np.array([group.filters for group in groups])
         self._full_macs, self._full_params = cost.macs(tuple(self._full)), cost.params(tuple(self._full))
-        self._rates = np.array(rates)
+        self._rates = np.array(rates[1:])  # rate 0 removes nothing
         # Which layers' output filters an agent owns: [G, L].
         self._owns = np.array([[layer in group.layers for layer in cost.layers] for group in groups], dtype=np.float64)
         self._static = self._static_features(model, groups)  # [G, 9]
@@ -53,7 +53,7 @@ class Observer:
             *STATIC,
             *DYNAMIC,
             *(f"importance_q{int(100 * quantile)}" for quantile in QUANTILES),
-            *(f"importance_lost_{rate:g}" for rate in rates),
+            *(f"importance_lost_{rate:g}" for rate in rates[1:]),
         )
         """Names of the F features of every agent's vector."""
         self.state_names: tuple[str, ...] = (
@@ -70,7 +70,7 @@ class Observer:
         dynamic[:, 1] = self.macs_shares(plan)
         dynamic[:, 2:5] = macs_ratio, distance, rounds_left
         dynamic[:, 5] = last_rates
-        profile = np.stack([self._profile(group, kept) for group, kept in enumerate(plan)])  # [G, Q + A]
+        profile = np.stack([self._profile(group, kept) for group, kept in enumerate(plan)])  # [G, Q + A - 1]
         return np.concatenate((self._static, dynamic, profile), 1).clip(0, 1).astype(np.float32)
 
     def state(self, plan: Plan, last_rates: Sequence[float], rounds_left: float) -> np.ndarray:
@@ -93,7 +93,7 @@ class Observer:
         return macs_ratio, self._cost.params(plan) / self._full_params, max(0.0, distance)
 
     def _profile(self, group: int, kept: int) -> np.ndarray:
-        """Quantiles of the importance that remains, and the share of it that each rate would remove: [Q + A]."""
+        """Quantiles of the importance that remains, and the share of it that each rate above 0 would remove: [Q + A - 1]."""
         importance, mass = self._ranked[group]
         quantiles = importance[np.round((1 - np.array(QUANTILES)) * (kept - 1)).astype(int)]
         staying = kept - np.floor(self._rates * kept + 1e-9).astype(int)

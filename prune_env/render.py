@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -57,13 +58,61 @@ def rgb_array(
     Raises ValueError if there are no rows, ImportError without matplotlib.
     """
     _check(rows)
+    figure = new_figure(PICTURE_WIDTH, ROW_HEIGHT * (len(rows) + 3), DPI)  # first: words for a missing matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure = new_figure(PICTURE_WIDTH, ROW_HEIGHT * (len(rows) + 3), DPI)
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(len(rows) + 1.5, -1.5))
-    small = {"fontsize": 9, "va": "center", "family": "DejaVu Sans"}
+    look: dict[str, Any] = {"fontsize": 9, "va": "center_baseline", "family": "DejaVu Sans", "color": INK}
+    left, right = 0.35, 0.63  # of the bars
+    places = ((0.02, "left"), (0.12, "left"), (left, "left"), (0.76, "right"), (0.87, "right"), (0.98, "right"))
+    cells = [
+        (
+            row.agent,
+            _layers(row),
+            "",
+            f"{row.filters_after} of {row.filters_before}",
+            f"{100 * row.macs_share:.1f} %",
+            f"{100 * row.last_rate:.1f} %",
+        )
+        for row in rows
+    ]
+    headings = ("agent", "layers", "filters that stay", "", "MACs", "last rate")
+    for number, line in enumerate((headings, *cells), -1):
+        for (x, side), text in zip(places, line, strict=True):
+            axes.text(x, number, text, ha=side, **{**look, "color": GREY if number < 0 else INK})
+    kept = [(right - left) * row.filters_after / row.filters_before for row in rows]
+    axes.barh(range(len(rows)), right - left, left=left, height=0.7, color=FAINT, linewidth=0)
+    axes.barh(range(len(rows)), kept, left=left, height=0.7, color=BLUE, linewidth=0)
     totals = _totals(accuracy, macs_ratio, params_ratio, round, rounds)
-    ...
+    axes.text(0.02, len(rows) + 0.4, totals, fontweight="bold", **look)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _check(rows: Sequence[RenderRow]) -> None:
+    if not rows:
+        raise ValueError("nothing to show: rows is empty; give one RenderRow for every agent")
+
+
+def _layers(row: RenderRow) -> str:
+    """The first layer's path, shortened from the left, and how many more there are."""
+    more = f" +{len(row.layers) - 1}" if len(row.layers) > 1 else ""
+    path, space = row.layers[0], NAME - len(more)
+    return (path if len(path) <= space else "…" + path[1 - space :]) + more
+
+
+def _bar(share: float) -> str:
+    """Full only if nothing went, empty only below an eighth of a character."""
+    eighths = int(8 * BAR * share)
+    return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8]).ljust(BAR)[:BAR]
+
+
+def _totals(accuracy: float, macs_ratio: float, params_ratio: float, round: int, rounds: int) -> str:
+    return (
+        f"round {round} of {rounds}   accuracy {100 * accuracy:.2f} %   MACs {100 * macs_ratio:.1f} % and parameters "
+        f"{100 * params_ratio:.1f} % of the original"
+    )

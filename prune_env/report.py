@@ -24,7 +24,8 @@ WIDTH = 110
 """Columns that a table may take."""
 CONVENTION = "MACs: multiply-accumulates of convolution and linear layers, one input; FLOPs = 2 x MACs."
 
-BLUE, SKY, ORANGE, GREEN, PURPLE = "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#CC79A7"
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+PALE = {BLUE: "#C6DDEC", GREEN: "#C6E8DC"}
 INK, GREY, FAINT = "#222222", "#767676", "#DDDDDD"
 
 
@@ -65,6 +66,12 @@ class LayerFigures:
     filters_after: int
     macs_before: int
     macs_after: int
+
+    def __post_init__(self) -> None:
+        for name in ("filters", "macs"):
+            before, after = getattr(self, f"{name}_before"), getattr(self, f"{name}_after")
+            if not 0 <= after <= before or before == 0:
+                raise ValueError(f"layer {self.name!r} cannot keep {after} of {before} {name}; pruning takes away")
 
 
 def table(rows: Sequence[NetworkFigures]) -> str:
@@ -125,14 +132,16 @@ def plot_learning(
         raise ValueError('nothing to plot: no row has "episode" and "return"; give the rows of metrics.jsonl')
     window = window or max(5, len(returns) // 20)
     heights = [3.0] + [2.2] * bool(best) + [1.2] * bool(epsilon)
-    figure = new_figure(7.5, 0.9 + sum(heights))
+    figure = new_figure(7.5, 0.9 + sum(heights))  # first, as it has the words for a missing matplotlib
+    from matplotlib.ticker import MaxNLocator
+
     panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for panel in panels:
         _dress(panel)
-    _heading(panels[0], title)
+    _heading(figure, title)
     upper, rest = panels[0], list(panels[1:])
     x, y = list(returns), list(returns.values())
-    upper.plot(x, y, ".", color=BLUE, alpha=0.3, markersize=4, markeredgewidth=0, label="episode")
+    upper.plot(x, y, ".", color=BLUE, alpha=0.35, markersize=5, markeredgewidth=0, label="episode")
     upper.plot(x, _running_mean(y, window), color=BLUE, linewidth=1.8, label=f"mean of the last {window}")
     if evaluations:
         style = {"color": ORANGE, "linewidth": 1.2, "marker": "D", "markersize": 4, "label": "greedy evaluation"}
@@ -146,11 +155,14 @@ def plot_learning(
         rest[0].set_ylabel("Exploration ε", color=INK)
         rest[0].set_ylim(-0.04, 1.04)
     panels[-1].set_xlabel("Episode", color=INK)
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.align_ylabels()
     _save(figure, path)
 
 
-def plot_layers(path: str | Path, layers: Sequence[LayerFigures], *, title: str = "Layers before and after") -> None:
+def plot_layers(
+    path: str | Path, layers: Sequence[LayerFigures], *, title: str = "Layers before and after pruning"
+) -> None:
     """Filters and MACs of every layer, the original faint and the pruned network solid on top, in the order given.
 
     The picture grows with the number of layers. Raises ValueError if there are none.
@@ -169,9 +181,9 @@ def plot_layers(path: str | Path, layers: Sequence[LayerFigures], *, title: str 
     left.set_ylim(len(layers) - 0.4, -0.6)
     before, after = sum(pair[0] for pair in macs), sum(pair[1] for pair in macs)
     left.set_xlabel("Filters", color=INK)
-    right.set_xlabel(f"MACs, {unit} (all these layers: {_percent(after / before, 1)} stay)", color=INK)
+    right.set_xlabel(f"MACs, {unit} (layers shown: {_percent(after / before, 1)} stay)", color=INK)
     right.tick_params(labelleft=False)
-    figure.suptitle(title, color=INK, fontsize=11, fontweight="bold")
+    _heading(figure, title)
     _save(figure, path)
 
 
@@ -195,48 +207,42 @@ def plot_tradeoff(
     """
     if not points:
         raise ValueError("nothing to plot: points is empty; give (macs_ratio, accuracy) of every evaluated plan")
-    from matplotlib.patheffects import withStroke
-    from matplotlib.ticker import MaxNLocator
-
     figure = new_figure(7.5, 5.2)
     axes = figure.add_subplot()
     _dress(axes)
     x, y = [100 * macs for macs, _ in points], [100 * accuracy for _, accuracy in points]
-    order = range(1, len(points) + 1)
-    dots = axes.scatter(x, y, c=list(order), cmap="viridis", s=18, linewidths=0, alpha=0.85, zorder=2)
-    shown = [100 * pair[0] for pair in (winner, uniform) if pair] + x + [100 * budget] * (budget is not None)
+    count = len(points)
+    colours: dict[str, Any] = {"c": range(1, count + 1), "cmap": "viridis", "vmin": 1, "vmax": max(2, count)}
+    dots = axes.scatter(x, y, s=18, linewidths=0, alpha=0.85, zorder=2, **colours)
+    shown = [*x, *(100 * pair[0] for pair in (winner, uniform) if pair is not None)]
+    shown += [] if budget is None else [100 * budget]
     low, high = min(shown), max(shown)
     near = 100 * original[0] - high < 3 * max(high - low, 1.0)
     if near:
         low, high = min(low, 100 * original[0]), max(high, 100 * original[0])
-    margin = 0.06 * max(high - low, 0.2)
+    margin = max(0.06 * (high - low), 0.25 - (high - low) / 2)  # half a point at least
     axes.set_xlim(low - margin, high + margin)
-    marks = [("Winner", winner, "*", ORANGE, 260), ("Uniform", uniform, "s", PURPLE, 70)]
+    marks = [("winner", winner, "*", ORANGE, 260), ("uniform", uniform, "s", PURPLE, 70)]
     if near:
-        marks.insert(0, ("Original", original, "D", INK, 60))
+        marks.insert(0, ("original", original, "D", INK, 60))
     else:
-        axes.axhline(
-            100 * original[1], color=INK, linewidth=1.2, linestyle="--", label=_mark_label("Original", original)
-        )
+        label = f"original: {_percent(original[1], 1)} (at {_percent(original[0], 0)} of MACs)"
+        axes.axhline(100 * original[1], color=INK, linewidth=1.2, linestyle="--", label=label)
     for name, pair, marker, colour, size in marks:
         if pair is not None:
-            where, style = ([100 * pair[0]], [100 * pair[1]]), {"edgecolors": "white", "linewidths": 1.0, "zorder": 4}
-            axes.scatter(*where, marker=marker, color=colour, s=size, label=_mark_label(name, pair), **style)
+            style: dict[str, Any] = {"marker": marker, "color": colour, "s": size, "edgecolors": "white", "zorder": 4}
+            axes.scatter([100 * pair[0]], [100 * pair[1]], label=f"{name}: {_percent(pair[1], 1)}", **style)
     if budget is not None:
-        axes.axvline(100 * budget, color=GREY, linewidth=1, linestyle=":", zorder=1)
-        text = {"rotation": 90, "ha": "right", "va": "bottom", "color": GREY, "fontsize": 8}
-        outline = [withStroke(linewidth=3, foreground="white")]
-        spot = axes.get_xaxis_transform()
-        axes.text(100 * budget, 0.02, "budget ", transform=spot, path_effects=outline, **text)
+        label = f"budget: {100 * budget:g} %"
+        axes.axvline(100 * budget, color=GREY, linewidth=1.4, linestyle=":", zorder=1, label=label)
     axes.set_xlabel("MACs, % of the original", color=INK)
     axes.set_ylabel("Accuracy, %", color=INK)
-    bar = figure.colorbar(dots, ax=axes, pad=0.02, aspect=30)
+    ticks = sorted({1, *(count * quarter // 4 for quarter in range(1, 5))} - {0})
+    bar = figure.colorbar(dots, ax=axes, pad=0.02, aspect=30, ticks=ticks)
     bar.set_label("Order of evaluation", color=INK)
-    bar.locator = MaxNLocator(integer=True)
-    bar.update_ticks()
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=GREY, labelsize=8, labelcolor=INK)
-    _heading(axes, title)
+    _heading(figure, title)
     _legend(axes)
     _save(figure, path)
 
@@ -255,7 +261,7 @@ def new_figure(width: float, height: float, dpi: int = 200) -> Figure:
 
 def _save(figure: Figure, path: str | Path) -> None:
     with replacing(Path(path)) as temporary:
-        figure.savefig(temporary, facecolor="white")
+        figure.savefig(temporary, format=temporary.suffix[1:] or "png", facecolor="white")
 
 
 def _dress(axes: Axes) -> None:
@@ -267,14 +273,17 @@ def _dress(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _heading(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=22)
+def _heading(figure: Figure, title: str) -> None:
+    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=11, fontweight="bold")
 
 
-def _legend(axes: Axes, ncols: int = 4) -> None:
-    """Between the heading and the axes, where it hides nothing."""
-    style: dict[str, Any] = {"fontsize": 8, "labelcolor": INK, "frameon": False, "borderaxespad": 0.2}
-    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=ncols, handletextpad=0.5, borderpad=0.2, **style)
+def _legend(axes: Axes) -> None:
+    """Above the axes, where it hides nothing; in two columns if one row would be wider than the picture."""
+    labels = axes.get_legend_handles_labels()[1]
+    in_a_row = sum(len(label) + 7 for label in labels) <= 90  # 7: the mark and the gaps, in characters
+    style: dict[str, Any] = {"fontsize": 8, "labelcolor": INK, "frameon": False, "borderaxespad": 0.2, "borderpad": 0.2}
+    columns = len(labels) if in_a_row else 2
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, handletextpad=0.5, **style)
 
 
 def _plot_best(axes: Axes, best: Mapping[int, float], references: Mapping[str, float]) -> None:
@@ -290,12 +299,12 @@ def _plot_best(axes: Axes, best: Mapping[int, float], references: Mapping[str, f
 
 def _plot_bars(axes: Axes, pairs: Sequence[tuple[float, float]], colour: str, notes: Sequence[str]) -> None:
     _dress(axes)
-    axes.grid(False, axis="y")
+    axes.grid(False)  # the notes give the numbers
     rows, before, after = range(len(pairs)), [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    axes.barh(rows, before, height=0.76, color=colour, alpha=0.22, linewidth=0, label="original")
+    axes.barh(rows, before, height=0.76, color=PALE[colour], linewidth=0, label="original")
     axes.barh(rows, after, height=0.76, color=colour, linewidth=0, label="pruned")
     for row, (length, note) in enumerate(zip(before, notes, strict=True)):
-        offset = {"xytext": (3, 0), "textcoords": "offset points"}
+        offset: dict[str, Any] = {"xytext": (3, 0), "textcoords": "offset points"}
         axes.annotate(note, (length, row), va="center", color=INK, fontsize=7, **offset)
     axes.set_xlim(0, 1.2 * max(before))
     axes.tick_params(axis="y", length=0)
@@ -312,11 +321,6 @@ def _running_mean(values: Sequence[float], window: int) -> list[float]:
     """Mean of the last `window` values, of fewer at the start."""
     sums = [0.0, *itertools.accumulate(values)]
     return [(sums[i] - sums[max(0, i - window)]) / min(i, window) for i in range(1, len(sums))]
-
-
-def _mark_label(name: str, pair: tuple[float, float]) -> str:
-    macs, accuracy = pair
-    return f"{name}: {_percent(accuracy, 1)} at {_percent(macs, 1)} of MACs"
 
 
 def _scale(largest: float) -> tuple[str, float]:

@@ -85,10 +85,10 @@ def tradeoff_ended(accuracy_ratio: float, floor: float) -> bool:
 def amc(step: RewardInput) -> RoundReward:
     """-error * log4(2 + 2 * MACs ratio) in the last round and 0 before, in [-1, 0].
 
-    AMC (He et al. 2018, arXiv:1802.03494, section 3.2) pays -error * log(FLOPs). With raw MACs the logarithm of a
-    constant drowns the accuracy (values of -13.6), and with the bare ratio it changes sign, so that an empty network
-    would score best. This logarithm is 1 for the unpruned network and falls to 1/2 as the MACs go to 0: the reward falls
-    with the error and with the MACs, and error always counts.
+    AMC (He et al. 2018, arXiv:1802.03494) pays -error * log(FLOPs). With raw MACs the logarithm of a constant drowns
+    the accuracy (values of -13.6), and with the bare ratio it changes sign, so that errors would pay. This logarithm is
+    1 for the unpruned network and falls to 1/2 as the MACs go to 0: fewer errors and fewer MACs are always better, and
+    an error never comes free.
     """
     if not step.last:
         return RoundReward(0.0)

@@ -24,17 +24,6 @@ class ZeroPadShortcut(nn.Module):
         self.in_channels, self.out_channels = in_channels, out_channels
         self.register_buffer("source", source, persistent=False)
 
-    def select(self, side: str, keep: torch.Tensor) -> None:
-        """Keeps the given channels of side 'in' or 'out', in place. Copies of a channel that goes become zeros."""
-        if side == "out":
-            self.source = self.source[keep]
-            self.out_channels = len(keep)
-            return
-        place = torch.full((self.in_channels + 1,), -1)  # the last entry keeps zeros zeros
-        place[keep] = torch.arange(len(keep))
-        self.source = place[self.source.cpu()].to(self.source.device)
-        self.in_channels = len(keep)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C_in, H, W] -> [B, C_out, H/2, W/2]."""
         x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 0))  # channel 0 is zeros, so source + 1 is an index

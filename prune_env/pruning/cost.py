@@ -1,109 +1,160 @@
-"""MACs and parameters of a plan: analytic and exact.
+"""What a plan costs, from integer channel counts alone: no network is built.
 
-Convention: multiply-accumulates of convolution and linear layers for one input; no bias, BatchNorm, activation or
-pooling. FLOPs are twice that. A layer's channels on either side are a linear function of the plan, so its MACs are
-coefficient * in(plan) * out(plan). Letters: G groups, L layers; a plan is [G], many plans are [..., G].
+MACs are multiply-accumulates of convolution and linear layers for one input; biases, BatchNorm, activations and
+pooling are free, and FLOPs are 2 x MACs. Letters: G groups, L layers, D = G + 1.
 """
 
 from __future__ import annotations
 
-import copy
-from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any, overload
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
-from .groups import PruningGroup
+from .groups import Plan, PruningGroup
+from .surgery import PruningError, Side, channels, is_depthwise, twin
 
-Numbers = npt.NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
 class Cost:
-    """Costs of the plans of one network on inputs of one size."""
+    """MACs and parameters of any plan, exact and in microseconds.
+
+    Every channel count is linear in the plan, so that a layer's cost is a product of two linear functions, and the
+    network's a quadratic form. Plans may be arrays [..., G]; results then have the leading axes.
+    """
+
+    layers: tuple[str, ...]
+    """Paths of the L convolution and linear layers, in forward order."""
 
     def __init__(self, model: nn.Module, groups: Sequence[PruningGroup], example_input: torch.Tensor) -> None:
+        """example_input: float [B, C, H, W]; one forward pass, on a copy in eval mode, gives the feature map sizes."""
+        self._groups = len(groups)
+        modules = dict(model.named_modules())
         positions = _output_positions(model, example_input)
-        self.layers: tuple[str, ...] = tuple(positions)
-        """Paths of the convolution and linear layers in forward order."""
-        per_filter: defaultdict[tuple[str, str], Numbers] = defaultdict(lambda: np.zeros(len(groups)))
-        for number, group in enumerate(groups):
-            for member in group.members:
-                per_filter[member.module, member.side][number] += member.index.shape[1]
-        full = np.array([group.filters for group in groups], np.float64)
+        self.layers = tuple(positions)
+        if not self.layers:
+            raise PruningError("the network calls no convolution or linear layer; there is nothing to count")
+        slopes = _slopes(groups)
+        full = np.array([group.filters for group in groups], np.int64)
 
-        def linear(name: str, side: str, channels: int) -> tuple[Numbers, float]:
-            """Channels as slope @ plan + constant."""
-            slope = per_filter[name, side]
-            return slope, channels - float(slope @ full)
+        def linear(path: str, side: Side) -> Integers:
+            """Coefficients [D] of a channel count in (1, plan)."""
+            slope = slopes.get((path, side), np.zeros(len(groups), np.int64))
+            return np.concatenate(([channels(modules[path], side) - slope @ full], slope))
 
-        rows = []
-        for name in self.layers:
-            module = model.get_submodule(name)
-            if isinstance(module, nn.Conv2d):
-                taps = module.kernel_size[0] * module.kernel_size[1]
-                outs = linear(name, "out", module.out_channels)
-                if module.groups == 1:
-                    ins = linear(name, "in", module.in_channels)
-                else:  # each filter reads a fixed number of channels, depthwise or grouped
-                    ins = np.zeros(len(groups)), module.in_channels / module.groups
-            else:
-                assert isinstance(module, nn.Linear)
-                taps = 1
-                ins, outs = linear(name, "in", module.in_features), linear(name, "out", module.out_features)
-            rows.append((*ins, *outs, taps * positions[name], taps, module.bias is not None))
-        self._in, self._in_0, self._out, self._out_0, self._macs, self._taps, self._bias = (
-            np.array(column, np.float64) for column in zip(*rows, strict=True)
+        layers = [modules[path] for path in self.layers]
+        self._inputs = np.stack([linear(path, "in") for path in self.layers])  # [L, D]
+        self._outputs = np.stack([linear(path, "out") for path in self.layers])  # [L, D]
+        for row, (path, layer) in enumerate(zip(self.layers, layers, strict=True)):
+            if is_depthwise(layer):
+                self._inputs[row] = linear(path, "out")
+        # What one filter reads of one position; a convolution in `groups` parts reads a constant slice of its inputs.
+        one = np.eye(1, len(groups) + 1, dtype=np.int64)[0]
+        reads = np.stack(
+            [
+                one * (layer.in_channels // layer.groups) if isinstance(layer, _ConvNd) and layer.groups > 1 else inputs
+                for layer, inputs in zip(layers, self._inputs, strict=True)
+            ]
         )
-        # Every other parameter: BatchNorms shrink with their channels, the rest is constant.
-        self._other, self._other_0 = np.zeros(len(groups)), 0.0
-        for name, module in model.named_modules():
-            if name in positions:
-                continue
-            own = [parameter.numel() for parameter in module.parameters(recurse=False)]
-            if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) and own:
-                slope, constant = linear(name, "out", module.num_features)
-                self._other = self._other + len(own) * slope
-                self._other_0 += len(own) * constant
-            else:
-                self._other_0 += sum(own)
+        kernels = np.array([_kernel_size(layer) for layer in layers])
+        self._unit = kernels * np.array([positions[path] for path in self.layers])  # MACs per input and output channel
+        self._reads = reads
+        self._macs = np.einsum("l,ld,le->de", self._unit, reads, self._outputs)  # [D, D]
+        self._params = np.einsum("l,ld,le->de", kernels, reads, self._outputs)
+        # Parameters that go with one output channel (biases, BatchNorm), and those of modules that nothing cuts.
+        for path, module in modules.items():
+            vectors = _vectors(module)
+            if vectors and (path, "out") in slopes:
+                self._params[0] += vectors * linear(path, "out")
+        rest = sum(parameter.numel() for parameter in model.parameters()) - self._quadratic(self._params, full)
+        self._params[0, 0] += rest
 
-    def layer_macs(self, plan: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """MACs of every layer: [..., G] -> [..., L]."""
-        ins, outs = self._channels(plan)
-        return (self._macs * ins * outs).astype(np.int64)
+    @overload
+    def macs(self, plan: Plan) -> int: ...
+    @overload
+    def macs(self, plan: Integers) -> Integers: ...
+    def macs(self, plan: Plan | Integers) -> int | Integers:
+        """Multiply-accumulates for one input: an int for a plan, an int64 array [...] for an array of plans."""
+        return self._quadratic(self._macs, plan)
 
-    def macs(self, plan: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """MACs of the network: [..., G] -> [...]; one plan gives one integer."""
-        ins, outs = self._channels(plan)
-        return ((ins * outs) @ self._macs).astype(np.int64)  # exact: float64 holds integers below 2^53
+    @overload
+    def params(self, plan: Plan) -> int: ...
+    @overload
+    def params(self, plan: Integers) -> Integers: ...
+    def params(self, plan: Plan | Integers) -> int | Integers:
+        """All parameters, biases and BatchNorm included: an int for a plan, an int64 array [...] for an array."""
+        return self._quadratic(self._params, plan)
 
-    def params(self, plan: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Parameters of the network, biases and BatchNorm included: [..., G] -> [...]."""
-        ins, outs = self._channels(plan)
-        other = np.asarray(plan, np.float64) @ self._other + self._other_0
-        return ((ins * outs) @ self._taps + outs @ self._bias + other).astype(np.int64)
+    def layer_macs(self, plan: Plan | Integers) -> Integers:
+        """Multiply-accumulates of every layer: int64 [..., L]."""
+        x = self._homogeneous(plan)
+        return self._unit * (x @ self._reads.T) * (x @ self._outputs.T)
 
-    def _channels(self, plan: npt.ArrayLike) -> tuple[Numbers, Numbers]:
-        """Input and output channels of every layer, [..., L] each."""
-        plan = np.asarray(plan, np.float64)
-        return plan @ self._in.T + self._in_0, plan @ self._out.T + self._out_0
+    def layer_channels(self, plan: Plan | Integers) -> tuple[Integers, Integers]:
+        """Input and output channels of every layer: int64 [..., L] each."""
+        x = self._homogeneous(plan)
+        return x @ self._inputs.T, x @ self._outputs.T
+
+    def _quadratic(self, form: Integers, plan: Plan | Integers) -> Any:
+        x = self._homogeneous(plan)
+        if x.ndim == 1:
+            return int(x @ form @ x)
+        return ((x @ form) * x).sum(-1)
+
+    def _homogeneous(self, plan: ArrayLike) -> Integers:
+        """(1, plan): int64 [..., D]."""
+        counts = np.asarray(plan)
+        if counts.shape[-1:] != (self._groups,):
+            raise ValueError(
+                f"plans have shape [..., {self._groups}], a filter count for each group; got {counts.shape}"
+            )
+        x = np.ones((*counts.shape[:-1], self._groups + 1), np.int64)
+        x[..., 1:] = counts
+        return x
+
+
+def _slopes(groups: Sequence[PruningGroup]) -> dict[tuple[str, Side], Integers]:
+    """(path, side) -> channels that go with one filter of each group, [G]."""
+    slopes: dict[tuple[str, Side], Integers] = {}
+    for number, group in enumerate(groups):
+        for member in group.members:
+            row = slopes.setdefault((member.module, member.side), np.zeros(len(groups), np.int64))
+            row[number] += member.index.shape[1]
+    return slopes
+
+
+def _kernel_size(layer: nn.Module) -> int:
+    return int(np.prod(layer.kernel_size)) if isinstance(layer, _ConvNd) else 1
+
+
+def _vectors(module: nn.Module) -> int:
+    """How many parameters go with one output channel, the convolution's and linear layer's own weights apart."""
+    counted = isinstance(module, (_ConvNd, nn.Linear))
+    return sum(
+        parameter is not None and not (counted and name == "weight") for name, parameter in module._parameters.items()
+    )
 
 
 def _output_positions(model: nn.Module, example_input: torch.Tensor) -> dict[str, int]:
-    """Convolution and linear layers in forward order -> how many output positions each computes for one input."""
-    model = copy.deepcopy(model).eval()
+    """Path of every convolution and linear layer -> positions at which each filter is applied, summed over calls."""
+    copy = twin(model).eval()
     positions: dict[str, int] = {}
+    names: dict[nn.Module, str] = {
+        module: path for path, module in copy.named_modules() if isinstance(module, (_ConvNd, nn.Linear))
+    }
 
-    def watch(name: str, output: torch.Tensor) -> None:
-        channels_last = output.shape[1] if output.ndim > 2 else output.shape[-1]
-        positions[name] = positions.get(name, 0) + output[0].numel() // channels_last
+    def record(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        count = output.numel() // (len(example_input) * channels(module, "out"))
+        positions[names[module]] = positions.get(names[module], 0) + count
 
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(lambda _module, _inputs, output, name=name: watch(name, output))
-    with torch.inference_mode():
-        model(example_input)
+    for module in names:
+        module.register_forward_hook(record)
+    device = next((parameter.device for parameter in copy.parameters()), example_input.device)
+    with torch.no_grad():
+        copy(example_input.to(device))
     return positions

@@ -1,131 +1,168 @@
-"""Which filters matter: scores of a group's filters, higher for those that should stay.
+"""Which filters matter: one score for each filter of a group, computed once on the unpruned network.
 
-Every method scores each convolution (or BatchNorm) of the group, divides by the layer's mean so that layers of
-different scale count alike, and averages over the layers. Letters: C filters of a group.
+A group may span several layers (a residual stream). Each layer's scores are divided by their mean, so that no layer
+drowns the others, and the group's score is the mean over its layers: 1 is an average filter. In a group of one layer
+this is the layer's own score up to a factor. Letters: C filters, K weights of a filter.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from .groups import PruningGroup
+from .surgery import twin
 
-Batch = tuple[torch.Tensor, torch.Tensor]
-"""Network input [B, C_in, H, W] and labels [B]."""
-WeightScore = Callable[[torch.Tensor], torch.Tensor]
-"""Filters [C, D], one a row -> scores [C]."""
-
-
-def l1(filters: torch.Tensor) -> torch.Tensor:
-    """Sum of absolute weights (Li et al., ICLR 2017)."""
-    return filters.abs().sum(1)
-
-
-def l2(filters: torch.Tensor) -> torch.Tensor:
-    """Euclidean norm."""
-    return filters.norm(dim=1)
-
-
-def fpgm(filters: torch.Tensor) -> torch.Tensor:
-    """Sum of distances to the other filters: small near the geometric median, where a filter is replaceable
-    (He et al., CVPR 2019, equation 4)."""
-    return torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
-
-
-WEIGHT_SCORES: dict[str, WeightScore] = {"l1": l1, "l2": l2, "fpgm": fpgm}
-METHODS = (*WEIGHT_SCORES, "bn_scale", "taylor", "random")
+Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
+"""Normalised images [B, C, H, W] and their labels [B]."""
 
 
 def scores(
-    method: str,
-    model: nn.Module,
-    groups: Sequence[PruningGroup],
-    *,
-    batches: Iterable[Batch] = (),
-    seed: int = 0,
+    method: str, model: nn.Module, groups: Sequence[PruningGroup], *, batches: Batches = (), seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """Agent id -> float32 scores [C]; the mean over a group's filters is 1.
+    """Agent id -> importance of its filters, float32 [C] on the CPU; more is more important. The model is not changed.
 
-    l1, l2, fpgm  of the weights
-    bn_scale      |gamma| of the group's BatchNorms (Liu et al., ICCV 2017)
-    taylor        first order (Molchanov et al., CVPR 2019, equation 8): sum over the filter's weights of (g w)^2,
-                  averaged over `batches`
-    random        uniform, drawn from `seed`
-    Raises ValueError for an unknown method, for bn_scale in a group without BatchNorm, for taylor without batches.
+    method   a name in METHODS
+    batches  for `taylor`
+    seed     for `random`
+    Raises ValueError for an unknown method, a group that the method cannot score, or scores that are not finite.
     """
-    if method in WEIGHT_SCORES:
-        return _over_layers(model, groups, lambda name: WEIGHT_SCORES[method](_rows(model, name).float()))
-    if method == "bn_scale":
-        return {group.agent_id: _bn_scale(model, group) for group in groups}
-    if method == "taylor":
-        return _taylor(model, groups, batches)
-    if method == "random":
-        generator = torch.Generator().manual_seed(seed)
-        return {group.agent_id: _relative(torch.rand(group.filters, generator=generator)) for group in groups}
-    raise ValueError(f"importance {method!r} is unknown; choose one of {', '.join(METHODS)}")
-
-
-def ranking(scores: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Agent id -> filters int64 [C], the most important first; equals in order of index."""
-    return {agent: torch.sort(score, descending=True, stable=True).indices for agent, score in scores.items()}
-
-
-def _relative(score: torch.Tensor) -> torch.Tensor:
-    mean = score.mean()
-    return score / mean if mean > 0 else torch.ones_like(score)
-
-
-def _rows(model: nn.Module, name: str) -> torch.Tensor:
-    weight = model.get_submodule(name).weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.detach().flatten(1).cpu()  # [C_out, D]
-
-
-def _over_layers(
-    model: nn.Module, groups: Sequence[PruningGroup], score: Callable[[str], torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """The mean of `score(layer)` [C_out] over the layers of each group, in the order of the group's filters."""
-    result = {}
+    if method not in METHODS:
+        raise ValueError(f"importance {method!r} is unknown; choose one of {', '.join(METHODS)}")
+    result = METHODS[method](model, groups, batches, seed)
     for group in groups:
-        places = {member.module: member.index[:, 0] for member in group.members if member.side == "out"}
-        layers = [_relative(score(name)[places[name]]) for name in group.layers]
-        result[group.agent_id] = torch.stack(layers).mean(0)
+        if not result[group.agent_id].isfinite().all():
+            raise ValueError(
+                f"importance {method!r} of group {group.agent_id} ({', '.join(group.layers)}) is not finite; "
+                "check the network's weights"
+            )
     return result
 
 
-def _bn_scale(model: nn.Module, group: PruningGroup) -> torch.Tensor:
-    found = []
-    for member in group.members:
-        module = model.get_submodule(member.module)
-        if isinstance(module, nn.BatchNorm2d) and module.weight is not None:
-            found.append(_relative(module.weight.detach().abs().float().cpu()[member.index[:, 0]]))
-    if not found:
-        raise ValueError(
-            f"importance 'bn_scale' needs a BatchNorm behind layers {', '.join(group.layers)}; choose another method"
-        )
-    return torch.stack(found).mean(0)
+def ranking(scores: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Agent id -> filter indices, the most important first, int64 [C]; equals in the order of their index."""
+    return {agent: score.argsort(descending=True, stable=True) for agent, score in scores.items()}
 
 
-def _taylor(model: nn.Module, groups: Sequence[PruningGroup], batches: Iterable[Batch]) -> dict[str, torch.Tensor]:
-    model = copy.deepcopy(model).eval().requires_grad_()
-    names = {name for group in groups for name in group.layers}
-    totals: dict[str, torch.Tensor] = {}
+def l1_norm(weight: torch.Tensor) -> torch.Tensor:
+    """[C, K] -> [C]: sum of absolute weights (Li et al., ICLR 2017, section 3.1)."""
+    return weight.abs().sum(1)
+
+
+def l2_norm(weight: torch.Tensor) -> torch.Tensor:
+    """[C, K] -> [C]: Euclidean norm (He et al., IJCAI 2018, equation 2)."""
+    return weight.square().sum(1).sqrt()
+
+
+def geometric_median(weight: torch.Tensor) -> torch.Tensor:
+    """[C, K] -> [C]: sum of distances to all filters of the layer (FPGM, He et al., CVPR 2019, equation 4).
+
+    A filter near the geometric median can be replaced by the others, so the smallest sums go first.
+    """
+    weight = weight.double()  # cdist multiplies matrices: fast, and exact enough only in double precision
+    return torch.cdist(weight, weight).sum(1).float()
+
+
+def taylor_expansion(weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """[C, K], [C, K] -> [C]: squared first-order change of the loss without each weight, summed over a filter's
+    weights (Molchanov et al., CVPR 2019, equations 6 and 7)."""
+    return (weight * gradient).square().sum(1)
+
+
+def _by_filter(measure: Callable[[torch.Tensor], torch.Tensor]) -> Method:
+    """A method that looks at one layer's filters at a time."""
+
+    def method(
+        model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, seed: int
+    ) -> dict[str, torch.Tensor]:
+        def layer(path: str) -> torch.Tensor:
+            return measure(_weight(model, path).detach().float().flatten(1))
+
+        return {group.agent_id: _mean_over_layers(group, group.layers, layer) for group in groups}
+
+    return method
+
+
+def _bn_scale(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, seed: int) -> dict[str, torch.Tensor]:
+    """Absolute BatchNorm scale (network slimming, Liu et al., ICCV 2017)."""
+
+    def scale(path: str) -> torch.Tensor:
+        weight = model.get_submodule(path).weight
+        assert isinstance(weight, torch.Tensor)
+        return weight.detach().float().abs()
+
+    result = {}
+    for group in groups:
+        members = {member.module: model.get_submodule(member.module) for member in group.members}
+        norms = [path for path, module in members.items() if isinstance(module, _NormBase) and module.affine]
+        if not norms:
+            raise ValueError(
+                f"importance 'bn_scale' needs a BatchNorm with a scale behind every convolution; group "
+                f"{group.agent_id} ({', '.join(group.layers)}) has none: choose another importance"
+            )
+        result[group.agent_id] = _mean_over_layers(group, norms, scale)
+    return result
+
+
+def _taylor(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, seed: int) -> dict[str, torch.Tensor]:
+    """First-order Taylor expansion of the cross-entropy in eval mode, averaged over batches."""
+    copy = twin(model).eval().requires_grad_(False)
+    weights = {path: _weight(copy, path).requires_grad_() for group in groups for path in group.layers}
+    total = {path: torch.zeros(len(weight), device=weight.device) for path, weight in weights.items()}
     count = 0
-    for images, labels in batches:
-        model.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
-        count += 1
-        for name in names:
-            weight = model.get_submodule(name).weight
-            assert isinstance(weight, torch.Tensor)
-            assert weight.grad is not None
-            change = (weight.grad * weight.detach()).flatten(1).square().sum(1)
-            totals[name] = totals.get(name, torch.zeros_like(change)) + change
+    with torch.enable_grad():
+        for images, labels in batches:
+            device = next(iter(weights.values())).device
+            loss = F.cross_entropy(copy(images.to(device)), labels.to(device))
+            gradients = torch.autograd.grad(loss, list(weights.values()))
+            for (path, weight), gradient in zip(weights.items(), gradients, strict=True):
+                total[path] += taylor_expansion(weight.detach().flatten(1), gradient.flatten(1))
+            count += 1
     if count == 0:
-        raise ValueError("importance 'taylor' needs batches of (images, labels); give those of the calibration split")
-    return _over_layers(model, groups, lambda name: totals[name] / count)
+        raise ValueError("importance 'taylor' needs batches of (normalised images, labels); none were given")
+    return {
+        group.agent_id: _mean_over_layers(group, group.layers, lambda path: total[path] / count) for group in groups
+    }
+
+
+def _random(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, seed: int) -> dict[str, torch.Tensor]:
+    """Uniform numbers: what any other method should beat."""
+    generator = torch.Generator().manual_seed(seed)
+    return {group.agent_id: torch.rand(group.filters, generator=generator) for group in groups}
+
+
+def _mean_over_layers(group: PruningGroup, layers: Sequence[str], score: Callable[[str], torch.Tensor]) -> torch.Tensor:
+    """Scores of the layers' output channels, each divided by its mean, averaged over the layers: [C].
+
+    A filter that has several channels in a layer sums them; a layer whose scores are all 0 says nothing.
+    """
+    total = torch.zeros(group.filters)
+    for member in group.members:
+        if member.side == "out" and member.module in layers:
+            own = score(member.module).cpu()[member.index].sum(1)  # [C]
+            total += own / own.mean() if own.any() else own
+    return total / len(layers)
+
+
+def _weight(model: nn.Module, path: str) -> torch.Tensor:
+    layer = model.get_submodule(path)
+    assert isinstance(layer, _ConvNd)
+    return layer.weight
+
+
+Method = Callable[[nn.Module, Sequence[PruningGroup], Batches, int], dict[str, torch.Tensor]]
+
+METHODS: dict[str, Method] = {
+    "l1": _by_filter(l1_norm),
+    "l2": _by_filter(l2_norm),
+    "bn_scale": _bn_scale,
+    "fpgm": _by_filter(geometric_median),
+    "taylor": _taylor,
+    "random": _random,
+}
+"""Name -> (model, groups, batches, seed) -> scores."""

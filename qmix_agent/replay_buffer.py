@@ -1,0 +1,88 @@
+"""Whole episodes, kept until newer ones push them out, and drawn as padded batches."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from .types import Batch, Episode
+
+_PER_STEP = ("actions", "rewards", "terminated")
+_PER_MOMENT = ("observations", "states", "action_masks")
+
+
+class ReplayBuffer:
+    """At most `capacity` episodes, oldest first. Episodes are of any length; padding happens when they are drawn."""
+
+    def __init__(self, capacity: int, episodes: Iterable[Episode] = ()) -> None:
+        self._episodes: deque[Episode] = deque(episodes, maxlen=capacity)
+
+    def __len__(self) -> int:
+        return len(self._episodes)
+
+    def __iter__(self) -> Iterator[Episode]:
+        return iter(self._episodes)
+
+    def add(self, episode: Episode) -> None:
+        """Keeps the episode; a full buffer drops its oldest."""
+        self._episodes.append(episode)
+
+    def sample(self, count: int, rng: np.random.Generator) -> list[Episode]:
+        """`count` distinct episodes, or all there are."""
+        chosen = rng.choice(len(self._episodes), size=min(count, len(self._episodes)), replace=False)
+        return [self._episodes[index] for index in chosen]
+
+
+def pad(episodes: Sequence[Episode], device: torch.device | str = "cpu") -> Batch:
+    """One batch, zeros after the end of each episode."""
+    longest = max(len(episode) for episode in episodes)
+
+    def padded(name: str, length: int) -> torch.Tensor:
+        first = getattr(episodes[0], name)
+        array = np.zeros((len(episodes), length, *first.shape[1:]), dtype=first.dtype)
+        for row, episode in zip(array, episodes, strict=True):
+            values = getattr(episode, name)
+            row[: len(values)] = values
+        # torch.tensor copies into torch's own aligned memory: the last bit of a product can depend on alignment.
+        return torch.tensor(array, device=device)
+
+    filled = np.zeros((len(episodes), longest), dtype=np.float32)
+    for row, episode in zip(filled, episodes, strict=True):
+        row[: len(episode)] = 1.0
+    return Batch(
+        observations=padded("observations", longest + 1),
+        states=padded("states", longest + 1),
+        action_masks=padded("action_masks", longest + 1),
+        actions=padded("actions", longest),
+        rewards=padded("rewards", longest),
+        terminated=padded("terminated", longest).float(),
+        filled=torch.tensor(filled, device=device),
+    )
+
+
+def to_tensors(episodes: Sequence[Episode]) -> dict[str, torch.Tensor]:
+    """All episodes end to end, without padding, for a checkpoint."""
+    if not episodes:
+        return {}
+    tensors = {
+        name: torch.tensor(np.concatenate([getattr(episode, name) for episode in episodes]))
+        for name in (*_PER_STEP, *_PER_MOMENT)
+    }
+    tensors["lengths"] = torch.tensor([len(episode) for episode in episodes])
+    return tensors
+
+
+def from_tensors(tensors: dict[str, torch.Tensor]) -> list[Episode]:
+    """The inverse of `to_tensors`."""
+    if not tensors:
+        return []
+    lengths = tensors["lengths"].cpu().numpy()
+    parts = {}
+    for names, extra in ((_PER_STEP, 0), (_PER_MOMENT, 1)):
+        ends = np.cumsum(lengths + extra)[:-1]
+        for name in names:
+            parts[name] = np.split(tensors[name].cpu().numpy(), ends)
+    return [Episode(**{name: parts[name][index] for name in parts}) for index in range(len(lengths))]

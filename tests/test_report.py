@@ -1,0 +1,257 @@
+"""Tables say the right numbers, aligned; pictures are pictures, and leave matplotlib's settings alone."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib import image
+from matplotlib.figure import Figure
+
+from prune_env import report
+from prune_env.report import LayerFigures, NetworkFigures, plot_layers, plot_learning, plot_tradeoff, table
+
+ORIGINAL = NetworkFigures("original", 0.936, 313_201_664, 14_991_946, 60_000_000, 4.0, 150.0)
+HALF = NetworkFigures("QMIX", 0.9291, 156_600_832, 7_000_000, 30_000_000, 3.0, 75.0, short_accuracy=0.731)
+
+EPISODES: list[dict[str, Any]] = [
+    {"episode": i, "return": math.sin(i), "epsilon": 1 - i / 40, "best_accuracy": 0.5 + i / 100} for i in range(40)
+] + [{"episode": i, "evaluation_return": 0.5} for i in (9, 19)]
+LAYERS = [LayerFigures(f"features.{i}", f"conv_{i}", 64, 64 - i, 10**6, 10**6 - i * 10**4) for i in range(13)]
+POINTS = [(0.5 - i / 10_000, 0.3 + i / 200) for i in range(60)]
+DRAWINGS: dict[str, Callable[[Path], None]] = {
+    "learning": lambda path: plot_learning(path, EPISODES, references={"uniform": 0.6}),
+    "layers": lambda path: plot_layers(path, LAYERS),
+    "tradeoff": lambda path: plot_tradeoff(path, POINTS, (1.0, 0.9), POINTS[-1], POINTS[0], budget=0.5),
+}
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved, without drawing them."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(report, "_save", lambda figure, _path: figures.append(figure))
+    return figures
+
+
+def test_table_of_known_rows() -> None:
+    lines = table([ORIGINAL, HALF]).split("\n")
+    assert lines[0].split() == ["Before", *["Latency,", "ms"] * 2]
+    assert lines[1].split("  ")[0] == "Network"
+    assert lines[1].split()[1:] == "Accuracy distil. MACs, M Params, M File, MiB batch 1 batch 100".split()
+    assert lines[3].split() == "original 93.60 % - 313.2 14.99 57.22 4.00 150.0".split()
+    assert lines[4].split() == (
+        "QMIX 92.91 % 73.10 % 156.6 (50.0 %) 7.00 (46.7 %) 28.61 (50.0 %) 3.00 (75 %) 75.0 (50 %)".split()
+    )
+    assert "MACs: multiply-accumulates of convolution and linear layers, one input; FLOPs = 2 x MACs." in lines
+    # A number stands below the number it compares with.
+    for first, second in (("313.2", "156.6"), ("14.99", " 7.00"), ("57.22", "28.61"), ("150.0", " 75.0")):
+        assert lines[3].index(first) == lines[4].index(second)
+
+
+def test_units_follow_the_original() -> None:
+    small = replace(ORIGINAL, macs=40_551_040, params=272_474, file_bytes=1_000_000)
+    header, _, first, second = table([small, replace(small, params=2_725, file_bytes=10_000)]).split("\n")[1:5]
+    assert ("MACs, M" in header, "Params, k" in header, "File, KiB" in header) == (True, True, True)
+    assert first.split()[3:6] == ["40.55", "272.5", "976.6"]
+    assert "2.7  (1.0 %)" in second or "2.7 (1.0 %)" in second
+    assert "Before" not in table([small])  # no row has an accuracy before distillation
+
+
+figures = st.builds(
+    NetworkFigures,
+    name=st.text("abc -_", min_size=1, max_size=60),
+    accuracy=st.floats(0, 1),
+    macs=st.integers(1, 10**11),
+    params=st.integers(1, 10**9),
+    file_bytes=st.integers(1, 10**9),
+    latency_1_ms=st.floats(0.01, 1e3),
+    latency_100_ms=st.floats(0.01, 1e4),
+    short_accuracy=st.none() | st.floats(0, 1),
+)
+
+
+@given(figures, st.lists(st.tuples(st.text("abc ", min_size=1, max_size=50), st.floats(0.05, 1)), max_size=4))
+def test_table_fits_and_loses_no_name(original: NetworkFigures, others: list[tuple[str, float]]) -> None:
+    rows = [original] + [
+        replace(
+            original, name=name, macs=max(1, int(original.macs * ratio)), latency_1_ms=original.latency_1_ms * ratio
+        )
+        for name, ratio in others
+    ]
+    text = table(rows)
+    assert max(map(len, text.split("\n"))) <= report.WIDTH
+    body = text.split("\n\n")[0].split("\n")
+    rule = len(body[2])
+    assert body[2] == "-" * rule
+    assert sum(len(line) == rule for line in body[3:]) == len(rows)  # the last column is flush right
+    assert all("".join(word[:8]) in text for row in rows for word in row.name.split())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("accuracy", 93.6), ("short_accuracy", -0.1), ("macs", 0), ("file_bytes", -1), ("latency_1_ms", math.nan)],
+)
+def test_wrong_figures_are_named(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{field} of 'original'"):
+        replace(ORIGINAL, **{field: value})
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (8, 9), (8, -1)])
+def test_layers_cannot_grow(before: int, after: int) -> None:
+    with pytest.raises(ValueError, match="layer 'a' cannot keep"):
+        LayerFigures("a", "conv_0", before, after, 1, 1)
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_pictures_are_written_whole(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "made" / f"{name}.png"
+    DRAWINGS[name](path)
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    pixels = image.imread(path)[..., :3]  # [H, W, 3], 0 to 1
+    assert min(pixels.shape[:2]) > 600
+    assert (pixels[0, 0] == 1).all()
+    assert (pixels != 1).any(2).mean() > 0.03
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_other_formats_by_suffix_and_png_without(tmp_path: Path) -> None:
+    plot_layers(tmp_path / "layers.svg", LAYERS)
+    assert "<svg" in (tmp_path / "layers.svg").read_text()
+    plot_layers(tmp_path / "layers", LAYERS[:1])
+    assert (tmp_path / "layers").read_bytes()[1:4] == b"PNG"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_learning_shows_each_series(drawn: list[Figure]) -> None:
+    again = [{**EPISODES[5], "return": 7.0}]  # a resumed run plays an episode anew
+    plot_learning("x.png", EPISODES + again, references={"uniform": 0.6}, window=4)
+    returns, best, epsilon = drawn[0].axes
+    dots, mean, greedy = returns.lines
+    y = [7.0 if i == 5 else math.sin(i) for i in range(40)]
+    assert list(dots.get_ydata()) == y
+    assert list(mean.get_ydata()) == pytest.approx([np.mean(y[max(0, i - 3) : i + 1]) for i in range(40)])
+    assert list(greedy.get_xdata()) == [9, 19]
+    assert list(best.lines[0].get_ydata()) == pytest.approx([50 + i for i in range(40)])
+    assert best.lines[1].get_ydata()[0] == pytest.approx(60)
+    assert list(epsilon.lines[0].get_ydata()) == [1 - i / 40 for i in range(40)]
+    assert [panel.get_ylabel() for panel in drawn[0].axes] == ["Return", "Best accuracy, %", "Exploration ε"]
+
+
+def test_learning_leaves_out_panels_without_data(drawn: list[Figure]) -> None:
+    plot_learning("x.png", [{"episode": 0, "return": 1.0}])
+    assert len(drawn[0].axes) == 1
+
+
+def test_layers_stand_in_order_with_both_lengths(drawn: list[Figure]) -> None:
+    plot_layers("x.png", LAYERS)
+    filters, macs = drawn[0].axes
+    widths = [bar.get_width() for bar in filters.patches]
+    assert widths == [64] * 13 + [64 - i for i in range(13)]
+    assert [bar.get_width() for bar in macs.patches][13:] == pytest.approx([1 - i / 100 for i in range(13)])
+    assert [label.get_text() for label in filters.get_yticklabels()][0] == "features.0 · conv_0"
+    assert filters.get_ylim()[0] > filters.get_ylim()[1]  # the first layer is on top
+    assert "94.0 % stay" in macs.get_xlabel()
+    assert filters.texts[3].get_text() == "61 of 64"
+
+
+@pytest.mark.parametrize("count", [1, 13, 57])
+def test_layer_names_do_not_overlap(count: int, drawn: list[Figure]) -> None:
+    plot_layers("x.png", [LayerFigures(f"layer.{i}.conv", f"conv_{i}", 64, 32, 10, 5) for i in range(count)])
+    drawn[0].canvas.draw()
+    boxes = [label.get_window_extent() for label in drawn[0].axes[0].get_yticklabels()]
+    assert all(above.y0 >= below.y1 for above, below in zip(boxes, boxes[1:], strict=False))
+
+
+def test_plans_at_a_budget_fill_the_picture(drawn: list[Figure]) -> None:
+    plot_tradeoff("x.png", POINTS, (1.0, 0.9), POINTS[-1], POINTS[0], budget=0.5)
+    axes = drawn[0].axes[0]
+    low, high = axes.get_xlim()
+    assert low < 49.41 < 50 < high
+    assert high - low < 1
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["original: 90.0 % (at 100 % of MACs)", "winner: 59.5 %", "uniform: 30.0 %", "budget: 50 %"]
+    assert list(axes.collections[0].get_array()) == list(range(1, 61))  # colour is the order
+
+
+def test_free_plans_show_the_original_as_a_point(drawn: list[Figure]) -> None:
+    plot_tradeoff("x.png", [(0.3, 0.5), (0.9, 0.85)], (1.0, 0.9))
+    axes = drawn[0].axes[0]
+    assert axes.get_xlim()[1] > 100
+    assert axes.collections[1].get_offsets().tolist() == [[100, 90]]
+
+
+def test_a_single_plan_still_has_a_range(drawn: list[Figure]) -> None:
+    plot_tradeoff("x.png", [(0.4, 0.5)], (1.0, 0.9))
+    low, high = drawn[0].axes[0].get_xlim()
+    assert (low + high) / 2 == pytest.approx(40)
+    assert high - low >= 0.5
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_nothing_is_wider_than_the_picture(name: str, drawn: list[Figure]) -> None:
+    DRAWINGS[name](Path("x.png"))
+    figure = drawn[0]
+    figure.canvas.draw()
+    box = figure.get_tightbbox()  # inches
+    width, height = figure.get_size_inches()
+    assert box.x0 >= 0
+    assert box.y0 >= 0
+    assert box.x1 <= width
+    assert box.y1 <= height
+
+
+def test_nothing_to_show() -> None:
+    with pytest.raises(ValueError, match="at least one network"):
+        table([])
+    with pytest.raises(ValueError, match="no row has"):
+        plot_learning("x.png", [{"episode": 3, "evaluation_return": 1.0}])
+    with pytest.raises(ValueError, match="layers is empty"):
+        plot_layers("x.png", [])
+    with pytest.raises(ValueError, match="points is empty"):
+        plot_tradeoff("x.png", [], (1.0, 0.9))
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_missing_matplotlib_is_told(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.ticker"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=r"pip install prune-env\[train\]"):
+        DRAWINGS[name](tmp_path / "x.png")
+    assert not list(tmp_path.iterdir())
+
+
+SETTINGS = """
+import sys
+import prune_env.render, prune_env.report
+assert "matplotlib" not in sys.modules, "imported at import time"
+import matplotlib
+settings = lambda: {key: dict.__getitem__(matplotlib.rcParams, key) for key in matplotlib.rcParams}
+before = settings()
+from tests.test_report import DRAWINGS
+from tests.test_render import ROWS, TOTALS
+for draw in DRAWINGS.values():
+    draw(prune_env.report.Path(sys.argv[1]) / "x.png")
+prune_env.render.rgb_array(ROWS, *TOTALS)
+assert settings() == before, "settings changed"
+assert "matplotlib.pyplot" not in sys.modules, "pyplot imported"
+"""
+
+
+def test_settings_backend_and_pyplot_are_left_alone(tmp_path: Path) -> None:
+    """In a process of its own, as other tests may have imported pyplot."""
+    root = Path(__file__).parent.parent
+    run = subprocess.run(
+        [sys.executable, "-c", SETTINGS, str(tmp_path)], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
