@@ -1,24 +1,26 @@
 """Prune a network with QMIX: load, search, distil, report.
 
-    python examples/train_qmix.py                                             # digits, under three minutes on 2 cores
+    python examples/train_qmix.py                                            # digits: under three minutes on 2 cores
     python examples/train_qmix.py --network vgg16 --data cifar10 --target-macs 0.4
 
-Everything goes to runs/<name>/. Ctrl-C, or even kill -9, loses nothing but the episode at hand: --resume goes on.
+Everything goes to runs/<name>/. Ctrl-C and even kill -9 cost the episodes since the last checkpoint: --resume goes on.
 """
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
-from tqdm import tqdm
 
-from prune_env import EnvConfig, FilterPruneEnv, report, save_pruned
+from prune_env import EnvConfig, FilterPruneEnv, export, report, runs
 from prune_env.data import load
-from prune_env.finalise import choose, distil_fully, recalibrated, reward_accuracy
+from prune_env.evaluation.latency import interleaved
+from prune_env.finalise import choose, distil_fully, recalibrated
 from prune_env.networks.pretrained import normalised_for, pretrained
 from prune_env.training.distillation import DistillationConfig
 from prune_env.training.fit import correct
@@ -28,22 +30,99 @@ from qmix_agent import QMIX, QMIXConfig
 @dataclass(frozen=True)
 class Config:
     network: str = "small_cnn"
-    """small_cnn, alexnet, vgg16, resnet20 or resnet56"""
+    """small_cnn (for digits), alexnet, vgg16, resnet20 or resnet56"""
     data: str = "digits"
     """digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*"""
     weights: Path | None = None
     """trained weights; without them the network is trained once and cached"""
     name: str | None = None
-    """of the folder under `out`; default: network, data and a number"""
+    """of the folder under `out`; by default network, data and a number"""
     out: Path = Path("runs")
     resume: bool = False
     """go on with the run of this name, or with the latest of this network and data"""
-    episodes: int = 300
+    episodes: int = 400
+    checkpoint_every: int = 10
     finalists: int = 4
-    """best plans that get the short distillation"""
+    """the best plans, which all get the short distillation"""
     short_epochs: float = 1.0
     seed: int = 0
+    """of the agent"""
     device: str = "cpu"
-    env: EnvConfig = field(default_factory=EnvConfig)
+    env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=EnvConfig)
     qmix: QMIXConfig = field(default_factory=QMIXConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+
+
+def main(config: Config) -> None:
+    settings = dataclasses.asdict(dataclasses.replace(config, resume=False, name=None))
+    stem = f"{config.network}-{Path(config.data).name}"
+    directory = runs.directory(config.out, config.name, stem, settings, config.resume)
+    print(f"Writing to {directory}")
+    data = normalised_for(config.network, load(config.data))
+    model = pretrained(config.network, data, config.weights, device=config.device)
+    env = FilterPruneEnv(model, data, config.env, device=config.device)
+
+    # Search: QMIX plays; the environment's archive keeps every finished plan.
+    checkpoints = directory / "checkpoint"
+    if config.resume and QMIX.checkpoint_exists(checkpoints):
+        agent = QMIX.load(checkpoints, env, device=config.device)
+    else:
+        agent = QMIX(env, config.qmix, seed=config.seed, device=config.device)
+    agent.learn(config.episodes, directory, checkpoints, config.checkpoint_every)
+    episodes = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+    # From plans to a network, without a look at the test set. Uniform pruning gets the same distillation.
+    plans = [entry.plan for entry in env.archive.best(config.finalists)]
+    common = {"checkpoints": checkpoints, "device": config.device}
+    winner = choose(env, plans, config.distillation, short_epochs=config.short_epochs, **common)[0].plan
+    uniform = env.budget.uniform(config.env.target_macs or env.cost.macs(winner) / env.cost.macs(env.full_plan))
+    networks = {"original": model}
+    for name, plan in (("uniform L1", uniform), ("QMIX", winner)):
+        networks[name] = distil_fully(env, plan, config.distillation, title=name, **common)
+
+    # The test set, once.
+    test = {name: correct(network, data, data.test) / len(data.test) for name, network in networks.items()}
+    before = {
+        name: correct(recalibrated(env, plan), data, data.test) / len(data.test)
+        for name, plan in (("uniform L1", uniform), ("QMIX", winner))
+    }
+    costs = {"original": env.full_plan, "uniform L1": uniform, "QMIX": winner}
+    latencies = [interleaved(networks, data.image_shape, batch) for batch in (1, 100)]
+    rows = [
+        report.NetworkFigures(
+            name,
+            test[name],
+            env.cost.macs(costs[name]),
+            env.cost.params(costs[name]),
+            export.file_bytes(network),
+            *(latency[name].median_ms for latency in latencies),
+            short_accuracy=before.get(name),
+        )
+        for name, network in networks.items()
+    ]
+    metrics = {
+        "original_accuracy": test["original"],
+        "pruned_accuracy": test["QMIX"],
+        "uniform_accuracy": test["uniform L1"],
+        "pruned_accuracy_before_distillation": before["QMIX"],
+        "uniform_accuracy_before_distillation": before["uniform L1"],
+        "macs_ratio": env.cost.macs(winner) / env.cost.macs(env.full_plan),
+        "params_ratio": env.cost.params(winner) / env.cost.params(env.full_plan),
+        "evaluated_plans": len(env.archive),
+        "search_seconds": sum(row.get("seconds", 0.0) for row in episodes),
+    }
+    export.save_pruned(
+        directory, networks["QMIX"], winner, groups=env.groups, ranking=env.ranking, data=data,
+        network=config.network, metrics=metrics,
+    )  # fmt: skip
+    runs.pictures(directory, env, episodes, uniform, winner)
+    print(f"\nTest accuracy on {data.name}, {len(data.test)} images; in brackets before distillation\n")
+    print(report.table(rows))
+    print(f"\nSearch: {metrics['evaluated_plans']} plans in {metrics['search_seconds']:.0f} s. All files: {directory}")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. Everything up to the last checkpoint is kept: the same command with --resume goes on.")

@@ -192,8 +192,10 @@ class Budget:
 
     @cached_property
     def _limit(self) -> int:
-        """The most MACs that meet the target; in decimals as they are written, for 0.29 of 100 MACs are 29."""
-        return floor(Fraction(str(self.target_macs)) * self._full_macs)
+        """The most MACs whose ratio is at most the target."""
+        assert self.target_macs is not None
+        below = floor(Fraction(self.target_macs) * self._full_macs)
+        return below + ((below + 1) / self._full_macs <= self.target_macs)  # 29 / 100 <= 0.29, but 0.29 * 100 < 29
 
     @cached_property
     def _enough(self) -> int:

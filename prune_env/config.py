@@ -37,8 +37,9 @@ class EnvConfig:
     """Batches of distillation after every round. Weights are then carried on, and nothing is memoised."""
     prove: bool = True
     """Check at construction, group by group, that cutting filters equals switching them off."""
-    seed: int = 0
-    """Of what is random in the problem itself: calibration crops, the `random` importance, recovery."""
+    problem_seed: int = 0
+    """Of what is random in the problem itself: calibration crops, the `random` importance, recovery. The episodes'
+    seed is `reset`'s."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rates", tuple(self.rates))

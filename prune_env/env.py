@@ -77,7 +77,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             model,
             self.groups,
             batches=_calibration_batches(data, config),
-            seed=config.seed,
+            seed=config.problem_seed,
         )
         self.ranking = importance.ranking(scores)
         self.cost = Cost(model, self.groups, example)
@@ -97,7 +97,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             self.ranking,
             reward_images=config.reward_images,
             calibration_images=config.calibration_images,
-            seed=config.seed,
+            seed=config.problem_seed,
             device=device,
         )
         self.archive = Archive()

@@ -44,7 +44,7 @@ def save_pruned(
     """
     directory = Path(directory)
     kept = kept_indices(groups, ranking, plan)
-    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
+    weights = _weights(model)
     record = {
         "format_version": FORMAT_VERSION,
         "network": {"name": network, "num_classes": len(data.classes), "in_channels": data.image_shape[0]},
@@ -62,6 +62,11 @@ def save_pruned(
         temporary.write_bytes(weights)
     with replacing(directory / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def file_bytes(model: nn.Module) -> int:
+    """Size of the network's weights on disk, as safetensors."""
+    return len(_weights(model))
 
 
 def read_record(directory: str | Path) -> dict[str, Any]:
@@ -131,6 +136,10 @@ def _registered(record: dict[str, Any], directory: Path) -> nn.Module:
             f"{directory / RECORD}: network {network['name']!r} takes {expected} pixels, record says {size}"
         )
     return create(network["name"], network["num_classes"], network["in_channels"])
+
+
+def _weights(model: nn.Module) -> bytes:
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
 
 
 def _digest(weights: bytes) -> str:

@@ -1,7 +1,9 @@
 """PettingZoo's versioned entry point: `filter_prune_v0.parallel_env(...)`, and `env(...)` for the AEC API.
 
 Importing this module registers both, where PettingZoo has a registry (1.27 and later):
-`pettingzoo.make("parallel", "prune_env/filter_prune_v0", network="resnet20", data="cifar10")`. The version rises when the same actions would bring other observations, rewards or masks.
+`pettingzoo.make("parallel", "prune_env/filter_prune_v0", network="resnet20", data="cifar10")`.
+
+The version rises when the same actions would bring other observations, rewards or masks.
 """
 
 from __future__ import annotations

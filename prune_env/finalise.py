@@ -48,20 +48,42 @@ def choose(
     for number, plan in enumerate(dict.fromkeys(plans), 1):
         network = recalibrated(env, plan)
         before = reward_accuracy(network, env.data, device)
-        file = None if checkpoints is None else checkpoints / f"finalist-{'-'.join(map(str, plan))}.pt"
         network = distill(
             network,
             env.model,
             env.data,
             short,
             select_best=False,
-            checkpoint=file,
+            checkpoint=_file(checkpoints, "finalist", plan),
             device=device,
             progress=progress,
             title=f"finalist {number} of {len(plans)}",
         )
         finalists.append(Finalist(plan, before, reward_accuracy(network, env.data, device)))
     return sorted(finalists, key=lambda finalist: -finalist.distilled_accuracy)
+
+
+def distil_fully(
+    env: FilterPruneEnv,
+    plan: Plan,
+    distillation: DistillationConfig,
+    *,
+    checkpoints: Path | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    title: str = "distillation",
+) -> nn.Module:
+    """The plan's network after the full distillation of its original weights; the best epoch on the reward split."""
+    return distill(
+        recalibrated(env, plan),
+        env.model,
+        env.data,
+        distillation,
+        checkpoint=_file(checkpoints, "distilled", plan),
+        device=device,
+        progress=progress,
+        title=title,
+    )
 
 
 def recalibrated(env: FilterPruneEnv, plan: Plan) -> nn.Module:
@@ -77,3 +99,7 @@ def reward_accuracy(network: nn.Module, data: DataSplits, device: torch.device |
     accuracy = correct(network, data, data.reward, device) / len(data.reward)
     network.cpu()
     return accuracy
+
+
+def _file(folder: Path | None, stage: str, plan: Plan) -> Path | None:
+    return None if folder is None else folder / f"{stage}-{'-'.join(map(str, plan))}.pt"

@@ -31,7 +31,7 @@ class Recovery:
     ) -> None:
         self.on = config.round_finetune_batches > 0
         self._teacher, self._data, self._device = model, data, device
-        self._batches, self._seed = config.round_finetune_batches, config.seed
+        self._batches, self._seed = config.round_finetune_batches, config.problem_seed
         self._original = (groups, ranking)
         self.reset()
 

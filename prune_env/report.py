@@ -90,8 +90,8 @@ def table(rows: Sequence[NetworkFigures]) -> str:
         before = ["-" if row.short_accuracy is None else _percent(row.short_accuracy, 2) for row in rows]
         columns.append(["Before", "distil.", *before])
     columns += [
-        ["", f"MACs, {macs_unit}", *_with_ratios([row.macs / macs for row in rows], 1)],
-        ["", f"Params, {params_unit}", *_with_ratios([row.params / params for row in rows], 1)],
+        ["", f"MACs{macs_unit}", *_with_ratios([row.macs / macs for row in rows], 1)],
+        ["", f"Params{params_unit}", *_with_ratios([row.params / params for row in rows], 1)],
         ["", f"File, {file_unit}", *_with_ratios([row.file_bytes / size for row in rows], 1)],
         ["Latency, ms", "batch 1", *_with_ratios([row.latency_1_ms for row in rows], 0)],
         ["Latency, ms", "batch 100", *_with_ratios([row.latency_100_ms for row in rows], 0)],
@@ -181,7 +181,7 @@ def plot_layers(
     left.set_ylim(len(layers) - 0.4, -0.6)
     before, after = sum(pair[0] for pair in macs), sum(pair[1] for pair in macs)
     left.set_xlabel("Filters", color=INK)
-    right.set_xlabel(f"MACs, {unit} (layers shown: {_percent(after / before, 1)} stay)", color=INK)
+    right.set_xlabel(f"MACs{unit} (layers shown: {_percent(after / before, 1)} stay)", color=INK)
     right.tick_params(labelleft=False)
     _heading(figure, title)
     _save(figure, path)
@@ -260,8 +260,9 @@ def new_figure(width: float, height: float, dpi: int = 200) -> Figure:
 
 
 def _save(figure: Figure, path: str | Path) -> None:
-    with replacing(Path(path)) as temporary:
-        figure.savefig(temporary, format=temporary.suffix[1:] or "png", facecolor="white")
+    path = Path(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:] or "png", facecolor="white")
 
 
 def _dress(axes: Axes) -> None:
@@ -324,8 +325,11 @@ def _running_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def _scale(largest: float) -> tuple[str, float]:
-    """Unit and divisor that leave at least 1."""
-    return next(((unit, size) for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)) if largest >= size), ("1", 1.0))
+    """The unit, as the end of a heading, and the divisor that leaves at least 1."""
+    for unit, divisor in ((", G", 1e9), (", M", 1e6), (", k", 1e3)):
+        if largest >= divisor:
+            return unit, divisor
+    return "", 1.0
 
 
 def _with_ratios(values: Sequence[float], decimals: int) -> list[str]:

@@ -15,12 +15,14 @@ import torch
 
 @dataclass(frozen=True)
 class SpaceSpec:
-    """An observation space in plain values: a kind, and its shape (Box, MultiBinary) or counts (Discrete, MultiDiscrete)."""
+    """An observation space in plain values, so that a checkpoint can hold it."""
 
     kind: str
+    """Box, MultiBinary or Discrete."""
     shape: tuple[int, ...]
+    """Of one observation; () for Discrete."""
     size: int
-    """Features after flattening."""
+    """Features after flattening; a Discrete observation becomes one-hot."""
     start: int = 0
     """Smallest value of a Discrete space."""
 

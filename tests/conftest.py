@@ -6,12 +6,15 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from prune_env import data
+from prune_env import EnvConfig, FilterPruneEnv, data
+from prune_env.networks import pretrained
+from prune_env.training.fit import FitConfig
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -68,3 +71,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if away:
         config.hook.pytest_deselected(items=away)
         items[:] = [item for item in items if not item.get_closest_marker("cifar")]
+
+
+@pytest.fixture(scope="session")
+def trained(digits: data.DataSplits) -> torch.nn.Module:
+    """A small network that reads digits well, trained in a few seconds."""
+    recipe = FitConfig(epochs=20, batch_size=64, lr=0.1)
+    return pretrained("small_cnn", digits, recipe=recipe, progress=False)
+
+
+@pytest.fixture
+def make_env(trained: torch.nn.Module, digits: data.DataSplits) -> Callable[..., FilterPruneEnv]:
+    """A FilterPruneEnv on digits; keywords are EnvConfig's, and `render_mode`."""
+
+    def make(render_mode: str | None = None, **settings: Any) -> FilterPruneEnv:
+        fast = {"reward_images": 100, "calibration_images": 200, "prove": False} | settings
+        return FilterPruneEnv(trained, digits, EnvConfig(**fast), render_mode=render_mode)
+
+    return make

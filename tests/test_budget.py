@@ -64,6 +64,7 @@ VGG16 = chain(
 )
 # 10 a + b: small enough to work the rule out by hand; 110 MACs.
 BY_HAND = Network(((10, 0, "1"), (1, 1, "1")), (10, 10))
+EQUAL_COSTS = Network(((1, 0, "1"), (1, 1, "1")), (10, 10))
 
 
 @st.composite
@@ -154,10 +155,10 @@ def test_a_rate_that_overshoots_alone_is_illegal() -> None:
     assert masks.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
 
 
-def test_a_rate_that_lands_exactly_on_the_target_is_legal() -> None:
-    """60 of 110 MACs stay."""
-    budget = Network(BY_HAND.layers, (10, 10)).budget(60 / 110, (0.0, 0.5))
-    assert budget.action_masks((10, 10)).tolist() == [[1, 1], [1, 1]]
+@pytest.mark.parametrize(("target", "legal"), [(60 / 110, 1), (61 / 110, 0), (0.5455, 0)])
+def test_a_rate_that_lands_exactly_on_the_target_is_legal(target: float, legal: int) -> None:
+    """Without half of group 0 there are 60 of 110 MACs."""
+    assert BY_HAND.budget(target, (0.0, 0.5)).action_masks((10, 10)).tolist() == [[1, legal], [1, 1]]
 
 
 def test_action_masks_are_int8() -> None:
@@ -236,13 +237,12 @@ def test_overshoot_scales_the_rounds_removals(last: bool) -> None:
 
 def test_overshoot_keeps_the_proportions_of_the_removals() -> None:
     """Equal costs, 13 of 20 may stay, removals (8, 4): 5/8 of them are 5 and 2, the first that are enough."""
-    network = Network(((1, 0, "1"), (1, 1, "1")), (10, 10))
-    assert network.budget(13 / 20).project((10, 10), (2, 6), last=False) == (5, 8)
+    assert EQUAL_COSTS.budget(13 / 20).project((10, 10), (2, 6), last=False) == (5, 8)
 
 
-def test_scaling_starts_from_the_previous_plan() -> None:
-    """From (8, 6), 86 MACs, with removals (6, 3): 4/6 of them leave (4, 4), 44 MACs."""
-    assert project(0.4, (8, 6), (2, 3), last=False) == (4, 4)
+def test_overshoot_scales_from_the_previous_plan() -> None:
+    """The round's removals are (4, 4), though (8, 4) are gone since the start."""
+    assert EQUAL_COSTS.budget(12 / 20).project((6, 10), (2, 6), last=False) == (4, 8)
 
 
 def test_a_gap_below_the_target_is_filled_with_the_filters_that_fit() -> None:
@@ -252,9 +252,8 @@ def test_a_gap_below_the_target_is_filled_with_the_filters_that_fit() -> None:
 
 def test_filters_are_given_back_first_where_most_of_the_removal_is_gone() -> None:
     """Equal costs, removals (8, 4), limit 14: at 4/8 (6, 8) fits. One more may stay where limit is 15."""
-    network = Network(((1, 0, "1"), (1, 1, "1")), (10, 10))
-    assert network.budget(14 / 20).project((10, 10), (2, 6), last=False) == (6, 8)
-    assert network.budget(15 / 20).project((10, 10), (2, 6), last=False) == (7, 8)
+    assert EQUAL_COSTS.budget(14 / 20).project((10, 10), (2, 6), last=False) == (6, 8)
+    assert EQUAL_COSTS.budget(15 / 20).project((10, 10), (2, 6), last=False) == (7, 8)
 
 
 def test_an_early_round_above_the_target_is_left_alone() -> None:
@@ -262,8 +261,8 @@ def test_an_early_round_above_the_target_is_left_alone() -> None:
 
 
 def test_a_last_round_that_falls_short_scales_all_removals_since_the_start() -> None:
-    """Removed (2, 3) in all; at 2.5 times (5, 7.5 -> 7) 53 MACs are left, and two more of b fit."""
-    assert project(0.5, (9, 8), (8, 7), last=True) == (5, 5)
+    """The round's removals are (0, 2), but (6, 2) are gone since the start: 8/6 of that."""
+    assert EQUAL_COSTS.budget(10 / 20).project((4, 10), (4, 8), last=True) == (2, 8)
 
 
 def test_falling_short_with_nothing_removed_prunes_uniformly() -> None:

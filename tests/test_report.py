@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,12 +48,22 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 def test_table_of_known_rows() -> None:
     lines = table([ORIGINAL, HALF]).split("\n")
     assert lines[0].split() == ["Before", *["Latency,", "ms"] * 2]
-    assert lines[1].split("  ")[0] == "Network"
-    assert lines[1].split()[1:] == "Accuracy distil. MACs, M Params, M File, MiB batch 1 batch 100".split()
-    assert lines[3].split() == "original 93.60 % - 313.2 14.99 57.22 4.00 150.0".split()
-    assert lines[4].split() == (
-        "QMIX 92.91 % 73.10 % 156.6 (50.0 %) 7.00 (46.7 %) 28.61 (50.0 %) 3.00 (75 %) 75.0 (50 %)".split()
-    )
+    assert re.split(" {2,}", lines[1]) == [
+        *("Network", "Accuracy", "distil.", "MACs, M", "Params, M", "File, MiB", "batch 1", "batch 100")
+    ]
+    assert re.split(" {2,}", lines[3]) == ["original", "93.60 %", "-", "313.2", "14.99", "57.22", "4.00", "150.0"]
+    assert re.split(" {2,}", lines[4]) == [
+        *(
+            "QMIX",
+            "92.91 %",
+            "73.10 %",
+            "156.6 (50.0 %)",
+            "7.00 (46.7 %)",
+            "28.61 (50.0 %)",
+            "3.00 (75 %)",
+            "75.0 (50 %)",
+        )
+    ]
     assert "MACs: multiply-accumulates of convolution and linear layers, one input; FLOPs = 2 x MACs." in lines
     # A number stands below the number it compares with.
     for first, second in (("313.2", "156.6"), ("14.99", " 7.00"), ("57.22", "28.61"), ("150.0", " 75.0")):
@@ -64,6 +76,7 @@ def test_units_follow_the_original() -> None:
     assert ("MACs, M" in header, "Params, k" in header, "File, KiB" in header) == (True, True, True)
     assert first.split()[3:6] == ["40.55", "272.5", "976.6"]
     assert "2.7  (1.0 %)" in second or "2.7 (1.0 %)" in second
+    assert re.search(r" MACs +Params +File, KiB ", table([replace(small, macs=999, params=1)]))
     assert "Before" not in table([small])  # no row has an accuracy before distillation
 
 
@@ -93,8 +106,8 @@ def test_table_fits_and_loses_no_name(original: NetworkFigures, others: list[tup
     body = text.split("\n\n")[0].split("\n")
     rule = len(body[2])
     assert body[2] == "-" * rule
-    assert sum(len(line) == rule for line in body[3:]) == len(rows)  # the last column is flush right
-    assert all("".join(word[:8]) in text for row in rows for word in row.name.split())
+    assert sum(len(line) == rule for line in body[3:]) == max(1, len(others))  # ratios end at the right edge
+    assert all(word[:8] in text for row in rows for word in row.name.split())
 
 
 @pytest.mark.parametrize(
@@ -121,7 +134,7 @@ def test_pictures_are_written_whole(name: str, tmp_path: Path) -> None:
     assert min(pixels.shape[:2]) > 600
     assert (pixels[0, 0] == 1).all()
     assert (pixels != 1).any(2).mean() > 0.03
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+    assert len(np.unique(pixels @ np.array([1, 256, 65536]))) > 50  # colours
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -159,7 +172,7 @@ def test_layers_stand_in_order_with_both_lengths(drawn: list[Figure]) -> None:
     widths = [bar.get_width() for bar in filters.patches]
     assert widths == [64] * 13 + [64 - i for i in range(13)]
     assert [bar.get_width() for bar in macs.patches][13:] == pytest.approx([1 - i / 100 for i in range(13)])
-    assert [label.get_text() for label in filters.get_yticklabels()][0] == "features.0 · conv_0"
+    assert filters.get_yticklabels()[0].get_text() == "features.0 · conv_0"
     assert filters.get_ylim()[0] > filters.get_ylim()[1]  # the first layer is on top
     assert "94.0 % stay" in macs.get_xlabel()
     assert filters.texts[3].get_text() == "61 of 64"
@@ -170,7 +183,7 @@ def test_layer_names_do_not_overlap(count: int, drawn: list[Figure]) -> None:
     plot_layers("x.png", [LayerFigures(f"layer.{i}.conv", f"conv_{i}", 64, 32, 10, 5) for i in range(count)])
     drawn[0].canvas.draw()
     boxes = [label.get_window_extent() for label in drawn[0].axes[0].get_yticklabels()]
-    assert all(above.y0 >= below.y1 for above, below in zip(boxes, boxes[1:], strict=False))
+    assert all(above.y0 >= below.y1 for above, below in itertools.pairwise(boxes))
 
 
 def test_plans_at_a_budget_fill_the_picture(drawn: list[Figure]) -> None:

@@ -130,6 +130,7 @@ def removed_positions(groups: Sequence[PruningGroup], keep: Mapping[str, torch.T
     return {key: torch.cat(indices).sort().values for key, indices in parts.items()}
 
 
+@torch.inference_mode(False)  # under a caller's inference mode, too, the copy's tensors are ordinary ones
 def cut(model: nn.Module, removed: Removed, share: bool = False) -> nn.Module:
     """A copy of `model` without the removed positions.
 
@@ -149,6 +150,7 @@ def cut(model: nn.Module, removed: Removed, share: bool = False) -> nn.Module:
     return result
 
 
+@torch.inference_mode(False)
 def twin(model: nn.Module) -> nn.Module:
     """A copy without hooks that shares the parameters' storage and owns its buffers: to trace, hook and look at."""
     return _copy(model, {}, share=True)

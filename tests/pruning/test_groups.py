@@ -1,0 +1,263 @@
+"""Which filters go together."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
+
+from prune_env.networks import create
+from prune_env.pruning import PruningError, PruningGroup, find_groups
+
+IMAGES = torch.zeros(2, 3, 8, 8)
+
+
+def index(group: PruningGroup, module: str, side: str) -> torch.Tensor:
+    (member,) = [m for m in group.members if (m.module, m.side) == (module, side)]
+    return member.index
+
+
+def names(groups: list[PruningGroup]) -> list[tuple[str, ...]]:
+    return [group.layers for group in groups]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("small_cnn", 5), ("alexnet", 5), ("vgg16", 13), ("resnet20", 12), ("resnet56", 30)]
+)
+def test_registered_networks(make: Any, name: str, count: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        groups = find_groups(*make(name))
+    assert [group.agent_id for group in groups] == [f"conv_{number}" for number in range(count)]
+
+
+def test_resnet20_has_nine_inner_groups_and_three_streams(make: Any) -> None:
+    groups = find_groups(*make("resnet20"))
+    inner = [f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in range(3)]
+    assert [group.layers[0] for group in groups if len(group.layers) == 1] == inner
+    streams = {group.filters: group for group in groups if len(group.layers) > 1}
+    assert streams[16].layers == ("conv1", "layer1.0.conv2", "layer1.1.conv2", "layer1.2.conv2")
+    assert streams[32].layers == ("layer2.0.conv2", "layer2.1.conv2", "layer2.2.conv2")
+    assert streams[64].layers == ("layer3.0.conv2", "layer3.1.conv2", "layer3.2.conv2")
+    assert ("layer2.0.shortcut", "in") in [(m.module, m.side) for m in streams[16].members]
+    assert ("layer2.0.shortcut", "out") in [(m.module, m.side) for m in streams[32].members]
+    assert groups[0] is streams[16], "forward order of the first convolution"
+
+
+def test_filters_own_blocks_of_columns_behind_a_flatten(make: Any) -> None:
+    (group,) = find_groups(*make("flatten"))
+    assert index(group, "linear", "in").tolist() == [list(range(16 * c, 16 * c + 16)) for c in range(8)]
+
+
+def test_concatenation_has_separate_groups_and_right_offsets(make: Any) -> None:
+    left, right, mix = find_groups(*make("concat"))
+    assert index(left, "mix.0", "in").flatten().tolist() == list(range(8))
+    assert index(right, "mix.0", "in").flatten().tolist() == list(range(8, 20))
+    assert mix.layers == ("mix.0",)
+
+
+def test_concatenation_with_the_networks_input(make: Any) -> None:
+    one, two, _ = find_groups(*make("dense"))
+    assert index(one, "two.0", "in").flatten().tolist() == list(range(3, 9))
+    assert index(one, "norm", "out").flatten().tolist() == list(range(8, 14))
+    assert index(two, "last.0", "in").flatten().tolist() == list(range(5))
+
+
+def test_depthwise_convolutions_go_with_what_feeds_them(make: Any) -> None:
+    groups = find_groups(*make("depthwise"))
+    assert names(groups) == [("stem.0", "project"), ("expand.0", "depthwise")]
+    assert [(m.module, m.side) for m in groups[1].members if m.module == "depthwise"] == [("depthwise", "out")]
+
+
+def test_gates_go_with_what_they_gate(make: Any) -> None:
+    stem, _ = find_groups(*make("gated"))
+    sides = {(m.module, m.side) for m in stem.members}
+    assert {("squeeze", "in"), ("excite", "out"), ("activation", "out"), ("last.0", "in")} <= sides
+
+
+def test_frozen_networks_and_callers_without_gradients(make: Any) -> None:
+    model, images = make("resnet20")
+    model.requires_grad_(False)
+    with torch.inference_mode():
+        assert len(find_groups(model, images)) == 12
+    assert len(find_groups(model.eval(), images)) == 12
+
+
+def test_the_model_is_left_as_it_was(make: Any) -> None:
+    model, images = make("resnet20")
+    calls = []
+    model.layer1.register_forward_hook(lambda *_: calls.append(1))
+    model.layer2.eval()
+    model.conv1.weight.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    random = torch.random.get_rng_state()
+    seen = {name: set(vars(module)) for name, module in model.named_modules()}
+    find_groups(model, images)
+    assert not calls
+    assert len(model.layer1._forward_hooks) == 1
+    assert not any(module._forward_hooks for module in model.modules() if module is not model.layer1)
+    assert not model.layer2.training
+    assert model.layer1.training
+    assert not model.conv1.weight.requires_grad
+    assert model.linear.weight.requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert seen == {name: set(vars(module)) for name, module in model.named_modules()}
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert list(before) == list(model.state_dict())
+    assert torch.equal(random, torch.random.get_rng_state())
+
+
+class Net(nn.Module):
+    """first -> something that cannot be cut -> second -> head; `second` is always fine."""
+
+    def __init__(self, between: nn.Module | None = None, width: int = 8) -> None:
+        super().__init__()
+        self.first, self.between = nn.Conv2d(3, 8, 3, padding=1), between or nn.Identity()
+        self.second, self.head = nn.Conv2d(width, 6, 3, padding=1), nn.Linear(6, 4)
+
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
+        return self.between(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(F.relu(self.second(self.middle(self.first(x)))).mean((2, 3)))
+
+
+class RawParameter(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, 8, 1, 1), requires_grad=False)
+
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale
+
+
+class Split(Net):
+    def __init__(self) -> None:
+        super().__init__(width=4)
+
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = x.chunk(2, 1)
+        return left * right
+
+
+class Slice(Net):
+    def __init__(self) -> None:
+        super().__init__(width=5)
+
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, 3:]
+
+
+class InputAdded(Net):
+    def __init__(self) -> None:
+        super().__init__(width=3)
+        self.first = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(x + self.first(x)).mean((2, 3)))
+
+
+class TiedWeights(Net):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(8, 8, 3, padding=1))
+        self.again = nn.Conv2d(8, 8, 3, padding=1)
+        self.again.weight = self.between.weight
+
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.again(F.relu(self.between(x))))
+
+
+class ReusedUnevenly(Net):
+    """One convolution reads two tensors whose filters it cannot keep apart."""
+
+    def __init__(self) -> None:
+        super().__init__(width=12)
+        self.other = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = self.first(x), self.other(x)
+        mixed = self.second(torch.cat((a, b), 1)) + self.second(torch.cat((b, a), 1))
+        return self.head(mixed.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Net(nn.GroupNorm(4, 8)), "between is of a type that cannot be cut .GroupNorm"),
+        (Net(nn.Conv2d(8, 8, 3, padding=1, groups=2)), "between is a grouped convolution .2 groups"),
+        (Net(nn.ConvTranspose2d(8, 8, 3, padding=1)), "between is a transposed convolution"),
+        (Net(parametrizations.weight_norm(nn.Conv2d(8, 8, 1))), "between computes its weight"),
+        (RawParameter(), "meet the parameter scale outside a layer"),
+        (Split(), "split"),
+        (Slice(), "slice"),
+        (InputAdded(), "tied to the channels of the network's input"),
+        (TiedWeights(), "between shares a parameter with again"),
+        (ReusedUnevenly(), "second"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_what_cannot_be_cut_is_left_out_with_a_warning(model: nn.Module, reason: str) -> None:
+    with pytest.warns(UserWarning, match=rf"layers .*first.* are not pruned: .*{reason}"):
+        groups = find_groups(model, IMAGES)
+    assert ("second",) in names(groups)
+    assert not any("first" in group.layers for group in groups)
+    assert groups[0].agent_id == "conv_0"
+
+
+def test_a_convolutional_head_stays_whole() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.warns(UserWarning, match="layers 2 are not pruned: their channels are the network's output"):
+        groups = find_groups(model, IMAGES)
+    assert names(groups) == [("0",)]
+
+
+def test_a_returned_feature_map_stays_whole() -> None:
+    class Features(Net):
+        def forward(self, x: torch.Tensor) -> Any:
+            x = self.first(x)
+            return (
+                super().forward(torch.zeros(2, 3, 8, 8)) if x is None else (self.head(self.second(x).mean((2, 3))), x)
+            )
+
+    with pytest.warns(UserWarning, match="layers first are not pruned: their channels are the network's output"):
+        assert names(find_groups(Features(), IMAGES)) == [("second",)]
+
+
+def test_a_flattened_concatenation_is_left_out() -> None:
+    """torch-pruning cannot tell its offsets."""
+
+    class ConcatFlatten(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other, self.head = nn.Conv2d(8, 4, 3, padding=1), nn.Linear(10 * 64, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = F.relu(self.first(x))
+            return self.head(torch.cat((self.second(x), self.other(x)), 1).flatten(1))
+
+    with pytest.warns(UserWarning, match="layers second, other are not pruned: .*offsets"):
+        assert names(find_groups(ConcatFlatten(), IMAGES)) == [("first",)]
+
+
+def test_nothing_to_prune() -> None:
+    with pytest.raises(ValueError, match="no group of filters can be pruned"):
+        find_groups(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), IMAGES)
+
+
+def test_a_network_that_does_not_run_is_one_clear_error() -> None:
+    with pytest.raises(PruningError, match="cannot trace this network .RuntimeError"):
+        find_groups(create("vgg16"), torch.zeros(2, 5, 32, 32))
+
+
+def test_masks_must_be_made_permanent_first() -> None:
+    model = Net()
+    prune.l1_unstructured(model.first, "weight", 0.5)
+    model(IMAGES)
+    with pytest.raises(PruningError, match=r"cannot be copied .*prune\.remove"):
+        find_groups(model, IMAGES)

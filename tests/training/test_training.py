@@ -1,0 +1,170 @@
+"""The training loop and distillation."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from prune_env.data import DataSplits
+from prune_env.networks import create
+from prune_env.pruning import build, find_groups, importance
+from prune_env.training import fit as fit_module
+from prune_env.training.distillation import DistillationConfig, distill, distillation_loss
+from prune_env.training.fit import FitConfig, correct, fit
+
+SHORT = FitConfig(epochs=2, batch_size=128, lr=0.05, ema_decay=0.9, seed=3)
+
+
+def same(one: nn.Module, two: nn.Module) -> bool:
+    return all(torch.equal(tensor, two.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+@pytest.mark.usefixtures("untouched_rngs")
+def test_same_seed_same_weights(digits: DataSplits) -> None:
+    model = create("small_cnn", 10, 1)
+    before = copy.deepcopy(model)
+    first, second = (fit(model, digits, SHORT, progress=False) for _ in range(2))
+    assert same(first, second)
+    assert same(model, before), "the given model is not changed"
+    assert not same(first, fit(model, digits, FitConfig(epochs=2, batch_size=128, seed=4), progress=False))
+    assert not first.training
+
+
+def test_it_learns(digits: DataSplits) -> None:
+    model = create("small_cnn", 10, 1)
+    trained = fit(model, digits, FitConfig(epochs=6, batch_size=64), progress=False)
+    assert correct(model.eval(), digits, digits.reward) < 100
+    assert correct(trained, digits, digits.reward) > 270
+
+
+@pytest.mark.parametrize("select_best", [False, True])
+def test_a_killed_run_ends_like_an_undisturbed_one(
+    digits: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, select_best: bool
+) -> None:
+    model, file = create("small_cnn", 10, 1), tmp_path / "run.pt"
+    expected = fit(model, digits, SHORT, select_best=select_best, progress=False)
+    save = fit_module._save
+
+    def save_then_die(*arguments: object) -> None:
+        save(*arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fit_module, "_save", save_then_die)
+        fit(model, digits, SHORT, select_best=select_best, checkpoint=file, progress=False)
+    resumed = fit(model, digits, SHORT, select_best=select_best, checkpoint=file, progress=False)
+    assert same(expected, resumed)
+    assert same(expected, fit(model, digits, SHORT, select_best=select_best, checkpoint=file, progress=False))
+
+
+def test_a_checkpoint_of_another_run_is_refused(digits: DataSplits, tmp_path: Path) -> None:
+    model, file = create("small_cnn", 10, 1), tmp_path / "run.pt"
+    fit(model, digits, SHORT, checkpoint=file, progress=False)
+    with pytest.raises(ValueError, match="checkpoint of another run"):
+        fit(model, digits, FitConfig(epochs=3, batch_size=128), checkpoint=file, progress=False)
+
+
+def test_a_fraction_of_an_epoch(digits: DataSplits, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 0
+
+    def count(logits: torch.Tensor, _images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        return F.cross_entropy(logits.float(), labels)
+
+    per_epoch = len(digits.train) // 64
+    fit(create("small_cnn", 10, 1), digits, FitConfig(epochs=3 / per_epoch, batch_size=64), loss=count, progress=False)
+    assert steps == 3
+
+
+def test_statistics_are_those_of_the_averaged_weights(digits: DataSplits) -> None:
+    """Averaging the statistics of moving weights gives those of no network."""
+    trained = fit(create("small_cnn", 10, 1), digits, SHORT, progress=False)
+    probe = copy.deepcopy(trained)
+    seen: list[torch.Tensor] = []
+    probe.features[0].register_forward_hook(lambda *args: seen.append(args[2]))
+    images = digits.augmented(digits.train.images, torch.Generator().manual_seed(9))
+    probe(images)
+    means = seen[0].mean((0, 2, 3))
+    assert torch.allclose(means, trained.features[1].running_mean, atol=0.05)
+
+
+def test_a_loss_that_is_not_finite_stops(digits: DataSplits) -> None:
+    def broken(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        return logits.sum() * float("nan")
+
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 0"):
+        fit(create("small_cnn", 10, 1), digits, SHORT, loss=broken, progress=False)
+
+
+@pytest.mark.parametrize("bad", [{"epochs": 0}, {"batch_size": 1}, {"lr": 0}, {"warmup": 1.0}, {"ema_decay": -0.1}])
+def test_bad_settings(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        FitConfig(**bad)  # type: ignore[arg-type]
+
+
+class TestDistillation:
+    def test_loss_by_hand(self) -> None:
+        """Hinton et al. 2015, written out with plain sums."""
+        teacher, temperature, alpha = nn.Linear(3, 4), 2.0, 0.7
+        config = DistillationConfig(temperature=temperature, alpha=alpha)
+        inputs = torch.tensor([[1.0, -2.0, 0.5], [0.0, 1.0, 2.0]])
+        student, labels = torch.tensor([[0.1, 0.2, -0.3, 0.0], [1.0, 0.0, -1.0, 2.0]]), torch.tensor([1, 3])
+        exact = copy.deepcopy(teacher).to(torch.bfloat16) if _rounds() else teacher
+        logits = exact(inputs.to(next(exact.parameters()).dtype)).float().detach()
+        p, q = (logits / temperature).softmax(1), (student / temperature).softmax(1)
+        soft = (p * (p.log() - q.log())).sum(1).mean() * temperature**2
+        hard = -student.softmax(1).log()[torch.arange(2), labels].mean()
+        value = distillation_loss(_Frozen(teacher), config, torch.device("cpu"))(student, inputs, labels)
+        assert float(value) == pytest.approx(float(alpha * soft + (1 - alpha) * hard), rel=1e-4)
+
+    def test_every_pruned_layer_moves(self, trained: nn.Module, digits: DataSplits) -> None:
+        """Case 10: the optimizer holds the smaller network's own parameters."""
+        groups = find_groups(trained, digits.example_input)
+        ranking = importance.ranking(importance.scores("l1", trained, groups))
+        student = build(trained, groups, ranking, tuple(group.filters // 2 for group in groups))
+        steps = len(digits.train) // 128
+        config = DistillationConfig(epochs=1 / steps, batch_size=128, ema_decay=0.0)
+        result = distill(student, trained, digits, config, select_best=False, progress=False)
+        for (name, before), after in zip(student.named_parameters(), result.parameters(), strict=True):
+            assert before.shape == after.shape
+            assert not torch.equal(before, after), f"{name} did not move"
+
+    def test_it_recovers_accuracy_and_leaves_the_teacher(self, trained: nn.Module, digits: DataSplits) -> None:
+        before = copy.deepcopy(trained.state_dict())
+        groups = find_groups(trained, digits.example_input)
+        ranking = importance.ranking(importance.scores("l1", trained, groups))
+        student = build(trained, groups, ranking, tuple(group.filters // 2 for group in groups))
+        config = DistillationConfig(epochs=4, batch_size=64)
+        result = distill(student, trained, digits, config, progress=False)
+        assert correct(result, digits, digits.reward) > correct(student, digits, digits.reward) + 30
+        assert all(torch.equal(before[name], tensor) for name, tensor in trained.state_dict().items())
+        assert all(parameter.grad is None for parameter in trained.parameters())
+
+    def test_bad_settings(self) -> None:
+        with pytest.raises(ValueError, match="temperature"):
+            DistillationConfig(temperature=0)
+        with pytest.raises(ValueError, match="alpha"):
+            DistillationConfig(alpha=1.5)
+
+
+class _Frozen(nn.Module):
+    """Takes what a linear layer takes; the loss converts the teacher to channels_last, which needs nothing here."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+def _rounds() -> bool:
+    from prune_env.device import fast_dtype
+
+    return fast_dtype() == torch.bfloat16
