@@ -49,7 +49,7 @@ class Config:
     """of the agent"""
     device: str = "cpu"
     env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=EnvConfig)
-    qmix: QMIXConfig = field(default_factory=QMIXConfig)
+    qmix: QMIXConfig = field(default_factory=lambda: QMIXConfig(eval_episodes=1))  # the game is deterministic
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
 
@@ -124,5 +124,7 @@ def main(config: Config) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Config, description=__doc__))
+    except (ValueError, OSError) as error:  # a missing folder, a network that does not fit: one line says it
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. Everything up to the last checkpoint is kept: the same command with --resume goes on.")

@@ -114,6 +114,13 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self.action_spaces = {agent: spaces.Discrete(len(config.rates)) for agent in self.possible_agents}
         self.state_space = spaces.Box(0.0, 1.0, (len(self.state_names),), np.float32)
         self.agents: list[str] = []
+        self._plan: Plan
+        self._round: int
+        self._last_rates: list[float]
+        self._accuracy: float
+        self._macs_ratio: float
+        self._params_ratio: float
+        self._masks: np.ndarray  # int8 [G, A]
         self._start()
 
     def observation_space(self, agent: str) -> spaces.Space:
@@ -225,7 +232,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
 
     def _start(self) -> None:
         self._plan, self._round = self.full_plan, 0
-        self._last_rates: list[float] = [0.0] * len(self.groups)
+        self._last_rates = [0.0] * len(self.groups)
         self._accuracy, self._macs_ratio, self._params_ratio = self.evaluator.original_accuracy, 1.0, 1.0
         self._masks = self.budget.action_masks(self._plan)
         self._recovery.reset()
@@ -311,7 +318,7 @@ def _check_head(model: nn.Module, data: DataSplits) -> None:
         with torch.inference_mode():
             logits = model.eval()(data.example_input)
     except RuntimeError as error:
-        raise ValueError(f"the network does not take images of shape {data.image_shape} (C, H, W): {error}") from error
+        raise ValueError(f"the network takes no images of shape {data.image_shape} (C, H, W): {error}") from error
     finally:
         model.train(was_training)
     if logits.ndim != 2 or logits.shape[1] < len(data.classes):

@@ -43,7 +43,8 @@ def choose(
 
     checkpoints  a folder in which a killed run finds the networks that it had finished
     """
-    short = replace(distillation, epochs=short_epochs)
+    steps = round(distillation.min_steps * short_epochs / distillation.epochs)
+    short = replace(distillation, epochs=short_epochs, min_steps=steps)
     finalists = []
     for number, plan in enumerate(dict.fromkeys(plans), 1):
         network = recalibrated(env, plan)

@@ -93,7 +93,7 @@ class Observer:
         return macs_ratio, self._cost.params(plan) / self._full_params, max(0.0, distance)
 
     def _profile(self, group: int, kept: int) -> np.ndarray:
-        """Quantiles of the importance that remains, and the share of it that each rate above 0 would remove: [Q + A - 1]."""
+        """Quantiles of the importance that remains, and its share that each rate above 0 would remove: [Q + A - 1]."""
         importance, mass = self._ranked[group]
         quantiles = importance[np.round((1 - np.array(QUANTILES)) * (kept - 1)).astype(int)]
         staying = kept - np.floor(self._rates * kept + 1e-9).astype(int)

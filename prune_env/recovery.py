@@ -47,6 +47,7 @@ class Recovery:
         batch_size = min(128, len(self._data.train))
         config = DistillationConfig(
             epochs=self._batches / max(1, len(self._data.train) // batch_size),
+            min_steps=0,
             batch_size=batch_size,
             ema_decay=0.0,
             seed=self._seed + round_number,

@@ -34,8 +34,8 @@ def directory(out: Path, name: str | None, stem: str, settings: Mapping[str, Any
         before, now = json.loads(record.read_text(encoding="utf-8")), json.loads(text)
         if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
             raise ValueError(
-                f"{folder} was begun with other settings ({', '.join(changed)}); see {record}, and give the same ones or "
-                "start a new run"
+                f"{folder} was begun with other settings ({', '.join(changed)}); see {record}, and give "
+                "the same ones or start a new run"
             )
         return folder
     with replacing(record) as temporary:

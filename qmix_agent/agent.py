@@ -14,6 +14,7 @@ import torch
 from pettingzoo import ParallelEnv
 
 from . import checkpoint, trainer
+from .checkpoint import CheckpointError
 from .config import QMIXConfig
 from .learner import Learner
 from .padding import pad_masks, pad_observations, split
@@ -83,9 +84,9 @@ class QMIX:
         checkpoint_dir    gets a checkpoint every `checkpoint_every` episodes, at the end, and at Ctrl-C
         callback          called with the agent and the row of metrics after every episode
 
-        Rows: episode, return, length, epsilon, loss, q_tot, td_error, grad_norm (means of this episode's updates, None
-        before `learning_starts`), updates, env_steps, info/* (numbers that all agents' last infos agree on), eval/return
-        and eval/standard_error every `eval_every` episodes, and seconds, the only one that two equal runs differ in.
+        Rows: episode, return, length, epsilon; loss, q_tot, td_error, grad_norm (means of this episode's updates, None
+        before `learning_starts`); updates, env_steps; info/* (numbers that all agents' last infos agree on);
+        eval/return, eval/standard_error (every `eval_every` episodes); and seconds, all that two equal runs differ in.
 
         Whatever is raised, KeyboardInterrupt too, the agent is then as after its last whole episode. Raises
         FloatingPointError when a loss or gradient is not finite, and FileExistsError when a new agent would overwrite
@@ -182,10 +183,8 @@ class QMIX:
                 _check_same(spec, env_view.spec)
             agent._set_up(spec, QMIXConfig(**state["config"]), state["seed"], device, env_view)
             agent.load_state_dict({**state, "buffer": from_tensors(state["buffer"])})
-        except CheckpointError:
-            raise
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise CheckpointError(f"{path} does not hold what it should: {error}") from error
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path} cannot be used: {error}") from error
         return agent
 
     @staticmethod
@@ -242,16 +241,11 @@ class QMIX:
         return checkpoint.encode(self._env.env.state_dict()) if _has_state(self._env.env) else None
 
 
-CheckpointError = checkpoint.CheckpointError
-
-
 def _check_same(ours: EnvSpec, theirs: EnvSpec) -> None:
     differences = theirs.differences(ours)
     if differences:
-        raise CheckpointError(
-            "the environment is not the one this agent was made for (environment against agent): "
-            + "; ".join(differences)
-        )
+        told = "; ".join(differences)
+        raise ValueError(f"the environment is not the one this agent was made for (environment against agent): {told}")
 
 
 def _has_state(env: Any) -> bool:

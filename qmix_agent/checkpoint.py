@@ -54,8 +54,8 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a checkpoint of {FORMAT}")
     if content.get("version") != VERSION:
         raise CheckpointError(
-            f"{path} has format version {content.get('version')}, this {FORMAT} reads version {VERSION}; load it with the "
-            "release that wrote it"
+            f"{path} has format version {content.get('version')}, and this {FORMAT} reads version {VERSION}; load it "
+            "with the release that wrote it"
         )
     return content
 
@@ -75,8 +75,8 @@ def encode(value: Any, where: str = "the environment's state_dict()") -> Any:
     if isinstance(value, _PLAIN):
         return value
     raise TypeError(
-        f"{where} is a {type(value).__name__}, which a checkpoint cannot hold; use numbers, strings, lists, tuples, dicts, "
-        "arrays and tensors"
+        f"{where} is a {type(value).__name__}, which a checkpoint cannot hold; use numbers, strings, lists, tuples, "
+        "dicts, arrays and tensors"
     )
 
 

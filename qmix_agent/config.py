@@ -16,7 +16,7 @@ class QMIXConfig:
 
     # Networks
     mixer: Literal["qmix", "vdn", "iql"] = "qmix"
-    """How agents' values become the team's: qmix (monotonic, sees the state), vdn (sum), iql (none: each learns alone)."""
+    """How agents' values become the team's: qmix (monotonic, sees the state), vdn (sum), iql (not at all)."""
     recurrent: bool = True
     """A GRU that remembers the episode; otherwise agents see the present observation only."""
     hidden_size: int = 64
@@ -36,7 +36,7 @@ class QMIXConfig:
     gamma: float = 0.99
     """Discount per step."""
     td_lambda: float = 0.6
-    """0: one-step targets; 1: Monte Carlo returns. Short runs need more than 0, as reward then travels in one update."""
+    """0: one-step targets; 1: Monte Carlo returns. Above 0 a late reward reaches early steps in one update."""
     double_q: bool = True
     """The live network chooses the next action, the target network values it (van Hasselt et al. 2016)."""
     loss: Literal["huber", "mse"] = "huber"

@@ -175,8 +175,8 @@ class Learner:
     def _check_finite(self, quantity: str, value: torch.Tensor) -> None:
         if not torch.isfinite(value):
             raise FloatingPointError(
-                f"{quantity} is {value.item()} at update {self.updates + 1}; nothing was changed by it. Look for rewards "
-                "or observations of extreme size, or lower learning_rate"
+                f"{quantity} is {value.item()} at update {self.updates + 1}; nothing was changed by it. Look for "
+                "rewards or observations of extreme size, or lower learning_rate"
             )
 
 

@@ -50,7 +50,7 @@ class TeamEnv:
         return self._view(self._live, observations, infos, needed=True)
 
     def step(self, actions: np.ndarray) -> tuple[View, float, bool, bool]:
-        """Takes int [N], returns what it led to, the team's reward, whether the game terminated, and whether it is over.
+        """Takes int [N]; returns what it led to, the team's reward, whether the game terminated, whether it is over.
 
         Over but not terminated is truncated: the view is then real, as the value of what follows is asked for.
         """
@@ -101,8 +101,8 @@ class TeamEnv:
         for agent in agents:
             if not isinstance(env.action_space(agent), spaces.Discrete):
                 raise ValueError(
-                    f"action space of agent {agent!r} is {env.action_space(agent)}; QMIX takes the best of a finite set "
-                    "of actions and needs Discrete. Discretise the actions in a wrapper"
+                    f"action space of agent {agent!r} is {env.action_space(agent)}; QMIX takes the best of a finite "
+                    "set of actions and needs Discrete. Discretise the actions in a wrapper"
                 )
         observations = tuple(space_spec(agent, env.observation_space(agent)) for agent in agents)
         env.reset(seed=0)

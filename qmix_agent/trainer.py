@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from . import checkpoint
 from .exploration import epsilon_at
 from .metrics import WALL_CLOCK, MetricsLog
 from .replay_buffer import pad

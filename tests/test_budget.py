@@ -155,7 +155,7 @@ def test_a_rate_that_overshoots_alone_is_illegal() -> None:
     assert masks.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
 
 
-@pytest.mark.parametrize(("target", "legal"), [(60 / 110, 1), (61 / 110, 0), (0.5455, 0)])
+@pytest.mark.parametrize(("target", "legal"), [(60 / 110, 1), (61 / 110, 0)])
 def test_a_rate_that_lands_exactly_on_the_target_is_legal(target: float, legal: int) -> None:
     """Without half of group 0 there are 60 of 110 MACs."""
     assert BY_HAND.budget(target, (0.0, 0.5)).action_masks((10, 10)).tolist() == [[1, legal], [1, 1]]
@@ -186,9 +186,9 @@ def test_masks_say_exactly_what_is_legal(
         left = plan[group] - math.floor(Fraction(str(RATES[action])) * plan[group])
         kept = min(plan[group], math.ceil(left / round_to) * round_to)
         alone = (*plan[:group], kept, *plan[group + 1 :])
-        legal = action == 0 or (
-            kept < plan[group] and kept >= fewest[group] and (target is None or network.ratio(alone) >= target)
-        )
+        one_more = (int(network.macs(np.array(alone))) + 1) / int(network.macs(np.array(network.full)))
+        overshoots = target is not None and one_more <= target  # MACs are integers: nothing lies in between
+        legal = action == 0 or (fewest[group] <= kept < plan[group] and not overshoots)
         assert masks[group, action] == legal
         if legal:  # a legal action alone has exactly its effect, projection included
             actions = [action if index == group else 0 for index in range(len(plan))]
@@ -277,6 +277,11 @@ def test_falling_short_at_min_filters_prunes_the_others_uniformly() -> None:
 def test_a_gap_of_more_than_one_point_is_closed_by_an_exchange() -> None:
     """Only group 0 was pruned: (4, 10) has 50 MACs, 4.5 points too few. One up in 0, five down in 1."""
     assert project(0.5, (10, 10), (8, 10), last=True) == (5, 5)
+
+
+def test_an_exchange_between_two_groups_finds_what_one_against_all_does_not() -> None:
+    network = chain((8, 10, 12), (8, 4, 8))
+    assert_finished(network, 0.65, network.budget(0.65).uniform())
 
 
 def test_an_exact_hit_early_leaves_only_action_0() -> None:

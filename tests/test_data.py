@@ -222,7 +222,7 @@ class TestBadInput:
 
     def test_constant_images(self) -> None:
         images, labels = torch.zeros(8, 1, 4, 4, dtype=torch.uint8), torch.arange(8) // 4
-        with pytest.raises(DataError, match="channel 0 .* constant"):
+        with pytest.raises(DataError, match=r"channel 0 .* constant"):
             data.split(Source("flat", ("a", "b"), images, labels, images, labels))
 
     def test_wrong_normalisation(self, digits: DataSplits) -> None:

@@ -210,7 +210,7 @@ class TestRules:
         env.reset()
         rounds = 0
         while env.agents:
-            *_, terminated, _, infos = env.step(dict.fromkeys(env.agents, 1))
+            _, _, terminated, _, _ = env.step(dict.fromkeys(env.agents, 1))
             rounds += 1
         assert terminated["conv_0"]
         assert rounds < 12
@@ -353,7 +353,7 @@ class TestErrors:
             FilterPruneEnv(create("small_cnn", 7, 1), digits)
 
     def test_images_of_another_shape(self, digits: DataSplits) -> None:
-        with pytest.raises(ValueError, match="does not take images of shape"):
+        with pytest.raises(ValueError, match="takes no images of shape"):
             FilterPruneEnv(create("small_cnn", 10, 3), digits)
 
     def test_a_recalibration_that_hurts_is_told(self, trained: torch.nn.Module, digits: DataSplits) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import image
 from matplotlib.figure import Figure
@@ -93,6 +93,7 @@ figures = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(figures, st.lists(st.tuples(st.text("abc ", min_size=1, max_size=50), st.floats(0.05, 1)), max_size=4))
 def test_table_fits_and_loses_no_name(original: NetworkFigures, others: list[tuple[str, float]]) -> None:
     rows = [original] + [
@@ -249,14 +250,14 @@ import sys
 import prune_env.render, prune_env.report
 assert "matplotlib" not in sys.modules, "imported at import time"
 import matplotlib
-settings = lambda: {key: dict.__getitem__(matplotlib.rcParams, key) for key in matplotlib.rcParams}
-before = settings()
+state = lambda: {key: dict.__getitem__(matplotlib.rcParams, key) for key in matplotlib.rcParams}
+before = state()
 from tests.test_report import DRAWINGS
 from tests.test_render import ROWS, TOTALS
 for draw in DRAWINGS.values():
     draw(prune_env.report.Path(sys.argv[1]) / "x.png")
 prune_env.render.rgb_array(ROWS, *TOTALS)
-assert settings() == before, "settings changed"
+assert state() == before, "settings changed"
 assert "matplotlib.pyplot" not in sys.modules, "pyplot imported"
 """
 

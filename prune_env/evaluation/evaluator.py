@@ -70,7 +70,7 @@ class Evaluator:
     def accuracy_of(self, network: nn.Module) -> float:
         """The same for a network of the caller's, which is used up: recalibrated, folded, converted."""
         self.evaluations += 1
-        network.to(self.device, memory_format=torch.channels_last)
+        network.to(self.device).to(memory_format=torch.channels_last)
         self.recalibrate(network)
         return self._count(network)
 
@@ -89,7 +89,7 @@ class Evaluator:
     def _count(self, network: nn.Module) -> float:
         network.eval().to(self.device)
         fold(network, self._pairs)
-        network.to(self.dtype, memory_format=torch.channels_last)
+        network.to(self.dtype).to(memory_format=torch.channels_last)
         right = 0
         with torch.inference_mode():
             for images, labels in zip(self._images.split(BATCH), self._labels.split(BATCH), strict=True):

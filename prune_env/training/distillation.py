@@ -24,6 +24,7 @@ class DistillationConfig(FitConfig):
     """How to distil; the training settings are FitConfig's with defaults for a network that is nearly there."""
 
     epochs: float = 4
+    min_steps: int = 400
     lr: float = 0.02
     label_smoothing: float = 0.0
     ema_decay: float = 0.99
@@ -74,7 +75,7 @@ def distill(
 
 def distillation_loss(teacher: nn.Module, config: DistillationConfig, device: torch.device) -> Loss:
     """The loss of the module's docstring; the teacher is a frozen copy in eval mode."""
-    teacher = copy.deepcopy(teacher).to(device, fast_dtype(device), memory_format=torch.channels_last).eval()
+    teacher = copy.deepcopy(teacher).to(device, fast_dtype(device)).to(memory_format=torch.channels_last).eval()
     teacher.requires_grad_(False)
     dtype = fast_dtype(device)
     temperature, alpha = config.temperature, config.alpha

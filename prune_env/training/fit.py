@@ -34,6 +34,8 @@ class FitConfig:
 
     epochs: float = 20
     """Passes over the training split; a fraction ends within a pass."""
+    min_steps: int = 0
+    """Optimizer steps at least, whatever `epochs` says: a small data set's epochs are short."""
     batch_size: int = 128
     lr: float = 0.1
     """Peak learning rate of the one-cycle schedule (Smith & Topin 2019), linear up and down."""
@@ -84,7 +86,7 @@ def fit(
     config = config or FitConfig()
     device = torch.device(device)
     loss = loss or _cross_entropy(config.label_smoothing)
-    model = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
+    model = copy.deepcopy(model).to(device).to(memory_format=torch.channels_last)
     model.requires_grad_(True)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     # Momentum is kept in new buffers, for the parameters of this very copy.
@@ -92,7 +94,7 @@ def fit(
         _parameter_groups(model, config.weight_decay), lr=config.lr, momentum=config.momentum, nesterov=True
     )
     steps_per_epoch = max(1, len(data.train) // config.batch_size)
-    steps = max(1, round(config.epochs * steps_per_epoch))
+    steps = max(1, config.min_steps, round(config.epochs * steps_per_epoch))
     step, best = 0, (-1.0, model.state_dict())
     if checkpoint is not None and checkpoint.is_file():
         step, best = _restore(checkpoint, config, data, model, averaged, optimizer)
@@ -135,6 +137,7 @@ def fit(
             _save(checkpoint, config, data, model, averaged, optimizer, step, best)
     bar.close()
     model.load_state_dict(best[1])
+    model.zero_grad(set_to_none=True)
     return model.eval().cpu()
 
 

@@ -27,7 +27,7 @@ def counted_macs(model: nn.Module, images: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "resnet20", *TOYS, *LARGE])
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 1000))
 def test_equals_the_flop_counter_and_the_parameters(make: Any, name: str, seed: int) -> None:
     model, images = make(name)

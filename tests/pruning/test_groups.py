@@ -251,7 +251,7 @@ def test_nothing_to_prune() -> None:
 
 
 def test_a_network_that_does_not_run_is_one_clear_error() -> None:
-    with pytest.raises(PruningError, match="cannot trace this network .RuntimeError"):
+    with pytest.raises(PruningError, match=r"cannot trace this network .RuntimeError"):
         find_groups(create("vgg16"), torch.zeros(2, 5, 32, 32))
 
 

@@ -1,0 +1,154 @@
+"""Known answers for every importance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from prune_env.pruning import find_groups, importance
+
+IMAGES = torch.zeros(2, 2, 4, 4)
+
+
+class Net(nn.Module):
+    """Three 1x1 filters on two channels, weights given; BatchNorm is optional; a linear head."""
+
+    def __init__(self, weights: list[list[float]], norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, len(weights), 1, bias=False), norm or nn.Identity()
+        self.head = nn.Linear(len(weights), 2)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.tensor(weights)[:, :, None, None])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.conv(x)).mean((2, 3)))
+
+
+def scored(method: str, model: nn.Module, **arguments: Any) -> list[float]:
+    (score,) = importance.scores(method, model, find_groups(model, IMAGES), **arguments).values()
+    return (score / score.sum()).tolist()
+
+
+def test_l1_takes_absolute_values() -> None:
+    """Case 13: summed without abs, the first filter would come last."""
+    assert scored("l1", Net([[3, -4], [1, 1], [0, 1]])) == pytest.approx([0.7, 0.2, 0.1])
+
+
+def test_l2() -> None:
+    assert scored("l2", Net([[3, -4], [0, 4], [-1, 0]])) == pytest.approx([0.5, 0.4, 0.1])
+
+
+def test_bn_scale_takes_absolute_values() -> None:
+    norm = nn.BatchNorm2d(3)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([-0.6, 0.3, 0.1]))
+    assert scored("bn_scale", Net([[1, 1], [2, 2], [3, 3]], norm)) == pytest.approx([0.6, 0.3, 0.1])
+
+
+@pytest.mark.parametrize("norm", [None, nn.BatchNorm2d(3, affine=False)])
+def test_bn_scale_needs_a_scale(norm: nn.Module | None) -> None:
+    with pytest.raises(ValueError, match=r"group conv_0 .conv. has none"):
+        scored("bn_scale", Net([[1, 1], [2, 2], [3, 3]], norm))
+
+
+def test_fpgm_is_the_distance_to_the_others() -> None:
+    # Distances: (0, 0)-(3, 4) 5, (0, 0)-(0, 4) 4, (3, 4)-(0, 4) 3. The smallest norm is not the smallest score.
+    assert scored("fpgm", Net([[0, 0], [3, 4], [0, 4]])) == pytest.approx([9 / 24, 8 / 24, 7 / 24])
+
+
+def test_fpgm_of_many_filters_is_exact() -> None:
+    weight = torch.randn(40, 9, generator=torch.Generator().manual_seed(0)) + 100
+    expected = torch.stack([(weight - row).square().sum(1).sqrt().sum() for row in weight.double()])
+    assert torch.allclose(importance.geometric_median(weight).double(), expected, rtol=1e-5)
+
+
+def test_taylor_is_the_squared_product_of_weight_and_gradient() -> None:
+    model = Net([[3, -4], [1, 1], [0, 1]])
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(4, 2, 4, 4, generator=generator), torch.tensor([0, 1, 1, 0])) for _ in range(2)]
+    expected = torch.zeros(3)
+    for images, labels in batches:
+        loss = F.cross_entropy(model(images), labels)
+        (gradient,) = torch.autograd.grad(loss, [model.conv.weight])
+        expected += (gradient * model.conv.weight.detach()).square().sum((1, 2, 3))
+    assert scored("taylor", model, batches=batches) == pytest.approx((expected / expected.sum()).tolist(), rel=1e-4)
+
+
+def test_taylor_leaves_the_model_alone(make: Any) -> None:
+    model, images = make("resnet20")
+    model.requires_grad_(False)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.no_grad():
+        importance.scores("taylor", model, find_groups(model, images), batches=[(images, torch.tensor([0, 1]))])
+    assert model.training
+    assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+
+
+def test_taylor_needs_batches() -> None:
+    with pytest.raises(ValueError, match="'taylor' needs batches"):
+        scored("taylor", Net([[1, 1]]))
+
+
+def test_random_follows_the_seed_and_no_global_state(make: Any) -> None:
+    model, images = make("concat")
+    groups = find_groups(model, images)
+    state = torch.random.get_rng_state()
+    first, again, other = (importance.scores("random", model, groups, seed=seed) for seed in (1, 1, 2))
+    assert all(torch.equal(first[agent], again[agent]) for agent in first)
+    assert not torch.equal(first["conv_0"], other["conv_0"])
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_layers_of_a_group_weigh_the_same() -> None:
+    """A layer with weights a hundred times as large does not decide for a whole residual stream."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(2, 2, 1, bias=False), nn.Conv2d(2, 2, 1, bias=False)
+            self.head = nn.Linear(2, 2)
+            with torch.no_grad():
+                self.one.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 3.0]])[:, :, None, None])
+                self.two.weight.copy_(100 * torch.tensor([[3.0, 0.0], [0.0, 2.0]])[:, :, None, None])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.one(x)
+            return self.head((x + self.two(x)).mean((2, 3)))
+
+    model = Residual()
+    (score,) = importance.scores("l1", model, find_groups(model, IMAGES)).values()
+    assert score.tolist() == pytest.approx([(0.5 + 1.2) / 2, (1.5 + 0.8) / 2])
+
+
+def test_a_layer_of_zeros_is_finite() -> None:
+    assert importance.scores("l1", m := Net([[0, 0], [0, 0]]), find_groups(m, IMAGES))["conv_0"].tolist() == [0, 0]
+
+
+def test_ranking_is_stable() -> None:
+    ranking = importance.ranking({"conv_0": torch.tensor([1.0, 2.0, 1.0, 2.0, 3.0])})
+    assert ranking["conv_0"].tolist() == [4, 1, 3, 0, 2]
+    assert importance.ranking({"conv_0": torch.ones(600)})["conv_0"].tolist() == list(range(600))
+
+
+def test_unknown_method(make: Any) -> None:
+    with pytest.raises(ValueError, match="'l3' is unknown; choose one of l1, l2, bn_scale, fpgm, taylor, random"):
+        importance.scores("l3", nn.Identity(), [])
+
+
+def test_weights_that_are_not_finite() -> None:
+    with pytest.raises(ValueError, match=r"'l1' of group conv_0 .conv. is not finite"):
+        scored("l1", Net([[1, float("nan")], [1, 1]]))
+
+
+@pytest.mark.parametrize("method", importance.METHODS)
+def test_every_method_scores_every_filter(make: Any, method: str) -> None:
+    model, images = make("resnet20")
+    groups = find_groups(model, images)
+    scores = importance.scores(method, model, groups, batches=[(images, torch.tensor([0, 1]))])
+    assert {agent: tuple(score.shape) for agent, score in scores.items()} == {g.agent_id: (g.filters,) for g in groups}
+    assert all(score.dtype == torch.float32 and (score >= 0).all() for score in scores.values())
