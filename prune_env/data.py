@@ -113,8 +113,8 @@ class DataSplits:
         digest = hashlib.blake2b(repr((self.mean, self.std, self.augmentation)).encode(), digest_size=16)
         for part in (self.train, self.calibration, self.reward, self.test):
             digest.update(str(tuple(part.images.shape)).encode())
-            digest.update(part.images.contiguous().numpy())
-            digest.update(part.labels.contiguous().numpy())
+            digest.update(part.images.contiguous().numpy().data)
+            digest.update(part.labels.contiguous().numpy().data)
         return digest.hexdigest()
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:

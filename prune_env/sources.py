@@ -65,7 +65,7 @@ def cifar(name: str) -> Source:
     from torchvision import datasets
 
     make = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    parts = []
+    parts: list[torch.Tensor] = []
     classes: tuple[str, ...] = ()
     for train in (True, False):
         try:
@@ -107,9 +107,9 @@ def folder(path: Path, cache: bool = True) -> Source:
     if tensors is None:
         tensors = {}
         for part in ("train", "test"):
-            files = [Path(entry.path) for name in classes for entry in listing[part][name]]
+            paths = [Path(entry.path) for name in classes for entry in listing[part][name]]
             counts = torch.tensor([len(listing[part][name]) for name in classes])
-            tensors[f"{part}_images"] = _decode(files, f"decoding {part}")
+            tensors[f"{part}_images"] = _decode(paths, f"decoding {part}")
             tensors[f"{part}_labels"] = torch.repeat_interleave(torch.arange(len(classes)), counts)
         _check_equal_shapes(path, tensors)
         if cache:

@@ -88,7 +88,7 @@ def fold(model: nn.Module, pairs: Iterable[tuple[str, str]]) -> None:
         assert isinstance(norm, nn.BatchNorm2d)
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        conv.weight, conv.bias = fuse_conv_bn_weights(  # type: ignore[assignment]
+        conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
         parent, _, child = norm_path.rpartition(".")

@@ -111,3 +111,127 @@ class Memory(Game):
             return 0.0, False, False
         right = sum(int(actions[agent] == bit) for agent, bit in zip(self.possible_agents, self.bits, strict=True))
         return right / 2, True, False
+
+
+class Ragged(Game):
+    """Agents with 3, 5 and 1 actions, masks in the infos, and any length, ending either way, as the seed says.
+
+    Pays for the sum of the actions. An illegal action is an error.
+    """
+
+    def __init__(self, n_actions: tuple[int, ...] = (3, 5, 1)) -> None:
+        super().__init__(n_actions, 2)
+        for index, agent in enumerate(self.possible_agents):  # sizes 1, 2, 3, ...
+            self.observation_spaces[agent] = spaces.Box(-1.0, 1.0, (index + 1,), np.float32)
+        self.state_space = spaces.Box(0.0, 10.0, (4,), np.float32)
+        self.total = 0.0
+
+    def begin(self) -> None:
+        self.length, self.ends = int(self.rng.integers(2, 6)), bool(self.rng.integers(0, 2))
+        self.draw()
+
+    def draw(self) -> None:
+        self.masks = {}
+        for agent in self.agents:
+            mask = self.rng.integers(0, 2, int(self.action_spaces[agent].n)).astype(np.int8)
+            mask[self.rng.integers(0, len(mask))] = 1
+            self.masks[agent] = mask
+
+    def observe(self) -> dict[str, Any]:
+        return {
+            agent: np.full(self.observation_spaces[agent].shape, self.time / 10, np.float32) for agent in self.agents
+        }
+
+    def state(self) -> np.ndarray:
+        return np.array([self.time, self.length, self.total / 10, 1.0], np.float32)
+
+    def tell(self) -> dict[str, dict[str, Any]]:
+        return {
+            agent: {"action_mask": self.masks[agent], "own": float(index), "team": self.total, "name": "text"}
+            for index, agent in enumerate(self.agents)
+        }
+
+    def play(self, actions: dict[str, int]) -> tuple[float, bool, bool]:
+        for agent, action in actions.items():
+            assert self.masks[agent][action] == 1, f"{agent} took illegal action {action}"
+        self.total = float(sum(actions.values()))
+        self.draw()
+        over = self.time == self.length
+        return self.total, over and self.ends, over and not self.ends
+
+
+class DictMasks(Ragged):
+    """The same with the masks beside the observations, PettingZoo's classic way. No masks in the infos."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for agent, space in self.observation_spaces.items():
+            mask = spaces.Box(0, 1, (int(self.action_spaces[agent].n),), np.int8)
+            self.observation_spaces[agent] = spaces.Dict({"observation": space, "action_mask": mask})
+
+    def observe(self) -> dict[str, Any]:
+        return {
+            agent: {"observation": observation, "action_mask": self.masks[agent]}
+            for agent, observation in super().observe().items()
+        }
+
+    def tell(self) -> dict[str, dict[str, Any]]:
+        return {agent: {} for agent in self.agents}
+
+
+class LeavesEarly(Ragged):
+    """agent_0 terminates after the first step; the others play three, and are cut off."""
+
+    def begin(self) -> None:
+        super().begin()
+        self.length, self.ends = 3, False
+
+    def step(self, actions: dict[str, int]) -> Result:
+        observations, rewards, terminations, truncations, infos = super().step(actions)
+        if "agent_0" in terminations:
+            terminations["agent_0"] = True
+            self.agents.remove("agent_0")
+        return observations, rewards, terminations, truncations, infos
+
+
+class Meet(Game):
+    """Two walkers on a line of five see where they and a landmark are; both must stand on it. No state(), no masks."""
+
+    def __init__(self) -> None:
+        super().__init__((3, 3), 2)
+
+    def begin(self) -> None:
+        self.places, self.landmark = self.rng.integers(0, 5, 2), int(self.rng.integers(0, 5))
+
+    def observe(self) -> dict[str, Any]:
+        return {
+            agent: np.array([place / 4, self.landmark / 4], np.float32)
+            for agent, place in zip(self.agents, self.places, strict=True)
+        }
+
+    def play(self, actions: dict[str, int]) -> tuple[float, bool, bool]:
+        moves = np.array([actions[agent] - 1 for agent in self.possible_agents])
+        self.places = np.clip(self.places + moves, 0, 4)
+        return -float(np.abs(self.places - self.landmark).sum()) / 8, False, self.time == 5
+
+
+class Archiving(Ragged):
+    """Remembers every episode's length, over all episodes, and can be asked for it and told it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lengths: list[int] = []
+
+    def play(self, actions: dict[str, int]) -> tuple[float, bool, bool]:
+        result = super().play(actions)
+        if result[1] or result[2]:
+            self.lengths.append(self.time)
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lengths": np.array(self.lengths, dtype=np.int64), "note": ("a", 1)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert isinstance(state["lengths"], np.ndarray)
+        assert state["note"] == ("a", 1)
+        self.lengths = state["lengths"].tolist()
