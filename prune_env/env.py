@@ -323,6 +323,6 @@ def _check_head(model: nn.Module, data: DataSplits) -> None:
         model.train(was_training)
     if logits.ndim != 2 or logits.shape[1] < len(data.classes):
         raise ValueError(
-            f"the network's output has shape {tuple(logits.shape)}; data {data.name!r} has {len(data.classes)} classes, "
+            f"the network's output is {tuple(logits.shape)}; data {data.name!r} has {len(data.classes)} classes, "
             "so it must return [B, K] logits with K at least that"
         )

@@ -1,0 +1,24 @@
+"""Every group loses the same fraction of its filters: one plan, whatever the budget of evaluations."""
+
+from __future__ import annotations
+
+import time
+
+from prune_env import FilterPruneEnv
+from prune_env.archive import Entry
+
+from .result import SearchResult
+
+
+def search(problem: FilterPruneEnv, budget: int, seed: int) -> SearchResult:
+    """Neither `budget` nor `seed` matters."""
+    begin = time.perf_counter()
+    plan = problem.budget.uniform()
+    full = problem.full_plan
+    entry = Entry(
+        plan,
+        problem.evaluator.accuracy(plan),
+        problem.cost.macs(plan) / problem.cost.macs(full),
+        problem.cost.params(plan) / problem.cost.params(full),
+    )
+    return SearchResult((entry,), time.perf_counter() - begin)
