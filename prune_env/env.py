@@ -28,7 +28,7 @@ from .networks.pretrained import normalised_for, pretrained
 from .observation import Observer
 from .pruning import Cost, Plan, build, find_groups, importance, proven_groups
 from .recovery import Recovery
-from .reward import RewardInput, get_reward
+from .reward import RewardFunction, RewardInput, get_reward
 
 RENDER_MODES = ("ansi", "rgb_array")
 
@@ -57,9 +57,11 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         data: DataSplits,
         config: EnvConfig | None = None,
         *,
+        reward: RewardFunction | None = None,
         render_mode: str | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
+        """reward: a function of one's own, in place of the one that `config` names."""
         config = config or EnvConfig()
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ValueError(f"render_mode {render_mode!r} is unknown; choose one of {', '.join(RENDER_MODES)} or None")
@@ -102,7 +104,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         )
         self.archive = Archive()
         """Every finished plan with its accuracy, over all episodes."""
-        self._reward = get_reward(config.reward)
+        self._reward = reward or get_reward(config.reward)
         self._recovery = Recovery(model, data, self.groups, self.ranking, config, device)
         self._observer = Observer(model, self.groups, self.cost, scores, config.rates, config.target_macs)
 

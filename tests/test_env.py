@@ -20,6 +20,7 @@ from pettingzoo.utils import parallel_to_aec
 from prune_env import EnvConfig, FilterPruneEnv, filter_prune_v0
 from prune_env.data import DataSplits
 from prune_env.networks import create
+from prune_env.reward import RoundReward
 
 EnvMaker = Callable[..., FilterPruneEnv]
 INFO_KEYS = {"action_mask", "applied_rate", "accuracy", "macs_ratio", "params_ratio"}
@@ -204,6 +205,12 @@ class TestRules:
         assert sum(result[1]["conv_0"] for result in idle[1:]) <= 0
         pruned = play(env, 0)
         assert pruned[-1][-1]["conv_0"]["macs_ratio"] < 1
+
+    def test_a_reward_of_ones_own(self, trained: torch.nn.Module, digits: DataSplits) -> None:
+        config = EnvConfig(prove=False, reward_images=50, rounds=2)
+        env = FilterPruneEnv(trained, digits, config, reward=lambda step: RoundReward(7.0 if step.last else 0.5))
+        record = play(env, 0)
+        assert [result[1]["conv_0"] for result in record[1:]] == [0.5, 7.0]
 
     def test_tradeoff_ends_a_lost_network(self, make_env: EnvMaker) -> None:
         env = make_env(target_macs=None, reward="tradeoff", every_round=True, rounds=12, rates=(0.0, 0.9))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 from prune_env import FilterPruneEnv
 from qmix_agent import QMIX, QMIXConfig
@@ -23,8 +24,6 @@ def search(problem: FilterPruneEnv, budget: int, seed: int) -> SearchResult:
         if len(problem.archive) >= budget:
             raise _Spent
 
-    try:
+    with suppress(_Spent):
         QMIX(problem, config, seed).learn(3 * budget, callback=stop, progress=False)
-    except _Spent:
-        pass
     return SearchResult(tuple(problem.archive)[:budget], time.perf_counter() - begin)

@@ -70,12 +70,12 @@ class Evaluator:
     def accuracy_of(self, network: nn.Module) -> float:
         """The same for a network of the caller's, which is used up: recalibrated, folded, converted."""
         self.evaluations += 1
-        network.to(self.device).to(memory_format=torch.channels_last)
         self.recalibrate(network)
         return self._count(network)
 
     def recalibrate(self, network: nn.Module) -> None:
-        """Estimates the network's BatchNorm statistics on the fixed calibration crops, in place."""
+        """Estimates the network's BatchNorm statistics on the fixed calibration crops, in place and on `device`."""
+        network.to(self.device).to(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             recalibrate(network, self._calibration.split(BATCH))
 
