@@ -19,11 +19,11 @@ import tyro
 
 from prune_env import EnvConfig, FilterPruneEnv, export, report, runs
 from prune_env.data import load
+from prune_env.device import check_device
 from prune_env.evaluation.latency import interleaved
-from prune_env.finalise import choose, distil_fully, recalibrated
+from prune_env.finalise import accuracy, choose, distil_fully, recalibrated
 from prune_env.networks.pretrained import normalised_for, pretrained
 from prune_env.training.distillation import DistillationConfig
-from prune_env.training.fit import correct
 from qmix_agent import QMIX, QMIXConfig
 
 
@@ -52,15 +52,23 @@ class Config:
     qmix: QMIXConfig = field(default_factory=lambda: QMIXConfig(eval_episodes=1))  # the game is deterministic
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
+    def __post_init__(self) -> None:
+        if min(self.episodes, self.checkpoint_every, self.finalists) < 1 or self.short_epochs <= 0:
+            raise ValueError("episodes, checkpoint-every and finalists must be at least 1, and short-epochs above 0")
+        if self.env.target_macs is None:
+            raise ValueError("this script compares networks of one cost; set target-macs")
+        if self.env.max_cycles is not None and self.env.max_cycles < self.env.rounds:
+            raise ValueError(f"max-cycles must not be below rounds ({self.env.rounds}): no episode would finish")
+        check_device(self.device)
+
 
 def main(config: Config) -> None:
-    settings = dataclasses.asdict(dataclasses.replace(config, resume=False, name=None))
-    stem = f"{config.network}-{Path(config.data).name}"
-    directory = runs.directory(config.out, config.name, stem, settings, config.resume)
-    print(f"Writing to {directory}")
     data = normalised_for(config.network, load(config.data))
     model = pretrained(config.network, data, config.weights, device=config.device)
     env = FilterPruneEnv(model, data, config.env, device=config.device)
+    settings = dataclasses.asdict(dataclasses.replace(config, resume=False, name=None))
+    directory = runs.directory(config.out, config.name, f"{config.network}-{data.name}", settings, config.resume)
+    print(f"Writing to {directory}")
 
     # Search: QMIX plays; the environment's archive keeps every finished plan.
     checkpoints = directory / "checkpoint"
@@ -74,16 +82,16 @@ def main(config: Config) -> None:
     # From plans to a network, without a look at the test set. Uniform pruning gets the same distillation.
     plans = [entry.plan for entry in env.archive.best(config.finalists)]
     common = {"checkpoints": checkpoints, "device": config.device}
-    winner = choose(env, plans, config.distillation, short_epochs=config.short_epochs, **common)[0].plan
-    uniform = env.budget.uniform(config.env.target_macs or env.cost.macs(winner) / env.cost.macs(env.full_plan))
+    finalists = choose(env, plans, config.distillation, short_epochs=config.short_epochs, **common)
+    winner, uniform = finalists[0].plan, env.budget.uniform()
     networks = {"original": model}
     for name, plan in (("uniform L1", uniform), ("QMIX", winner)):
         networks[name] = distil_fully(env, plan, config.distillation, title=name, **common)
 
     # The test set, once.
-    test = {name: correct(network, data, data.test) / len(data.test) for name, network in networks.items()}
+    test = {name: accuracy(network, data, data.test, config.device) for name, network in networks.items()}
     before = {
-        name: correct(recalibrated(env, plan), data, data.test) / len(data.test)
+        name: accuracy(recalibrated(env, plan), data, data.test, config.device)
         for name, plan in (("uniform L1", uniform), ("QMIX", winner))
     }
     costs = {"original": env.full_plan, "uniform L1": uniform, "QMIX": winner}
@@ -116,7 +124,12 @@ def main(config: Config) -> None:
         network=config.network, metrics=metrics,
     )  # fmt: skip
     runs.pictures(directory, env, episodes, uniform, winner)
-    print(f"\nTest accuracy on {data.name}, {len(data.test)} images; in brackets before distillation\n")
+    print("\nFinalists, accuracy on the reward split as cut and after the short distillation, %:")
+    for finalist in finalists:
+        print(
+            f"  {100 * finalist.recalibrated_accuracy:6.2f} {100 * finalist.distilled_accuracy:6.2f}  {finalist.plan}"
+        )
+    print(f"\nTest accuracy on {data.name}, {len(data.test)} images\n")
     print(report.table(rows))
     print(f"\nSearch: {metrics['evaluated_plans']} plans in {metrics['search_seconds']:.0f} s. All files: {directory}")
 

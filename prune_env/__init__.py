@@ -33,8 +33,17 @@ __all__ = [
 ]
 
 
+_MODULES = ("data", "filter_prune_v0")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES, *_MODULES])
+
+
 def __getattr__(name: str) -> Any:
     """Public names are imported on first use, so that `import prune_env` stays light."""
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
     if name in _HOMES:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+Reward = Literal["budget", "tradeoff", "amc"]
+Importance = Literal["l1", "l2", "bn_scale", "fpgm", "taylor", "random"]
 
 DEFAULT_RATES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45)
 
@@ -19,12 +23,12 @@ class EnvConfig:
     """What an agent chooses from: the fraction of its remaining filters that goes in one round. rates[0] is 0."""
     target_macs: float | None = 0.5
     """Fraction of the MACs that may stay at the end of an episode; None for no budget."""
-    reward: str = "budget"
-    """A name in `prune_env.reward.REWARDS`: budget, tradeoff or amc."""
+    reward: Reward = "budget"
+    """What pays, see `prune_env.reward`. tradeoff plays without a budget, budget needs one."""
     every_round: bool = False
     """Evaluate after every round; otherwise the last round only, and earlier rounds pay 0."""
-    importance: str = "l1"
-    """What ranks the filters of a group: l1, l2, bn_scale, fpgm, taylor or random."""
+    importance: Importance = "l1"
+    """What ranks the filters of a group, see `prune_env.pruning.importance`."""
     min_filters: int = 2
     """Filters that stay in every group."""
     round_to: int = 1
@@ -43,9 +47,13 @@ class EnvConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rates", tuple(self.rates))
+        for name, allowed in (("reward", get_args(Reward)), ("importance", get_args(Importance))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} {getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}")
         for name in ("rounds", "min_filters", "round_to", "reward_images", "calibration_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if self.max_cycles is not None and self.max_cycles < 1:
             raise ValueError(f"max_cycles must be at least 1, or None for no limit; got {self.max_cycles}")
         if self.round_finetune_batches < 0:
@@ -55,7 +63,8 @@ class EnvConfig:
             raise ValueError(f"rates must rise from 0.0 and stay below 1, at least two of them; got {self.rates}")
         if self.target_macs is not None and not 0 < self.target_macs <= 1:
             raise ValueError(f"target_macs must be in (0, 1], or None for no budget; got {self.target_macs}")
-        if self.reward == "budget" and self.target_macs is None:
+        if self.reward == "tradeoff" and self.target_macs is not None:
             raise ValueError(
-                "reward 'budget' pays for accuracy alone and needs target_macs; set it, or take 'tradeoff'"
+                f"reward 'tradeoff' plays without a budget and can end before one is met; set target_macs=None instead "
+                f"of {self.target_macs}, or take 'amc' or 'budget'"
             )

@@ -20,3 +20,11 @@ def fast_dtype(device: torch.device | str = "cpu") -> torch.dtype:
     else:
         native = False
     return torch.bfloat16 if native else torch.float32
+
+
+def check_device(device: torch.device | str) -> None:
+    """Raises ValueError for a device that torch does not know or that is not there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by backend
+        raise ValueError(f"device {str(device)!r} cannot be used: {error}") from error

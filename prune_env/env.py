@@ -7,6 +7,7 @@ in `reward`, what is seen in `observation`.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +29,8 @@ from .networks.pretrained import normalised_for, pretrained
 from .observation import Observer
 from .pruning import Cost, Plan, build, find_groups, importance, proven_groups
 from .recovery import Recovery
-from .reward import RewardFunction, RewardInput, get_reward
+from .reward import RewardFunction, RewardInput, RoundReward, get_reward
+from .training.fit import state_digest
 
 RENDER_MODES = ("ansi", "rgb_array")
 
@@ -66,11 +68,15 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ValueError(f"render_mode {render_mode!r} is unknown; choose one of {', '.join(RENDER_MODES)} or None")
         self.config, self.data, self.render_mode = config, data, render_mode
-        self.model = copy.deepcopy(model).eval()  # the caller may train theirs on
+        self.model = copy.deepcopy(model).cpu().float().eval()  # the caller may train theirs on
         model = self.model
         self.max_cycles = config.max_cycles or config.rounds
         example = data.example_input
         _check_head(model, data)
+        if reward is None and config.reward == "budget" and config.target_macs is None:
+            raise ValueError(
+                "reward 'budget' pays for accuracy alone and needs target_macs; set it, or take 'tradeoff'"
+            )
         self.groups = find_groups(model, example)
         if config.prove:
             self.groups = proven_groups(model, self.groups, example)
@@ -102,11 +108,16 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             seed=config.problem_seed,
             device=device,
         )
+        if self.evaluator.original_accuracy == 0:
+            raise ValueError(
+                "the unpruned network gets none of the reward images right, so nothing can be lost; train it, "
+                "and check that data and normalisation are those it was trained with"
+            )
         self.archive = Archive()
         """Every finished plan with its accuracy, over all episodes."""
-        self._reward = reward or get_reward(config.reward)
+        self._reward = get_reward(reward or config.reward)
         self._recovery = Recovery(model, data, self.groups, self.ranking, config, device)
-        self._observer = Observer(model, self.groups, self.cost, scores, config.rates, config.target_macs)
+        self._observer = Observer(model, self.groups, self.cost, self.budget, scores)
 
         self.possible_agents = [group.agent_id for group in self.groups]
         self.observation_names = self._observer.names
@@ -116,12 +127,14 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self.action_spaces = {agent: spaces.Discrete(len(config.rates)) for agent in self.possible_agents}
         self.state_space = spaces.Box(0.0, 1.0, (len(self.state_names),), np.float32)
         self.agents: list[str] = []
+        self.np_random, self.np_random_seed = seeding.np_random()
         self._plan: Plan
         self._round: int
         self._last_rates: list[float]
         self._accuracy: float
         self._macs_ratio: float
         self._params_ratio: float
+        self._return: float
         self._masks: np.ndarray  # int8 [G, A]
         self._start()
 
@@ -154,8 +167,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         before, accuracy_before, macs_before = self._plan, self._accuracy, self._macs_ratio
         self._round += 1
         ends = self._round == self.config.rounds
-        legal = [self.budget.nearest_legal(mask, action) for mask, action in zip(self._masks, wanted, strict=True)]
-        self._plan = self.budget.project(before, self.budget.apply(before, legal), last=ends)
+        self._plan = self.budget.project(before, self.budget.apply(before, wanted), last=ends)
         self._last_rates = [1 - now / was for now, was in zip(self._plan, before, strict=True)]
         self._macs_ratio = self.cost.macs(self._plan) / self.cost.macs(self.full_plan)
         self._params_ratio = self.cost.params(self._plan) / self.cost.params(self.full_plan)
@@ -165,7 +177,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             self._accuracy = self._measure()
         self._masks = self.budget.action_masks(self._plan)
 
-        reward, collapsed = self._reward(
+        result = self._reward(
             RewardInput(
                 accuracy_before=accuracy_before,
                 accuracy_after=self._accuracy,
@@ -175,21 +187,24 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
                 last=ends,
             )
         )
+        if not isinstance(result, RoundReward):
+            raise TypeError(f"a reward function must return a RoundReward, {self._reward!r} returned {result!r}")
+        reward, collapsed = result
+        self._return += reward
         terminated = ends or collapsed
         truncated = self._round >= self.max_cycles and not terminated
         if terminated:
-            self.archive.add(Entry(self._plan, self._accuracy, self._macs_ratio, self._params_ratio))
+            self.archive.add(Entry(self._plan, self._accuracy, self._macs_ratio, self._params_ratio, self._return))
         agents = self.agents
-        result = (
+        if terminated or truncated:
+            self.agents = []
+        return (
             self._observations(),
             dict.fromkeys(agents, reward),
             dict.fromkeys(agents, terminated),
             dict.fromkeys(agents, truncated),
             self._infos(),
         )
-        if terminated or truncated:
-            self.agents = []
-        return result
 
     def state(self) -> np.ndarray:
         """All observations and the network's totals, float32 [S]; also after the last step."""
@@ -205,6 +220,16 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     def plan(self) -> Plan:
         """Filters kept in each group now, in the order of the agents."""
         return self._plan
+
+    @property
+    def problem(self) -> str:
+        """A fingerprint of all that a plan's accuracy depends on."""
+        digest = hashlib.blake2b(
+            f"{state_digest(self.model)} {self.data.digest} {self.config}".encode(), digest_size=16
+        )
+        for group in self.groups:
+            digest.update(f"{group.layers} {self.ranking[group.agent_id].tolist()}".encode())
+        return digest.hexdigest()
 
     def render(self) -> str | np.ndarray | None:
         """A line for every agent and one for the network (`ansi`), or the same as a picture (`rgb_array`)."""
@@ -222,11 +247,19 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         """Nothing is held open."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What episodes leave behind: the archive. Plain lists and numbers."""
-        return {"archive": self.archive.state_dict()}
+        """What episodes leave behind: the archive, and which problem it belongs to. Plain lists, numbers and text."""
+        return {"problem": self.problem, "archive": self.archive.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up the archive of an earlier run on the same problem; its plans are not evaluated again."""
+        """Takes up the archive of an earlier run on the same problem; its plans are not evaluated again.
+
+        Raises ValueError for the state of another problem: other weights, images, ranking or settings.
+        """
+        if state["problem"] != self.problem:
+            raise ValueError(
+                "the saved state belongs to another problem: weights, data or settings of the environment have changed "
+                "since; start a new run, or bring back what it was made with"
+            )
         self.archive.load_state_dict(state["archive"])
         if not self._recovery.on:
             for entry in self.archive:
@@ -236,6 +269,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self._plan, self._round = self.full_plan, 0
         self._last_rates = [0.0] * len(self.groups)
         self._accuracy, self._macs_ratio, self._params_ratio = self.evaluator.original_accuracy, 1.0, 1.0
+        self._return = 0.0
         self._masks = self.budget.action_masks(self._plan)
         self._recovery.reset()
 
@@ -315,14 +349,13 @@ def _calibration_batches(data: DataSplits, config: EnvConfig) -> list[tuple[torc
 
 def _check_head(model: nn.Module, data: DataSplits) -> None:
     """The network must take the images and name every class."""
-    was_training = model.training
     try:
         with torch.inference_mode():
-            logits = model.eval()(data.example_input)
+            logits = model(data.example_input)
     except RuntimeError as error:
         raise ValueError(f"the network takes no images of shape {data.image_shape} (C, H, W): {error}") from error
-    finally:
-        model.train(was_training)
+    if not isinstance(logits, torch.Tensor):
+        raise ValueError(f"the network must return one tensor of logits [B, K], it returned a {type(logits).__name__}")
     if logits.ndim != 2 or logits.shape[1] < len(data.classes):
         raise ValueError(
             f"the network's output is {tuple(logits.shape)}; data {data.name!r} has {len(data.classes)} classes, "

@@ -20,6 +20,7 @@ from .data import DataSplits
 from .files import replacing
 from .networks.registry import NETWORKS, create, image_size
 from .pruning import Plan, PruningGroup, build_from_indices, find_groups, kept_indices
+from .pruning.surgery import channels
 
 FORMAT_VERSION = 1
 WEIGHTS, RECORD = "pruned.safetensors", "pruned.json"
@@ -41,16 +42,23 @@ def save_pruned(
     model    the pruned network, as `build` made it from `plan`, fine-tuned or not
     network  its name in the registry; None for a user's own, which `load_pruned` then needs as `base_model`
     metrics  numbers to keep with it
+    Raises ValueError for a model that is not the plan's, or a metric that is not finite; nothing is written then.
     """
     directory = Path(directory)
     kept = kept_indices(groups, ranking, plan)
+    for group, filters in zip(groups, plan, strict=True):
+        found = channels(model.get_submodule(group.layers[0]), "out")
+        if found != filters:
+            raise ValueError(
+                f"the model is not the plan's: layer {group.layers[0]} has {found} filters, the plan keeps {filters}"
+            )
     weights = _weights(model)
     record = {
         "format_version": FORMAT_VERSION,
         "network": {"name": network, "num_classes": len(data.classes), "in_channels": data.image_shape[0]},
         "data": {"name": data.name, "classes": data.classes, "image_shape": data.image_shape, "digest": data.digest},
         "normalisation": {"mean": data.mean, "std": data.std},
-        "plan": {group.agent_id: filters for group, filters in zip(groups, plan, strict=True)},
+        "plan": {group.agent_id: int(filters) for group, filters in zip(groups, plan, strict=True)},
         "kept_filters": [
             {"layers": group.layers, "filters": group.filters, "kept": kept[group.agent_id].tolist()}
             for group in groups
@@ -58,10 +66,11 @@ def save_pruned(
         "weights_digest": _digest(weights),
         "metrics": dict(metrics or {}),
     }
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"  # before anything is written
     with replacing(directory / WEIGHTS) as temporary:
         temporary.write_bytes(weights)
     with replacing(directory / RECORD) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def file_bytes(model: nn.Module) -> int:

@@ -6,6 +6,7 @@ on the reward split is distilled fully. Nothing here looks at the test set.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .data import DataSplits
+from .data import DataSplits, Split
 from .env import FilterPruneEnv
 from .pruning import Plan, build
 from .training.distillation import DistillationConfig, distill
@@ -22,7 +23,8 @@ from .training.fit import correct
 
 @dataclass(frozen=True)
 class Finalist:
-    """A plan and its accuracies on the whole reward split: recalibrated, and after the short distillation."""
+    """A plan and its accuracies on the whole reward split: with recalibrated BatchNorm, and after the short
+    distillation."""
 
     plan: Plan
     recalibrated_accuracy: float
@@ -42,13 +44,17 @@ def choose(
     """Scores every plan after the same short distillation, the best first.
 
     checkpoints  a folder in which a killed run finds the networks that it had finished
+    Raises ValueError if there are no plans.
     """
+    plans = list(dict.fromkeys(plans))
+    if not plans:
+        raise ValueError("there are no finished plans to choose from; let some episodes end")
     steps = round(distillation.min_steps * short_epochs / distillation.epochs)
     short = replace(distillation, epochs=short_epochs, min_steps=steps)
     finalists = []
-    for number, plan in enumerate(dict.fromkeys(plans), 1):
+    for number, plan in enumerate(plans, 1):
         network = recalibrated(env, plan)
-        before = reward_accuracy(network, env.data, device)
+        before = accuracy(network, env.data, env.data.reward, device)
         network = distill(
             network,
             env.model,
@@ -60,7 +66,7 @@ def choose(
             progress=progress,
             title=f"finalist {number} of {len(plans)}",
         )
-        finalists.append(Finalist(plan, before, reward_accuracy(network, env.data, device)))
+        finalists.append(Finalist(plan, before, accuracy(network, env.data, env.data.reward, device)))
     return sorted(finalists, key=lambda finalist: -finalist.distilled_accuracy)
 
 
@@ -94,13 +100,13 @@ def recalibrated(env: FilterPruneEnv, plan: Plan) -> nn.Module:
     return network.cpu().eval()
 
 
-def reward_accuracy(network: nn.Module, data: DataSplits, device: torch.device | str = "cpu") -> float:
-    """Fraction of the whole reward split that the network gets right."""
-    network = network.to(device)
-    accuracy = correct(network, data, data.reward, device) / len(data.reward)
+def accuracy(network: nn.Module, data: DataSplits, split: Split, device: torch.device | str = "cpu") -> float:
+    """Fraction of a split that the network gets right, in float32; the network ends on the CPU."""
+    right = correct(network.to(device), data, split, device)
     network.cpu()
-    return accuracy
+    return right / len(split)
 
 
 def _file(folder: Path | None, stage: str, plan: Plan) -> Path | None:
-    return None if folder is None else folder / f"{stage}-{'-'.join(map(str, plan))}.pt"
+    name = hashlib.blake2b(repr(plan).encode(), digest_size=8).hexdigest()  # deep networks' plans make long names
+    return None if folder is None else folder / f"{stage}-{name}.pt"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .budget import Budget
 from .pruning import Cost, Plan, PruningGroup
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -37,14 +38,12 @@ class Observer:
         model: nn.Module,
         groups: Sequence[PruningGroup],
         cost: Cost,
+        budget: Budget,
         scores: Mapping[str, torch.Tensor],
-        rates: Sequence[float],
-        target_macs: float | None,
     ) -> None:
-        self._cost, self._target = cost, target_macs
+        self._cost, self._budget, self._target = cost, budget, budget.target_macs
         self._full = np.array([group.filters for group in groups])
         self._full_macs, self._full_params = cost.macs(tuple(self._full)), cost.params(tuple(self._full))
-        self._rates = np.array(rates[1:])  # rate 0 removes nothing
         # Which layers' output filters an agent owns: [G, L].
         self._owns = np.array([[layer in group.layers for layer in cost.layers] for group in groups], dtype=np.float64)
         self._static = self._static_features(model, groups)  # [G, 9]
@@ -53,7 +52,7 @@ class Observer:
             *STATIC,
             *DYNAMIC,
             *(f"importance_q{int(100 * quantile)}" for quantile in QUANTILES),
-            *(f"importance_lost_{rate:g}" for rate in rates[1:]),
+            *(f"importance_lost_{rate:g}" for rate in budget.rates[1:]),  # rate 0 removes nothing
         )
         """Names of the F features of every agent's vector."""
         self.state_names: tuple[str, ...] = (
@@ -70,7 +69,8 @@ class Observer:
         dynamic[:, 1] = self.macs_shares(plan)
         dynamic[:, 2:5] = macs_ratio, distance, rounds_left
         dynamic[:, 5] = last_rates
-        profile = np.stack([self._profile(group, kept) for group, kept in enumerate(plan)])  # [G, Q + A - 1]
+        removable = self._budget.removable(plan)[:, 1:]  # [G, A - 1]
+        profile = np.stack([self._profile(group, plan[group], row) for group, row in enumerate(removable)])
         return np.concatenate((self._static, dynamic, profile), 1).clip(0, 1).astype(np.float32)
 
     def state(self, plan: Plan, last_rates: Sequence[float], rounds_left: float) -> np.ndarray:
@@ -92,12 +92,11 @@ class Observer:
         )
         return macs_ratio, self._cost.params(plan) / self._full_params, max(0.0, distance)
 
-    def _profile(self, group: int, kept: int) -> np.ndarray:
+    def _profile(self, group: int, kept: int, removable: np.ndarray) -> np.ndarray:
         """Quantiles of the importance that remains, and its share that each rate above 0 would remove: [Q + A - 1]."""
         importance, mass = self._ranked[group]
         quantiles = importance[np.round((1 - np.array(QUANTILES)) * (kept - 1)).astype(int)]
-        staying = kept - np.floor(self._rates * kept + 1e-9).astype(int)
-        return np.concatenate((quantiles, 1 - mass[staying] / mass[kept]))
+        return np.concatenate((quantiles, 1 - mass[kept - removable] / mass[kept]))
 
     def _static_features(self, model: nn.Module, groups: Sequence[PruningGroup]) -> np.ndarray:
         full = tuple(self._full)

@@ -119,14 +119,14 @@ def plot_learning(
 ) -> None:
     """Return, best accuracy so far and exploration over the episodes of a run, in panels below each other.
 
-    episodes    rows of metrics.jsonl: "episode" and any of "return", "evaluation_return", "best_accuracy" (fraction)
+    episodes    rows of metrics.jsonl: "episode" and any of "return", "eval/return", "best_accuracy" (fraction)
                 and "epsilon". Panels without data are left out; of an episode met twice (resumed) the last row counts
     references  accuracies to compare the best with, by name: the original's, other methods'
     window      episodes in the running mean; default a twentieth of all, at least 5
 
     Raises ValueError if no row has a return.
     """
-    returns, evaluations = _series(episodes, "return"), _series(episodes, "evaluation_return")
+    returns, evaluations = _series(episodes, "return"), _series(episodes, "eval/return")
     best, epsilon = _series(episodes, "best_accuracy"), _series(episodes, "epsilon")
     if not returns:
         raise ValueError('nothing to plot: no row has "episode" and "return"; give the rows of metrics.jsonl')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,27 +20,33 @@ def directory(out: Path, name: str | None, stem: str, settings: Mapping[str, Any
     """out/<name>: a new folder, or with `resume` the one that is there, if it was begun with these settings.
 
     Without a name it is out/<stem>-<number>: the next free number, or the latest with `resume`. The settings are kept
-    in config.json. Raises FileExistsError for a run that is there without `resume`, ValueError for other settings.
+    in config.json. Raises FileExistsError for a folder that is there without `resume`, FileNotFoundError for a run to
+    resume that is not, ValueError for other settings.
     """
-    numbers = [int(last) for path in out.glob(f"{stem}-*") if (last := path.name.removeprefix(f"{stem}-")).isdigit()]
+    pattern = f"{glob.escape(stem)}-*"
+    numbers = [int(last) for path in out.glob(pattern) if (last := path.name.removeprefix(f"{stem}-")).isdigit()]
     latest = max(numbers, default=0)
-    folder = out / (name or f"{stem}-{latest if resume and latest else latest + 1}")
+    folder = out / (name or f"{stem}-{latest if resume else latest + 1}")
     record = folder / SETTINGS
     text = json.dumps(settings, default=str, indent=1) + "\n"
-    if record.is_file():
-        if not resume:
+    if not resume:
+        try:
+            folder.mkdir(parents=True)  # of two runs that start at once, one gets it
+        except FileExistsError as error:
             raise FileExistsError(
-                f"{folder} holds a run already; add --resume to go on with it, or choose another name"
-            )
-        before, now = json.loads(record.read_text(encoding="utf-8")), json.loads(text)
-        if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
-            raise ValueError(
-                f"{folder} was begun with other settings ({', '.join(changed)}); see {record}, and give "
-                "the same ones or start a new run"
-            )
+                f"{folder} is there already; add --resume to go on with it, or choose another name"
+            ) from error
+        with replacing(record) as temporary:
+            temporary.write_text(text, encoding="utf-8")
         return folder
-    with replacing(record) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    if not record.is_file():
+        raise FileNotFoundError(f"there is no run to resume: {record} does not exist")
+    before, now = json.loads(record.read_text(encoding="utf-8")), json.loads(text)
+    if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
+        raise ValueError(
+            f"{folder} was begun with other settings ({', '.join(changed)}); see {record}, and give the same ones or "
+            "start a new run"
+        )
     return folder
 
 
@@ -56,7 +63,8 @@ def pictures(
 
     best, rows = 0.0, []
     for row in episodes:
-        best = max(best, row.get("info/accuracy", 0.0))
+        greedy = (1 + row["eval/return"]) * env.evaluator.original_accuracy if "eval/return" in row else 0.0
+        best = max(best, row.get("info/accuracy", 0.0), greedy if env.config.reward == "budget" else 0.0)
         rows.append({**row, "best_accuracy": best})
     report.plot_learning(folder / "learning.png", rows, references={"uniform L1": point(uniform)[1]})
     report.plot_tradeoff(

@@ -126,7 +126,11 @@ def _listing(path: Path, part: str) -> dict[str, list[os.DirEntry[str]]]:
     for folder_entry in sorted(os.scandir(path / part), key=lambda entry: entry.name):
         if not folder_entry.is_dir() or folder_entry.name.startswith("."):
             continue
-        files = [file for file in os.scandir(folder_entry.path) if Path(file.name).suffix.lower() in SUFFIXES]
+        files = [
+            file
+            for file in os.scandir(folder_entry.path)
+            if Path(file.name).suffix.lower() in SUFFIXES and not file.name.startswith(".")
+        ]
         if not files:
             raise DataError(f"class folder {folder_entry.path} holds no images ({', '.join(sorted(SUFFIXES))})")
         listing[folder_entry.name] = sorted(files, key=lambda file: file.name)

@@ -63,6 +63,11 @@ class TestConformance:
     def test_state(self, make_env: EnvMaker) -> None:
         state_test(parallel_to_aec(make_env()), make_env(), num_cycles=12)
 
+    def test_versioned_aec(self, trained: torch.nn.Module, tmp_path: Any) -> None:
+        torch.save(trained.state_dict(), tmp_path / "weights.pt")
+        settings = {"weights": tmp_path / "weights.pt", "reward_images": 50, "calibration_images": 200}
+        api_test(filter_prune_v0.env(**settings), num_cycles=30)
+
     def test_aec(self, make_env: EnvMaker) -> None:
         api_test(parallel_to_aec(make_env()), num_cycles=30)
         seed_test(lambda: parallel_to_aec(make_env()), num_cycles=12)
@@ -84,7 +89,7 @@ class TestConformance:
     def test_versioned_module_is_registered(self, trained: torch.nn.Module, tmp_path: Any) -> None:
         weights = tmp_path / "weights.pt"
         torch.save(trained.state_dict(), weights)
-        settings = {"weights": weights, "reward_images": 50, "calibration_images": 50}
+        settings = {"weights": weights, "reward_images": 50, "calibration_images": 200}
         assert isinstance(filter_prune_v0.parallel_env(**settings), FilterPruneEnv)
         aec = filter_prune_v0.env(**settings)
         aec.reset(seed=0)
@@ -206,6 +211,12 @@ class TestRules:
         pruned = play(env, 0)
         assert pruned[-1][-1]["conv_0"]["macs_ratio"] < 1
 
+    def test_a_reward_that_is_no_reward(self, trained: torch.nn.Module, digits: DataSplits) -> None:
+        env = FilterPruneEnv(trained, digits, EnvConfig(prove=False, target_macs=None), reward=lambda step: 1.0)  # type: ignore[arg-type,return-value]
+        env.reset()
+        with pytest.raises(TypeError, match="must return a RoundReward"):
+            env.step(dict.fromkeys(env.agents, 0))
+
     def test_a_reward_of_ones_own(self, trained: torch.nn.Module, digits: DataSplits) -> None:
         config = EnvConfig(prove=False, reward_images=50, rounds=2)
         env = FilterPruneEnv(trained, digits, config, reward=lambda step: RoundReward(7.0 if step.last else 0.5))
@@ -290,6 +301,21 @@ class TestRules:
         play(env, 1)
         assert all(kept % 8 == 0 for kept in env.plan)
 
+    @pytest.mark.parametrize("reward", ["budget", "amc"])
+    def test_the_best_plans_are_those_of_the_highest_return(self, make_env: EnvMaker, reward: str) -> None:
+        env = make_env(reward=reward, target_macs=0.6)
+        returns = {}
+        for seed in range(6):
+            record = play(env, seed)
+            returns[env.plan] = sum(result[1]["conv_0"] for result in record[1:])
+        best = env.archive.best(1)[0]
+        assert returns[best.plan] == max(returns.values())
+
+    def test_the_state_of_another_problem_is_refused(self, make_env: EnvMaker) -> None:
+        state = make_env().state_dict()
+        with pytest.raises(ValueError, match="belongs to another problem"):
+            make_env(importance="random").load_state_dict(state)
+
     def test_pickles(self, make_env: EnvMaker) -> None:
         env = make_env()
         twin = pickle.loads(pickle.dumps(env))
@@ -348,6 +374,8 @@ class TestErrors:
             ({"reward": "accuracy"}, "reward 'accuracy'"),
             ({"importance": "magic"}, "importance 'magic'"),
             ({"max_cycles": 0}, "max_cycles"),
+            ({"rounds": 2.5}, "rounds must be a whole number"),
+            ({"reward": "tradeoff"}, "plays without a budget"),
             ({"round_finetune_batches": -1}, "round_finetune_batches"),
         ],
     )
@@ -358,6 +386,21 @@ class TestErrors:
     def test_labels_outside_the_head(self, digits: DataSplits) -> None:
         with pytest.raises(ValueError, match="has 10 classes"):
             FilterPruneEnv(create("small_cnn", 7, 1), digits)
+
+    def test_an_untrained_network(self, digits: DataSplits) -> None:
+        never = create("small_cnn", 11, 1)
+        torch.nn.init.zeros_(never.classifier.weight)
+        never.classifier.bias.data = torch.tensor([0.0] * 10 + [1.0])  # always the eleventh class
+        with pytest.raises(ValueError, match="none of the reward images right"):
+            FilterPruneEnv(never, digits, EnvConfig(prove=False))
+
+    def test_a_network_with_two_outputs(self, digits: DataSplits) -> None:
+        class Two(torch.nn.Module):
+            def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                return x, x
+
+        with pytest.raises(ValueError, match="one tensor of logits"):
+            FilterPruneEnv(Two(), digits)
 
     def test_images_of_another_shape(self, digits: DataSplits) -> None:
         with pytest.raises(ValueError, match="takes no images of shape"):
@@ -376,6 +419,7 @@ class TestErrors:
             FilterPruneEnv(trained, digits, EnvConfig(prove=False))
 
 
+@pytest.mark.supersuit
 def test_supersuit_vectorises_the_env(make_env: EnvMaker) -> None:
     """Case 18: what SuperSuit offers for Stable-Baselines3, in this process."""
     import supersuit

@@ -27,7 +27,7 @@ HALF = NetworkFigures("QMIX", 0.9291, 156_600_832, 7_000_000, 30_000_000, 3.0, 7
 
 EPISODES: list[dict[str, Any]] = [
     {"episode": i, "return": math.sin(i), "epsilon": 1 - i / 40, "best_accuracy": 0.5 + i / 100} for i in range(40)
-] + [{"episode": i, "evaluation_return": 0.5} for i in (9, 19)]
+] + [{"episode": i, "eval/return": 0.5} for i in (9, 19)]
 LAYERS = [LayerFigures(f"features.{i}", f"conv_{i}", 64, 64 - i, 10**6, 10**6 - i * 10**4) for i in range(13)]
 POINTS = [(0.5 - i / 10_000, 0.3 + i / 200) for i in range(60)]
 DRAWINGS: dict[str, Callable[[Path], None]] = {
@@ -229,7 +229,7 @@ def test_nothing_to_show() -> None:
     with pytest.raises(ValueError, match="at least one network"):
         table([])
     with pytest.raises(ValueError, match="no row has"):
-        plot_learning("x.png", [{"episode": 3, "evaluation_return": 1.0}])
+        plot_learning("x.png", [{"episode": 3, "eval/return": 1.0}])
     with pytest.raises(ValueError, match="layers is empty"):
         plot_layers("x.png", [])
     with pytest.raises(ValueError, match="points is empty"):

@@ -72,6 +72,7 @@ class TestMainScript:
         assert 0 < metrics["params_ratio"] < 1
         for name in ("original_accuracy", "pruned_accuracy", "uniform_accuracy"):
             assert 0.5 < metrics[name] <= 1
+        assert (folder / "checkpoint").is_dir()
         for word in ("original", "uniform L1", "QMIX", "Accuracy", "Latency"):
             assert word in printed
         assert f"{100 * metrics['pruned_accuracy']:.2f} %" in printed
@@ -116,7 +117,7 @@ class TestMainScript:
     def test_a_run_is_never_overwritten(self, finished: tuple[Path, str], weights: Path) -> None:
         again = run(finished[0].parent, weights)
         assert again.returncode != 0
-        assert "holds a run already" in again.stderr
+        assert "is there already" in again.stderr
         assert "Traceback" not in again.stderr
         other = run(finished[0].parent, weights, "--resume", "--seed=5")
         assert other.returncode != 0
@@ -126,6 +127,10 @@ class TestMainScript:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
+            (["--finalists=0"], "must be at least 1"),
+            (["--max-cycles=2"], "no episode would finish"),
+            (["--device=nonsense"], "cannot be used"),
+            (["--resume"], "no run to resume"),
             (["--data=/nowhere"], "is neither 'digits'"),
             (["--network=vgg19"], "not registered"),
             (["--network=vgg16"], "takes images of 32x32"),

@@ -15,10 +15,12 @@ def search(problem: FilterPruneEnv, budget: int, seed: int) -> SearchResult:
     begin = time.perf_counter()
     plan = problem.budget.uniform()
     full = problem.full_plan
+    accuracy = problem.evaluator.accuracy(plan)
     entry = Entry(
         plan,
-        problem.evaluator.accuracy(plan),
+        accuracy,
         problem.cost.macs(plan) / problem.cost.macs(full),
         problem.cost.params(plan) / problem.cost.params(full),
+        accuracy / problem.evaluator.original_accuracy - 1,
     )
     return SearchResult((entry,), time.perf_counter() - begin)

@@ -68,7 +68,7 @@ def pretrained(
     if weights is not None:
         load_weights(model, Path(weights))
         return model
-    recipe = recipe or RECIPES[network]
+    recipe = recipe or RECIPES.get(network, FitConfig())
     key = hashlib.blake2b(f"{recipe}{splits.digest}".encode(), digest_size=8).hexdigest()
     cached = cache_dir() / "pretrained" / f"{network}-{splits.name}-{key}.safetensors"
     if cached.is_file():

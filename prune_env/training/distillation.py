@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..data import DataSplits
 from ..device import fast_dtype
-from .fit import FitConfig, Loss, fit
+from .fit import FitConfig, Loss, fit, state_digest
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def distill(
         data,
         training,
         loss=loss,
+        identity=f"{config!r} taught by {state_digest(teacher)}",
         select_best=select_best,
         checkpoint=checkpoint,
         device=device,

@@ -8,6 +8,7 @@ file goes on where it was killed and ends with the same weights: the order and a
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,6 +68,7 @@ def fit(
     config: FitConfig | None = None,
     *,
     loss: Loss | None = None,
+    identity: str = "",
     select_best: bool = False,
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
@@ -80,6 +82,7 @@ def fit(
     on the reward split wins, otherwise the last.
 
     loss        default: cross-entropy with label smoothing
+    identity    what `loss` depends on, in words: part of what makes a checkpoint that of the same run
     checkpoint  written after every epoch; an existing one of the same run is resumed
     Raises FloatingPointError when the loss is no longer finite, and ValueError for a checkpoint of another run.
     """
@@ -96,8 +99,9 @@ def fit(
     steps_per_epoch = max(1, len(data.train) // config.batch_size)
     steps = max(1, config.min_steps, round(config.epochs * steps_per_epoch))
     step, best = 0, (-1.0, model.state_dict())
+    run = repr((sorted(asdict(config).items()), data.digest, state_digest(model), select_best, identity))
     if checkpoint is not None and checkpoint.is_file():
-        step, best = _restore(checkpoint, config, data, model, averaged, optimizer)
+        step, best = _restore(checkpoint, run, model, averaged, optimizer)
     dtype = fast_dtype(device)
     # Every image is seen both ways in any two epochs (alternating flip, Jordan 2024): better than chance in short runs.
     first_flip = torch.rand(len(data.train), generator=torch.Generator().manual_seed(config.seed)) < 0.5
@@ -134,7 +138,7 @@ def fit(
             if accuracy > best[0]:
                 best = (accuracy, candidate.state_dict())
         if checkpoint is not None:
-            _save(checkpoint, config, data, model, averaged, optimizer, step, best)
+            _save(checkpoint, run, model, averaged, optimizer, step, best)
     bar.close()
     model.load_state_dict(best[1])
     model.zero_grad(set_to_none=True)
@@ -148,17 +152,28 @@ def correct(
     device: torch.device | str = "cpu",
     batch_size: int = 500,
 ) -> int:
-    """How many images of `split` the model gets right (top-1), in the model's own precision and eval mode."""
-    was_training = model.training
+    """How many images of `split` the model on `device` gets right (top-1), in its own precision and eval mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     model.eval()
     count = 0
     with torch.inference_mode():
         for start in range(0, len(split), batch_size):
-            images = data.normalise(split.images[start : start + batch_size].to(device))
+            images = data.normalise(split.images[start : start + batch_size].to(device)).to(dtype)
             labels = split.labels[start : start + batch_size].to(device)
             count += int((model(images).argmax(1) == labels).sum())
-    model.train(was_training)
+    for module, mode in modes:
+        module.training = mode
     return count
+
+
+def state_digest(model: nn.Module) -> str:
+    """A fingerprint of all parameters and buffers, names and shapes included."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _finished(averaged: nn.Module, data: DataSplits, device: torch.device, images: int = 5000) -> nn.Module:
@@ -166,7 +181,7 @@ def _finished(averaged: nn.Module, data: DataSplits, device: torch.device, image
     model: nn.Module = copy.deepcopy(averaged.module if isinstance(averaged, AveragedModel) else averaged)
     split = data.train.balanced(images)
     generator = torch.Generator().manual_seed(0)
-    chunks = split.images[torch.randperm(len(split), generator=generator)].split(250)
+    chunks = split.images[torch.randperm(len(split), generator=generator)].tensor_split(-(-len(split) // 250))
     recalibrate(model, (data.augmented(chunk.to(device), generator) for chunk in chunks))
     return model
 
@@ -212,15 +227,9 @@ def _mix(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch) % 2**63
 
 
-def _identity(config: FitConfig, data: DataSplits, model: nn.Module) -> str:
-    shapes = [tuple(parameter.shape) for parameter in model.parameters()]
-    return repr((sorted(asdict(config).items()), data.digest, shapes))
-
-
 def _save(
     file: Path,
-    config: FitConfig,
-    data: DataSplits,
+    run: str,
     model: nn.Module,
     averaged: AveragedModel,
     optimizer: torch.optim.Optimizer,
@@ -230,7 +239,7 @@ def _save(
     with replacing(file) as temporary:
         torch.save(
             {
-                "identity": _identity(config, data, model),
+                "run": run,
                 "step": step,
                 "best_accuracy": best[0],
                 "best": best[1],
@@ -243,15 +252,10 @@ def _save(
 
 
 def _restore(
-    file: Path,
-    config: FitConfig,
-    data: DataSplits,
-    model: nn.Module,
-    averaged: AveragedModel,
-    optimizer: torch.optim.Optimizer,
+    file: Path, run: str, model: nn.Module, averaged: AveragedModel, optimizer: torch.optim.Optimizer
 ) -> tuple[int, tuple[float, dict[str, torch.Tensor]]]:
     state = torch.load(file, map_location="cpu", weights_only=True)
-    if state["identity"] != _identity(config, data, model):
+    if state["run"] != run:
         raise ValueError(
             f"{file} is the checkpoint of another run (config, data or network differ); delete it to start anew"
         )

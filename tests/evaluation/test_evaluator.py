@@ -108,6 +108,7 @@ class TestEvaluator:
 
     def test_fast_and_exact_precision_agree(self, parts: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
         plans = [(20, 20, 40, 40, 80), (28, 30, 30, 44, 100)]
+        monkeypatch.setattr("prune_env.evaluation.evaluator.fast_dtype", lambda _: torch.bfloat16)
         fast = Evaluator(*parts)
         monkeypatch.setattr("prune_env.evaluation.evaluator.fast_dtype", lambda _: torch.float32)
         exact = Evaluator(*parts)

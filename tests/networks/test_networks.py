@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -78,6 +79,13 @@ def test_resnet_loads_public_names(tmp_path: Path) -> None:
     assert torch.equal(target.layer3[2].conv2.weight, source.layer3[2].conv2.weight)
 
 
+class Forbidden:
+    """A split that must not be looked at."""
+
+    def __getattr__(self, name: str) -> None:
+        raise AssertionError(f"{name} of a held-out split was read")
+
+
 class TestPretrained:
     RECIPE = FitConfig(epochs=1, batch_size=64, lr=0.05)
 
@@ -105,6 +113,11 @@ class TestPretrained:
         assert (normalised_for("resnet20", three).mean, normalised_for("resnet20", three).std) == IMAGENET_NORMALISATION
         assert normalised_for("vgg16", three) is three
 
+    def test_only_the_training_split_is_learned_from(self, digits: DataSplits) -> None:
+        blind = dataclasses.replace(digits, reward=Forbidden(), test=Forbidden())  # type: ignore[arg-type]
+        object.__setattr__(blind, "digest", digits.digest)  # the fingerprint reads all splits, learning must not
+        pretrained("small_cnn", blind, recipe=FitConfig(epochs=0.5, batch_size=64, seed=99), progress=False)
+
     def test_errors(self, digits: DataSplits, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="network 'vgg19' is not registered"):
             pretrained("vgg19", digits)
@@ -123,8 +136,7 @@ class TestPretrained:
             pretrained("small_cnn", digits, tmp_path / "list.pt")
 
 
-@pytest.mark.cifar
-@pytest.mark.skipif("PRUNE_ENV_WEIGHTS" not in os.environ, reason="the public weights lie elsewhere")
+@pytest.mark.cifar("PRUNE_ENV_WEIGHTS")
 @pytest.mark.parametrize(
     ("network", "file", "right"),
     [("resnet20", "resnet20-12fca82f.th", 9173), ("resnet56", "resnet56-4bfd9763.th", 9339)],

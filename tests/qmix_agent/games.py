@@ -79,7 +79,7 @@ class TwoStep(Game):
         self.where = 0
 
     def observe(self) -> dict[str, Any]:
-        return {agent: self.state() for agent in self.agents}
+        return {agent: np.eye(3, dtype=np.float32)[self.where] for agent in self.agents}
 
     def state(self) -> np.ndarray:
         return np.eye(3, dtype=np.float32)[self.where]
@@ -124,9 +124,9 @@ class Ragged(Game):
         for index, agent in enumerate(self.possible_agents):  # sizes 1, 2, 3, ...
             self.observation_spaces[agent] = spaces.Box(-1.0, 1.0, (index + 1,), np.float32)
         self.state_space = spaces.Box(0.0, 10.0, (4,), np.float32)
-        self.total = 0.0
 
     def begin(self) -> None:
+        self.total = 0.0
         self.length, self.ends = int(self.rng.integers(2, 6)), bool(self.rng.integers(0, 2))
         self.draw()
 
@@ -138,9 +138,8 @@ class Ragged(Game):
             self.masks[agent] = mask
 
     def observe(self) -> dict[str, Any]:
-        return {
-            agent: np.full(self.observation_spaces[agent].shape, self.time / 10, np.float32) for agent in self.agents
-        }
+        sizes = {agent: index + 1 for index, agent in enumerate(self.possible_agents)}
+        return {agent: np.full(sizes[agent], self.time / 10, np.float32) for agent in self.agents}
 
     def state(self) -> np.ndarray:
         return np.array([self.time, self.length, self.total / 10, 1.0], np.float32)

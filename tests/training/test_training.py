@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,23 @@ class TestDistillation:
         assert correct(result, digits, digits.reward) > correct(student, digits, digits.reward) + 30
         assert all(torch.equal(before[name], tensor) for name, tensor in trained.state_dict().items())
         assert all(parameter.grad is None for parameter in trained.parameters())
+
+    def test_a_checkpoint_of_another_teacher_or_loss_is_refused(
+        self, trained: nn.Module, digits: DataSplits, tmp_path: Path
+    ) -> None:
+        other, file = create("small_cnn", 10, 1, seed=8).eval(), tmp_path / "run.pt"
+        config = DistillationConfig(epochs=0.2, min_steps=1)
+        distill(other, trained, digits, config, checkpoint=file, progress=False)
+        for teacher, student, settings in (
+            (other, other, config),
+            (trained, trained, config),
+            (trained, other, dataclasses.replace(config, temperature=9.0)),
+            (trained, other, dataclasses.replace(config, alpha=0.0)),
+        ):
+            with pytest.raises(ValueError, match="checkpoint of another run"):
+                distill(student, teacher, digits, settings, checkpoint=file, progress=False)
+        with pytest.raises(ValueError, match="checkpoint of another run"):
+            distill(other, trained, digits, config, select_best=False, checkpoint=file, progress=False)
 
     def test_bad_settings(self) -> None:
         with pytest.raises(ValueError, match="temperature"):
