@@ -430,3 +430,15 @@ def test_supersuit_vectorises_the_env(make_env: EnvMaker) -> None:
     for _ in range(7):  # more than two episodes
         observations, rewards, *_ = vector.step(np.ones(5, dtype=np.int64))
         assert observations.shape[0] == rewards.shape[0] == 5
+
+
+def test_torchrl_plays_two_episodes_on(make_env: EnvMaker) -> None:
+    """Case 16: the wrapper resets in its constructor, and goes on after an episode's end."""
+    from torchrl.envs import PettingZooWrapper
+
+    env = make_env(rounds=2)
+    wrapped = PettingZooWrapper(env, use_mask=False)
+    rollout = wrapped.rollout(max_steps=5, break_when_any_done=False)  # two episodes and a step
+    assert rollout["next", "done"].flatten().tolist() == [False, True, False, True, False]
+    assert rollout["conv", "observation"].shape == (5, 5, len(env.observation_names))
+    assert len(env.archive) in (1, 2)

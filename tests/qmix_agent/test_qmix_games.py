@@ -45,6 +45,6 @@ def test_only_a_memory_solves_the_memory_game(recurrent: bool, solved: bool) -> 
         hypernet_hidden=16,
         eval_every=0,
     )
-    agent = QMIX(Memory(), config, seed=0).learn(150, progress=False)
+    agent = QMIX(Memory(), config, seed=0).learn(90, progress=False)
     mean = agent.evaluate(episodes=32).mean
     assert mean == 1.0 if solved else mean < 0.8
