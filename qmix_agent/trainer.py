@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from .exploration import epsilon_at
+from .interrupts import deferred_interrupt
 from .metrics import WALL_CLOCK, MetricsLog
 from .replay_buffer import pad
 from .rollout import play_episode
@@ -47,11 +48,13 @@ def learn(
         while agent.episode < episodes:
             row = _train_episode(agent)
             if log is not None:
-                log.write(row)
+                with deferred_interrupt():
+                    log.write(row)
             whole = agent.state_dict()
             if checkpoint_dir is not None and (agent.episode % checkpoint_every == 0 or agent.episode == episodes):
                 if log is not None:
-                    log.sync()
+                    with deferred_interrupt():
+                        log.sync()
                 agent.save(checkpoint_dir)
             bar.update()
             bar.set_postfix({"return": f"{row['return']:.3f}", "epsilon": f"{row['epsilon']:.2f}"})
@@ -65,7 +68,8 @@ def learn(
     finally:
         bar.close()
         if log is not None:
-            log.close()
+            with deferred_interrupt():
+                log.close()
 
 
 def _train_episode(agent: QMIX) -> Metrics:
