@@ -108,14 +108,15 @@ def main(config: Config) -> None:
         )
         for name, network in networks.items()
     ]
+    macs_ratio, params_ratio = env.cost_ratios(winner)
     metrics = {
         "original_accuracy": test["original"],
         "pruned_accuracy": test["QMIX"],
         "uniform_accuracy": test["uniform L1"],
         "pruned_accuracy_before_distillation": before["QMIX"],
         "uniform_accuracy_before_distillation": before["uniform L1"],
-        "macs_ratio": env.cost.macs(winner) / env.cost.macs(env.full_plan),
-        "params_ratio": env.cost.params(winner) / env.cost.params(env.full_plan),
+        "macs_ratio": macs_ratio,
+        "params_ratio": params_ratio,
         "evaluated_plans": len(env.archive),
         "search_seconds": sum(row.get("seconds", 0.0) for row in episodes),
     }

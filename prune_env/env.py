@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -169,8 +170,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         ends = self._round == self.config.rounds
         self._plan = self.budget.project(before, self.budget.apply(before, wanted), last=ends)
         self._last_rates = [1 - now / was for now, was in zip(self._plan, before, strict=True)]
-        self._macs_ratio = self.cost.macs(self._plan) / self.cost.macs(self.full_plan)
-        self._params_ratio = self.cost.params(self._plan) / self.cost.params(self.full_plan)
+        self._macs_ratio, self._params_ratio = self.cost_ratios(self._plan)
         if self._recovery.on:
             self._recovery.step(self._plan, self._round)
         if ends or self.config.every_round:
@@ -216,14 +216,19 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self.evaluator.recalibrate(network)
         return network.cpu()
 
+    def cost_ratios(self, plan: Plan) -> tuple[float, float]:
+        """MACs and parameters of a plan as fractions of the unpruned network's."""
+        full = self.full_plan
+        return self.cost.macs(plan) / self.cost.macs(full), self.cost.params(plan) / self.cost.params(full)
+
     @property
     def plan(self) -> Plan:
         """Filters kept in each group now, in the order of the agents."""
         return self._plan
 
-    @property
+    @cached_property
     def problem(self) -> str:
-        """A fingerprint of all that a plan's accuracy depends on."""
+        """A fingerprint of all that a plan's accuracy depends on. Reads every weight; none ever changes."""
         digest = hashlib.blake2b(
             f"{state_digest(self.model)} {self.data.digest} {self.config}".encode(), digest_size=16
         )

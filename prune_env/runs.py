@@ -59,7 +59,7 @@ def pictures(
     """
 
     def point(plan: Plan) -> tuple[float, float]:
-        return env.cost.macs(plan) / env.cost.macs(env.full_plan), env.evaluator.accuracy(plan)
+        return env.cost_ratios(plan)[0], env.evaluator.accuracy(plan)
 
     best, rows = 0.0, []
     for row in episodes:

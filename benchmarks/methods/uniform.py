@@ -14,13 +14,7 @@ def search(problem: FilterPruneEnv, budget: int, seed: int) -> SearchResult:
     """Neither `budget` nor `seed` matters."""
     begin = time.perf_counter()
     plan = problem.budget.uniform()
-    full = problem.full_plan
     accuracy = problem.evaluator.accuracy(plan)
-    entry = Entry(
-        plan,
-        accuracy,
-        problem.cost.macs(plan) / problem.cost.macs(full),
-        problem.cost.params(plan) / problem.cost.params(full),
-        accuracy / problem.evaluator.original_accuracy - 1,
-    )
+    episode_return = accuracy / problem.evaluator.original_accuracy - 1
+    entry = Entry(plan, accuracy, *problem.cost_ratios(plan), episode_return)
     return SearchResult((entry,), time.perf_counter() - begin)

@@ -16,6 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 
+def near_equal(images: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
+    """Batches of at most `size` images and nearly one length: all count alike in the average."""
+    return images.tensor_split(-(-len(images) // size))
+
+
 def recalibrate(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
     """Replaces the running statistics of every BatchNorm in `model` by those of `batches` [B, C, H, W].
 

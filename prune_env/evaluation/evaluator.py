@@ -14,7 +14,7 @@ from torch import nn
 from ..data import DataSplits
 from ..device import fast_dtype
 from ..pruning import Plan, PruningGroup, build
-from .batchnorm import fold, folding_pairs, recalibrate
+from .batchnorm import fold, folding_pairs, near_equal, recalibrate
 
 BATCH = 250
 RECALIBRATION_TOLERANCE = 0.003
@@ -77,7 +77,7 @@ class Evaluator:
         """Estimates the network's BatchNorm statistics on the fixed calibration crops, in place and on `device`."""
         network.to(self.device).to(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            recalibrate(network, self._calibration.tensor_split(-(-len(self._calibration) // BATCH)))
+            recalibrate(network, near_equal(self._calibration, BATCH))
 
     def remember(self, plan: Plan, accuracy: float) -> None:
         """Takes a known answer, of a run that is resumed."""

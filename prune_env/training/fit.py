@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..data import DataSplits, Split
 from ..device import fast_dtype
-from ..evaluation.batchnorm import recalibrate
+from ..evaluation.batchnorm import near_equal, recalibrate
 from ..files import replacing
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -181,7 +181,7 @@ def _finished(averaged: nn.Module, data: DataSplits, device: torch.device, image
     model: nn.Module = copy.deepcopy(averaged.module if isinstance(averaged, AveragedModel) else averaged)
     split = data.train.balanced(images)
     generator = torch.Generator().manual_seed(0)
-    chunks = split.images[torch.randperm(len(split), generator=generator)].tensor_split(-(-len(split) // 250))
+    chunks = near_equal(split.images[torch.randperm(len(split), generator=generator)], 250)
     recalibrate(model, (data.augmented(chunk.to(device), generator) for chunk in chunks))
     return model
 
