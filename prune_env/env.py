@@ -28,7 +28,7 @@ from .data import DataSplits, load
 from .evaluation.evaluator import Evaluator
 from .networks.pretrained import normalised_for, pretrained
 from .observation import Observer
-from .pruning import Cost, Plan, build, find_groups, importance, proven_groups
+from .pruning import Cost, Plan, build, importance, trusted
 from .recovery import Recovery
 from .reward import RewardFunction, RewardInput, RoundReward, get_reward
 from .training.fit import state_digest
@@ -78,9 +78,9 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             raise ValueError(
                 "reward 'budget' pays for accuracy alone and needs target_macs; set it, or take 'tradeoff'"
             )
-        self.groups = find_groups(model, example)
-        if config.prove:
-            self.groups = proven_groups(model, self.groups, example)
+        self.inspection = trusted(model, example, prove=config.prove)
+        """What can be pruned, what is protected and why, and how well that is proven; prints as a table."""
+        self.groups = list(self.inspection.groups)
         scores = importance.scores(
             config.importance,
             model,

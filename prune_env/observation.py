@@ -6,6 +6,7 @@ Every feature has a name and lies in [0, 1]. Letters: G agents, F features, A ra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from .budget import Budget
 from .pruning import Cost, Plan, PruningGroup
+from .pruning.surgery import channels
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 STATIC = (
@@ -105,20 +107,16 @@ class Observer:
         rows = []
         for index, group in enumerate(groups):
             convs = [model.get_submodule(layer) for layer in group.layers]
-            first = convs[0]
-            assert isinstance(first, nn.Conv2d)
-            per_pixel = (
-                first.kernel_size[0] * first.kernel_size[1] * first.in_channels // first.groups * first.out_channels
-            )
-            pixels = layer_macs[position[group.layers[0]]] / per_pixel
+            first: Any = convs[0]  # a convolution, or a linear layer that does the work of a 1x1
+            pixels = layer_macs[position[group.layers[0]]] / first.weight.numel()
             params = sum(parameter.numel() for conv in convs for parameter in conv.parameters())
             rows.append(
                 (
                     index / max(1, len(groups) - 1),
-                    max(first.kernel_size),
-                    max(first.stride),
-                    first.in_channels,
-                    first.out_channels,
+                    max(getattr(first, "kernel_size", (1,))),
+                    max(getattr(first, "stride", (1,))),
+                    channels(first, "in") or first.in_channels,
+                    channels(first, "out"),
                     pixels**0.5,
                     self._owns[index] @ layer_macs / layer_macs.sum(),
                     params / self._full_params,

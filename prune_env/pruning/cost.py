@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .groups import Plan, PruningGroup
-from .surgery import PruningError, Side, channels, is_depthwise, twin
+from .surgery import PruningError, Side, channels, twin
+from .trace import Example
 
 Integers = NDArray[np.int64]
 
@@ -31,11 +32,11 @@ class Cost:
     layers: tuple[str, ...]
     """Paths of the L convolution and linear layers, in forward order."""
 
-    def __init__(self, model: nn.Module, groups: Sequence[PruningGroup], example_input: torch.Tensor) -> None:
-        """example_input: float [B, C, H, W]; one forward pass, on a copy in eval mode, gives the feature map sizes."""
+    def __init__(self, model: nn.Module, groups: Sequence[PruningGroup], example_input: Example) -> None:
+        """example_input: float [B, C, H, W], or several inputs; one forward pass, on a copy, gives feature map sizes."""
         self._groups = len(groups)
         modules = dict(model.named_modules())
-        positions = _output_positions(model, example_input)
+        positions = _positions(model, example_input)
         self.layers = tuple(positions)
         if not self.layers:
             raise PruningError("the network calls no convolution or linear layer; there is nothing to count")
@@ -51,8 +52,8 @@ class Cost:
         self._inputs = np.stack([linear(path, "in") for path in self.layers])  # [L, D]
         self._outputs = np.stack([linear(path, "out") for path in self.layers])  # [L, D]
         for row, (path, layer) in enumerate(zip(self.layers, layers, strict=True)):
-            if is_depthwise(layer):
-                self._inputs[row] = linear(path, "out")
+            if isinstance(layer, _ConvNd) and layer.groups > 1:  # whole groups go: the two sides shrink alike
+                self._inputs[row] = linear(path, "out") * layer.in_channels // layer.out_channels
         # What one filter reads of one position; a convolution in `groups` parts reads a constant slice of its inputs.
         one = np.eye(1, len(groups) + 1, dtype=np.int64)[0]
         reads = np.stack(
@@ -140,21 +141,26 @@ def _vectors(module: nn.Module) -> int:
     )
 
 
-def _output_positions(model: nn.Module, example_input: torch.Tensor) -> dict[str, int]:
-    """Path of every convolution and linear layer -> positions at which each filter is applied, summed over calls."""
+def _positions(model: nn.Module, example_input: Example) -> dict[str, int]:
+    """Path of every convolution and linear layer -> positions at which each filter is applied, summed over calls.
+
+    In forward order; layers that never run come last, with 0. A transposed convolution is applied to its input.
+    """
     copy = twin(model).eval()
     positions: dict[str, int] = {}
     names: dict[nn.Module, str] = {
         module: path for path, module in copy.named_modules() if isinstance(module, (_ConvNd, nn.Linear))
     }
+    inputs = [example_input] if isinstance(example_input, torch.Tensor) else list(example_input)
 
-    def record(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        count = output.numel() // (len(example_input) * channels(module, "out"))
+    def record(module: nn.Module, given: Any, output: torch.Tensor) -> None:
+        side: Side = "in" if isinstance(module, _ConvTransposeNd) else "out"
+        count = (given[0] if side == "in" else output).numel() // (len(inputs[0]) * channels(module, side))
         positions[names[module]] = positions.get(names[module], 0) + count
 
     for module in names:
         module.register_forward_hook(record)
-    device = next((parameter.device for parameter in copy.parameters()), example_input.device)
+    first = next(copy.parameters(), inputs[0])
     with torch.no_grad():
-        copy(example_input.to(device))
-    return positions
+        copy(*(t.to(first.device, first.dtype if t.is_floating_point() else t.dtype) for t in inputs))
+    return positions | {path: 0 for path in names.values() if path not in positions}

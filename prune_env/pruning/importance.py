@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from .groups import PruningGroup
-from .surgery import twin
+from .surgery import channels, twin
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 """Normalised images [B, C, H, W] and their labels [B]."""
@@ -81,7 +81,7 @@ def _by_filter(measure: Callable[[torch.Tensor], torch.Tensor]) -> Method:
         model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, seed: int
     ) -> dict[str, torch.Tensor]:
         def layer(path: str) -> torch.Tensor:
-            return measure(_weight(model, path).detach().float().flatten(1))
+            return measure(_by_output(model, path, _weight(model, path).detach()).float())
 
         return {group.agent_id: _mean_over_layers(group, group.layers, layer) for group in groups}
 
@@ -113,7 +113,10 @@ def _taylor(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, 
     """First-order Taylor expansion of the cross-entropy in eval mode, averaged over batches."""
     copy = twin(model).eval().requires_grad_(False)
     weights = {path: _weight(copy, path).requires_grad_() for group in groups for path in group.layers}
-    total = {path: torch.zeros(len(weight), device=weight.device) for path, weight in weights.items()}
+    total = {
+        path: torch.zeros(channels(copy.get_submodule(path), "out"), device=weight.device)
+        for path, weight in weights.items()
+    }
     count = 0
     with torch.enable_grad():
         for images, labels in batches:
@@ -121,7 +124,7 @@ def _taylor(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, 
             loss = F.cross_entropy(copy(images.to(device)), labels.to(device))
             gradients = torch.autograd.grad(loss, list(weights.values()))
             for (path, weight), gradient in zip(weights.items(), gradients, strict=True):
-                total[path] += taylor_expansion(weight.detach().flatten(1), gradient.flatten(1))
+                total[path] += taylor_expansion(*(_by_output(copy, path, tensor.detach()) for tensor in (weight, gradient)))
             count += 1
     if count == 0:
         raise ValueError("importance 'taylor' needs batches of (normalised images, labels); none were given")
@@ -150,9 +153,14 @@ def _mean_over_layers(group: PruningGroup, layers: Sequence[str], score: Callabl
 
 
 def _weight(model: nn.Module, path: str) -> torch.Tensor:
-    layer = model.get_submodule(path)
-    assert isinstance(layer, _ConvNd)
-    return layer.weight
+    weight = model.get_submodule(path).weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
+def _by_output(model: nn.Module, path: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A weight or its gradient with a row for every filter: [C, K]. Transposed convolutions have them second."""
+    return (tensor.transpose(0, 1) if isinstance(model.get_submodule(path), _ConvTransposeNd) else tensor).flatten(1)
 
 
 Method = Callable[[nn.Module, Sequence[PruningGroup], Batches, int], dict[str, torch.Tensor]]

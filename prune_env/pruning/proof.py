@@ -1,12 +1,11 @@
 """The proof that surgery is right: cutting filters out equals switching them off.
 
 A filter is switched off where its output is read: zeros at the inputs of every layer that consumes it, behind
-BatchNorm and activation, so that a shift (beta != 0) does not leak. Runs in float32 on the CPU, in eval mode.
+BatchNorm and activation, so that a shift (beta != 0) does not leak. Runs on the CPU, in eval mode.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,30 +15,35 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
 
-from .groups import PruningGroup
-from .surgery import PruningError, Removed, cut, removed_positions, twin
+from .groups import Protected, PruningGroup
+from .surgery import Removed, cut, removed_positions, twin
+from .trace import Example
 
 TOLERANCE = 1e-4
+VISIBLE = 1e-3
+"""An effect on the output, as a fraction of it, below which float32 could not tell a wrong cut from a right one."""
 JOINT = "joint"
 
 
 def prove(
     model: nn.Module,
     groups: Sequence[PruningGroup],
-    ranking: Mapping[str, torch.Tensor] | None,
-    samples: torch.Tensor,
+    samples: Example,
+    ranking: Mapping[str, torch.Tensor] | None = None,
     plans_per_group: int = 2,
     seed: int = 0,
 ) -> dict[str, float]:
     """How far the cut network is from the one with the same filters switched off, for random plans.
 
+    samples  float [B, C, H, W], the network's input; a sequence of tensors for a network that takes several
     ranking  which filters go first; None for random filters
-    samples  float [B, C, H, W], the network's input
     Returns the largest difference of outputs as a fraction of the unpruned network's largest output: for each group
     alone under its agent id, for all groups together under 'joint'. Infinite where the cut network does not run.
+    Filters that hardly show at the output are compared in float64, as a fraction of what switching them off changes.
     """
-    check = _Check(model, groups, ranking, samples, seed)
+    check = _Check(model, groups, samples, ranking, seed)
     result = {}
     for number, group in enumerate(groups):
         result[group.agent_id] = max(check.difference([number])[0] for _ in range(plans_per_group))
@@ -47,34 +51,40 @@ def prove(
     return result
 
 
-def proven_groups(
-    model: nn.Module, groups: Sequence[PruningGroup], samples: torch.Tensor, *, plans_per_group: int = 1, seed: int = 0
-) -> list[PruningGroup]:
-    """The groups for which cutting equals switching off to 1e-4, renumbered conv_0, conv_1, ...
+def proven_and_failed(
+    model: nn.Module, groups: Sequence[PruningGroup], samples: Example, *, seed: int = 0
+) -> tuple[list[PruningGroup], list[Protected], dict[str, float]]:
+    """The groups for which cutting equals switching off to 1e-4, renumbered conv_0, conv_1, ...; those that fail, and
+    why; and the difference found for each that holds, by its new agent id, and for all together under 'joint'."""
+    check = _Check(model, groups, samples, None, seed)
+    proven: dict[int, float] = {}
+    failed = []
 
-    A group that fails is dropped with a warning that names its layers and the difference. Raises PruningError where
-    none is left, or where the groups hold alone but not together.
-    """
-    check = _Check(model, groups, None, samples, seed)
-    proven = []
-    for number, group in enumerate(groups):
-        for _ in range(plans_per_group):
-            difference, reason = check.difference([number])
-            if not difference <= TOLERANCE:
-                warnings.warn(
-                    f"layers {', '.join(group.layers)} are not pruned: cutting their filters is not the same as "
-                    f"switching them off ({reason})",
-                    stacklevel=2,
-                )
-                break
+    def fails(number: int, reason: str) -> None:
+        group = groups[number]
+        reason = f"cutting their filters is not the same as switching them off ({reason})"
+        failed.append(Protected(group.layers, group.filters, reason))
+
+    for number in range(len(groups)):
+        difference, reason = check.difference([number])
+        if difference <= TOLERANCE:
+            proven[number] = difference
         else:
-            proven.append(number)
-    if not proven:
-        raise PruningError("no group of filters can be pruned: all fail the proof; warnings say how")
-    difference, reason = check.difference(proven)
-    if not difference <= TOLERANCE:
-        raise PruningError(f"the groups can be cut one at a time but not together ({reason})")
-    return [replace(groups[number], agent_id=f"conv_{place}") for place, number in enumerate(proven)]
+            fails(number, reason)
+    joint, _ = check.difference(list(proven))
+    if not joint <= TOLERANCE:  # one at a time, then: what breaks those before it stays whole
+        together: list[int] = []
+        for number in proven:
+            difference, reason = check.difference([*together, number])
+            if difference <= TOLERANCE:
+                together.append(number)
+                joint = difference
+            else:
+                fails(number, f"together with other groups: {reason}")
+        proven = {number: proven[number] for number in together}
+    kept = [replace(groups[number], agent_id=f"conv_{place}") for place, number in enumerate(proven)]
+    differences = {group.agent_id: value for group, value in zip(kept, proven.values(), strict=True)}
+    return kept, failed, differences | ({JOINT: joint} if kept else {})
 
 
 @contextmanager
@@ -121,16 +131,17 @@ class _Check:
         self,
         model: nn.Module,
         groups: Sequence[PruningGroup],
+        samples: Example,
         ranking: Mapping[str, torch.Tensor] | None,
-        samples: torch.Tensor,
         seed: int,
     ) -> None:
         self._groups, self._ranking = groups, ranking
         self._generator = torch.Generator().manual_seed(seed)
         self._network = twin(model).cpu().float().eval()
-        self._samples = samples.detach().cpu().float()
+        self._samples = [samples] if isinstance(samples, torch.Tensor) else list(samples)
+        self._unpruned = self._run(self._network)
         # The unpruned network's outputs are the scale: those of a pruned one may all but vanish.
-        self._scale = max(float(self._run(self._network).abs().max()), torch.finfo(torch.float32).tiny)
+        self._scale = max(_largest(self._unpruned), torch.finfo(torch.float32).tiny)
 
     def difference(self, chosen: Sequence[int]) -> tuple[float, str]:
         """Relative difference for one random plan of the chosen groups, and what to say about it."""
@@ -139,16 +150,32 @@ class _Check:
             keep[self._groups[number].agent_id] = self._draw(self._groups[number])
         removed = removed_positions(self._groups, keep)
         try:
-            found = self._run(cut(self._network, removed, share=True))
-            with _zeros_at_consumers(self._network, removed):
-                expected = self._run(self._network)
+            difference, effect = self._compare(self._network, self._unpruned, removed)
+            if effect < VISIBLE * self._scale and difference <= TOLERANCE * self._scale:
+                exact = twin(self._network).double()
+                difference, effect = self._compare(exact, self._run(exact), removed)
+                worst = difference / max(effect, 1e-9 * self._scale)  # what float64 can still tell from 0
+            else:
+                worst = difference / self._scale
+        except _Differs as error:
+            return float("inf"), str(error)
         except Exception as error:
             return float("inf"), f"the cut network does not run: {type(error).__name__}: {error}"
-        if found.shape != expected.shape:
-            return float("inf"), f"the output changes its shape from {tuple(expected.shape)} to {tuple(found.shape)}"
-        worst = float((found - expected).abs().max()) / self._scale
         worst = worst if worst == worst else float("inf")  # not a number
         return worst, f"outputs differ by {worst:.2g} of the largest"
+
+    def _compare(
+        self, network: nn.Module, unpruned: list[torch.Tensor], removed: Removed
+    ) -> tuple[float, float]:
+        """Largest differences between cut and switched off, and between switched off and unpruned."""
+        with _zeros_at_consumers(network, removed):
+            expected = self._run(network)
+        found = self._run(cut(network, removed, share=True))
+        shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (expected, found)]
+        if shapes[0] != shapes[1]:
+            raise _Differs(f"the output changes its shape from {shapes[0]} to {shapes[1]}")
+        effect = _largest([off - full for off, full in zip(expected, unpruned, strict=True)])
+        return _largest([one - other for one, other in zip(found, expected, strict=True)]), effect
 
     def _draw(self, group: PruningGroup) -> torch.Tensor:
         """Indices that stay, ascending: between a quarter and three quarters of the filters, at least one."""
@@ -160,9 +187,20 @@ class _Check:
             order = self._ranking[group.agent_id]
         return order[:count].sort().values
 
-    def _run(self, network: nn.Module) -> torch.Tensor:
+    def _run(self, network: nn.Module) -> list[torch.Tensor]:
+        """All tensors that the network returns."""
+        dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+        inputs = [t.detach().cpu().to(dtype if t.is_floating_point() else t.dtype) for t in self._samples]
         with torch.inference_mode():
-            output = network(self._samples)
-        if not isinstance(output, torch.Tensor):
-            raise PruningError(f"the network must return one tensor, got {type(output).__name__}")
-        return output
+            output = network(*inputs)
+        return [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+
+
+class _Differs(Exception):
+    """The two networks cannot be compared; the message says why."""
+
+
+def _largest(tensors: Sequence[torch.Tensor]) -> float:
+    """Largest absolute value of all; infinite where one is not a number."""
+    values = [float(tensor.abs().max()) for tensor in tensors if tensor.numel()]
+    return float("inf") if any(value != value for value in values) else max(values, default=0.0)

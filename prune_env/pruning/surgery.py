@@ -156,9 +156,9 @@ def twin(model: nn.Module) -> nn.Module:
     return _copy(model, {}, share=True)
 
 
-def is_depthwise(module: nn.Module) -> bool:
-    """One filter for each input channel, so that its two sides are one."""
-    return isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels == module.out_channels
+def is_grouped(module: nn.Module) -> bool:
+    """A convolution in several groups (depthwise: one for each channel), which go whole: its two sides are one."""
+    return isinstance(module, _ConvNd) and module.groups > 1
 
 
 def channels(module: nn.Module, side: Side) -> int:
@@ -171,10 +171,8 @@ def channels(module: nn.Module, side: Side) -> int:
 def refusal(module: nn.Module) -> str | None:
     """Why surgery cannot cut this module, None if it can."""
     kind = type(module).__name__
-    if isinstance(module, _ConvTransposeNd):
-        return f"is a transposed convolution ({kind})"
-    if isinstance(module, _ConvNd) and module.groups > 1 and not is_depthwise(module):
-        return f"is a grouped convolution ({module.groups} groups)"
+    if isinstance(module, _ConvTransposeNd) and module.groups > 1:
+        return f"is a transposed convolution in groups ({kind})"
     if not isinstance(module, (_ConvNd, nn.Linear, _NormBase, nn.PReLU, ZeroPadShortcut)):
         return f"is of a type that cannot be cut ({kind})"
     if hasattr(module, "weight") and "weight" not in module._parameters:
@@ -199,8 +197,8 @@ def _kept(module: nn.Module, path: str, side: Side, gone: torch.Tensor | None) -
 
 def _size_attributes(module: nn.Module) -> dict[str, Side]:
     """Attributes that say how long the channel axis of a side is."""
-    if is_depthwise(module):
-        return {"out_channels": "out", "in_channels": "out", "groups": "out"}
+    if is_grouped(module):
+        return {"out_channels": "out"}
     if isinstance(module, (_ConvNd, ZeroPadShortcut)):
         return {"out_channels": "out", "in_channels": "in"}
     if isinstance(module, nn.Linear):
@@ -220,21 +218,25 @@ def _cut_module(
     sizes = {name: len(kept) for name, side in _size_attributes(module).items() if (kept := stays[side]) is not None}
     if isinstance(module, ZeroPadShortcut):
         return {"source": _cut_source(module, out, inp)}, sizes
+    if isinstance(module, _ConvNd) and module.groups > 1:
+        sizes["groups"] = module.groups * sizes["out_channels"] // module.out_channels
+        sizes["in_channels"] = module.in_channels // module.groups * sizes["groups"]
+    transposed = isinstance(module, _ConvTransposeNd)  # its weight is [in, out, ...]
     names = ("weight",) if out is None else ("weight", "bias", "running_mean", "running_var")
     tensors = {
-        name: _select(tensor, out, inp if name == "weight" else None)
+        name: _select(tensor, (inp, out) if transposed and name == "weight" else (out, inp))
         for name in names
         if (tensor := getattr(module, name, None)) is not None
     }
     return tensors, sizes
 
 
-def _select(tensor: torch.Tensor, out: torch.Tensor | None, inp: torch.Tensor | None) -> torch.Tensor:
+def _select(tensor: torch.Tensor, kept: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """What stays along the first dimensions, None for all of one; biases and statistics have only the first."""
     tensor = tensor.detach()
-    if out is not None:
-        tensor = tensor.index_select(0, out.to(tensor.device))
-    if inp is not None:
-        tensor = tensor.index_select(1, inp.to(tensor.device))
+    for axis, indices in enumerate(kept[: tensor.ndim]):
+        if indices is not None:
+            tensor = tensor.index_select(axis, indices.to(tensor.device))
     return tensor
 
 

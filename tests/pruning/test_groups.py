@@ -137,13 +137,36 @@ class RawParameter(Net):
         return x * self.scale
 
 
-class Split(Net):
+class UnevenSplit(Net):
     def __init__(self) -> None:
-        super().__init__(width=4)
+        super().__init__(width=6)
 
     def middle(self, x: torch.Tensor) -> torch.Tensor:
-        left, right = x.chunk(2, 1)
-        return left * right
+        left, right = x.split((6, 2), 1)
+        return left * right.mean()
+
+
+class Roll(Net):
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
+        return x.roll(1, 1)
+
+
+class ChannelMean(Net):
+    """Spatial attention: every channel counts in the mean."""
+
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
+        return x * x.mean(1, keepdim=True).sigmoid()
+
+
+class OneGate(Net):
+    """`first` gates all channels of another convolution with each of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.other = nn.Conv2d(3, 1, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.other(x) * self.first(x).sigmoid()).mean((2, 3)))
 
 
 class Slice(Net):
@@ -173,32 +196,23 @@ class TiedWeights(Net):
         return F.relu(self.again(F.relu(self.between(x))))
 
 
-class ReusedUnevenly(Net):
-    """One convolution reads two tensors whose filters it cannot keep apart."""
-
-    def __init__(self) -> None:
-        super().__init__(width=12)
-        self.other = nn.Conv2d(3, 4, 3, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        a, b = self.first(x), self.other(x)
-        mixed = self.second(torch.cat((a, b), 1)) + self.second(torch.cat((b, a), 1))
-        return self.head(mixed.mean((2, 3)))
-
-
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (Net(nn.GroupNorm(4, 8)), "between is of a type that cannot be cut .GroupNorm"),
-        (Net(nn.Conv2d(8, 8, 3, padding=1, groups=2)), "between is a grouped convolution .2 groups"),
-        (Net(nn.ConvTranspose2d(8, 8, 3, padding=1)), "between is a transposed convolution"),
+        (Net(nn.GroupNorm(4, 8)), "group_norm in between normalises across them"),
+        (Net(nn.LayerNorm((8, 8, 8))), "layer_norm in between normalises across them"),
+        (Net(nn.Softmax(1)), "softmax in between normalises across them"),
+        (Net(nn.LocalResponseNorm(3)), "runs along them"),
+        (Net(nn.ConvTranspose2d(8, 8, 3, padding=1, groups=2)), "between is a transposed convolution in groups"),
         (Net(parametrizations.weight_norm(nn.Conv2d(8, 8, 1))), "between computes its weight"),
         (RawParameter(), "meet the parameter scale outside a layer"),
-        (Split(), "split"),
         (Slice(), "slice"),
+        (Roll(), "aten.roll, which may mix them"),
+        (ChannelMean(), "aten.mean over the channels"),
+        (OneGate(), "they are broadcast over the channels of other layers"),
         (InputAdded(), "tied to the channels of the network's input"),
         (TiedWeights(), "between shares a parameter with again"),
-        (ReusedUnevenly(), "second"),
+        (UnevenSplit(), "split, whose sizes would not follow"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
@@ -229,29 +243,13 @@ def test_a_returned_feature_map_stays_whole() -> None:
         assert names(find_groups(Features(), IMAGES)) == [("second",)]
 
 
-def test_a_flattened_concatenation_is_left_out() -> None:
-    """torch-pruning cannot tell its offsets."""
-
-    class ConcatFlatten(Net):
-        def __init__(self) -> None:
-            super().__init__()
-            self.other, self.head = nn.Conv2d(8, 4, 3, padding=1), nn.Linear(10 * 64, 4)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = F.relu(self.first(x))
-            return self.head(torch.cat((self.second(x), self.other(x)), 1).flatten(1))
-
-    with pytest.warns(UserWarning, match="layers second, other are not pruned: .*offsets"):
-        assert names(find_groups(ConcatFlatten(), IMAGES)) == [("first",)]
-
-
 def test_nothing_to_prune() -> None:
     with pytest.raises(ValueError, match="no group of filters can be pruned"):
         find_groups(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), IMAGES)
 
 
 def test_a_network_that_does_not_run_is_one_clear_error() -> None:
-    with pytest.raises(PruningError, match=r"cannot trace this network .RuntimeError"):
+    with pytest.raises(PruningError, match=r"cannot be traced .RuntimeError"):
         find_groups(create("vgg16"), torch.zeros(2, 5, 32, 32))
 
 
