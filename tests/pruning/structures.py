@@ -1,0 +1,326 @@
+"""One small module for every kind of structure that real networks contain, and random networks made of them.
+
+Every kind takes (channels, generator of random numbers) and is a module [B, C, H, W] -> [B, C', H', W'] with an
+attribute `width`, its C'.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+
+class Stage(nn.Module):
+    """Sets `width`; a forward that is given by the subclass."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+
+def block(channels: int, filters: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(channels, filters, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(filters), nn.ReLU(inplace=True))
+
+
+class Plain(Stage):
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(rng.choice((4, 6, 8, 12)))
+        self.block = block(c, self.width, rng.choice((1, 3)), rng.choice((1, 2)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(x)
+
+
+class Residual(Stage):
+    """Addition, in place or not, with or without a projection."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(rng.choice((c, c, 8)))
+        self.inner = nn.Sequential(block(c, 6), nn.Conv2d(6, self.width, 3, padding=1), nn.BatchNorm2d(self.width))
+        self.shortcut = nn.Identity() if self.width == c else nn.Conv2d(c, self.width, 1)
+        self.in_place = rng.random() < 0.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.inner(x)
+        y = y.add_(self.shortcut(x)) if self.in_place else self.shortcut(x) + y
+        return F.relu(y)
+
+
+class ZeroPadded(Stage):
+    """Option A shortcut with hard-coded zeros."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(c + 4)
+        self.inner = nn.Sequential(block(c, self.width, 3, 2), nn.Conv2d(self.width, self.width, 3, padding=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.inner(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)))
+
+
+class Branches(Stage):
+    """Concatenation of two branches, or of one with its input (DenseNet)."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        dense = rng.random() < 0.5
+        super().__init__(5 + (c if dense else 3))
+        self.one, self.other = block(c, 5), nn.Identity() if dense else block(c, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat((self.one(x), self.other(x)), dim=1)
+
+
+class Depthwise(Stage):
+    """Depthwise convolution with a multiplier, then pointwise."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(rng.choice((4, 8)))
+        times = rng.choice((1, 2))
+        self.depthwise, self.pointwise = nn.Conv2d(c, c * times, 3, padding=1, groups=c), nn.Conv2d(c * times, self.width, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pointwise(F.relu6(self.depthwise(x)))
+
+
+class Grouped(Stage):
+    """ResNeXt: a grouped convolution between two pointwise ones."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(6)
+        self.body = nn.Sequential(block(c, 8, 1), block(8, 12, 3, groups=4), nn.Conv2d(12, 6, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+class Gate(Stage):
+    """Squeeze and excitation, with convolutions or with linear layers."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(c)
+        self.linear = rng.random() < 0.5
+        make = nn.Linear if self.linear else lambda i, o: nn.Conv2d(i, o, 1)
+        self.squeeze, self.excite = make(c, 4), make(4, c)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x.mean((2, 3)) if self.linear else F.adaptive_avg_pool2d(x, 1)
+        y = self.excite(F.silu(self.squeeze(y))).sigmoid()
+        return x * (y[:, :, None, None] if self.linear else y)
+
+
+class SpatialGate(Stage):
+    """A map of one channel times all channels."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(c)
+        self.map = nn.Conv2d(c, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.map(x).sigmoid()
+
+
+class ChannelMean(Stage):
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(c)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean(1, keepdim=True)
+
+
+class Shuffled(Stage):
+    """ShuffleNet: halves, one of them convolved, concatenated, shuffled by reshapes."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(8)
+        self.stem, self.branch = nn.Conv2d(c, 8, 1), nn.Sequential(block(4, 6), nn.Conv2d(6, 4, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = self.stem(x).chunk(2, dim=1)
+        x = torch.cat((left, self.branch(right)), dim=1)
+        b, c, h, w = x.shape
+        return x.view(b, 2, c // 2, h, w).transpose(1, 2).contiguous().view(b, c, h, w)
+
+
+class HardReshape(Stage):
+    """Channels written as numbers into a reshape."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(8)
+        self.conv = nn.Conv2d(c, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).reshape(len(x), 4, 2, *x.shape[2:]).flatten(1, 2)
+
+
+class Sliced(Stage):
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(c - 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, 1:]
+
+
+class Normalised(Stage):
+    """Normalisations other than BatchNorm."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(8)
+        kinds: list[Callable[[], nn.Module]] = [
+            lambda: nn.GroupNorm(2, 8),
+            lambda: nn.InstanceNorm2d(8, affine=True),
+            lambda: nn.InstanceNorm2d(8),
+            lambda: nn.LocalResponseNorm(3),
+        ]
+        self.conv, self.norm = nn.Conv2d(c, 8, 3, padding=1), rng.choice(kinds)()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.gelu(self.norm(self.conv(x)))
+
+
+class ChannelsLast(Stage):
+    """ConvNeXt: LayerNorm over channels and a perceptron at every position."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(c)
+        self.norm = nn.LayerNorm(c) if rng.random() < 0.5 else nn.Identity()
+        self.up, self.down = nn.Linear(c, 10), nn.Linear(10, c)
+        self.scale = nn.Parameter(torch.full((c, 1, 1), 0.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.down(F.gelu(self.up(self.norm(x.permute(0, 2, 3, 1))))).permute(0, 3, 1, 2)
+        return x + self.scale * y
+
+
+class Slopes(Stage):
+    """PReLU with a slope for each channel, or one for all."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(c)
+        self.activation = nn.PReLU(rng.choice((1, c)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.activation(x - 0.5)
+
+
+class Upsampled(Stage):
+    """Transposed convolution, pixel shuffle or interpolation."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(4)
+        kinds: list[Callable[[], nn.Module]] = [
+            lambda: nn.ConvTranspose2d(c, 4, 2, stride=2),
+            lambda: nn.Sequential(nn.Conv2d(c, 16, 1), nn.PixelShuffle(2)),
+            lambda: nn.Sequential(nn.Conv2d(c, 4, 1), nn.Upsample(scale_factor=2, mode="bilinear")),
+        ]
+        self.up = rng.choice(kinds)()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.max_pool2d(F.relu(self.up(x)), 2)
+
+
+class Twice(Stage):
+    """One module called twice."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(c)
+        self.conv = nn.Conv2d(c, c, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.conv(F.relu(self.conv(x))))
+
+
+class Parametrised(Stage):
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(6)
+        self.conv = parametrizations.weight_norm(nn.Conv2d(c, 6, 3, padding=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.conv(x))
+
+
+class Frozen(Stage):
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(6)
+        self.block = block(c, 6).requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(x)
+
+
+class Pooled(Stage):
+    """Pooling and padding of every sort, positions only."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(c)
+        self.mode = rng.choice(("constant", "reflect", "replicate"))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.pad(x, (0, 1, 1, 0), mode=self.mode)
+        return F.max_pool2d(x, 2, 1) + F.avg_pool2d(x, 2, 1)
+
+
+KINDS: dict[str, Callable[[int, random.Random], Stage]] = {
+    kind.__name__: kind
+    for kind in (
+        Plain, Residual, ZeroPadded, Branches, Depthwise, Grouped, Gate, SpatialGate, ChannelMean, Shuffled, HardReshape,
+        Sliced, Normalised, ChannelsLast, Slopes, Upsampled, Twice, Parametrised, Frozen, Pooled,
+    )
+}  # fmt: skip
+
+
+HEADS = ("mean", "flatten", "convolution", "hidden", "two outputs")
+
+
+class RandomNetwork(nn.Module):
+    """A stem, the given kinds of stages, and a head; images [B, 3, 8, 8] -> [B, 5]."""
+
+    def __init__(self, kinds: Sequence[str], head: str, seed: int) -> None:
+        super().__init__()
+        rng = random.Random(seed)
+        self.stem = block(3, 8)
+        stages: list[Stage] = []
+        width = 8
+        for kind in kinds:
+            stages.append(KINDS[kind](width, rng))
+            width = stages[-1].width
+        self.stages = nn.Sequential(*stages)
+        self.kind = head
+        with torch.no_grad():
+            size = nn.Sequential(self.stem, self.stages).eval()(torch.zeros(1, 3, 8, 8)).shape[2:]
+        self.train()
+        if head == "convolution":
+            self.head: nn.Module = nn.Conv2d(width, 5, 1)
+        elif head == "hidden":
+            self.head = nn.Sequential(nn.Linear(width, 7), nn.ReLU(), nn.Dropout(0.5), nn.Linear(7, 5))
+        else:
+            self.head = nn.Linear(width * size.numel() if head == "flatten" else width, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        x = self.stages(self.stem(images))
+        if self.kind == "flatten":
+            return self.head(x.flatten(1))
+        if self.kind == "convolution":
+            return self.head(x).mean((2, 3))
+        logits = self.head(x.mean((2, 3)))
+        return (logits, x) if self.kind == "two outputs" else logits
+
+
+def random_network(kinds: Sequence[str], head: str, seed: int) -> tuple[nn.Module, torch.Tensor]:
+    """The network in eval mode with BatchNorm that has seen something, and two images."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = RandomNetwork(kinds, head, seed)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias)
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 1.5)
+        return model.eval(), torch.randn(2, 3, 8, 8)
