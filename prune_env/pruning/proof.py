@@ -87,6 +87,15 @@ def proven_and_failed(
     return kept, failed, differences | ({JOINT: joint} if kept else {})
 
 
+def compare(model: nn.Module, smaller: nn.Module, removed: Removed, samples: Example) -> float:
+    """How far a network that somebody cut is from `model` with the removed inputs of its layers switched off, as a
+    fraction of the unpruned network's largest output."""
+    check = _Check(model, [], samples, None, 0)
+    with _zeros_at_consumers(check.network, removed):
+        expected = check.run(check.network)
+    return _largest([one - other for one, other in zip(check.run(smaller), expected, strict=True)]) / check.scale
+
+
 @contextmanager
 def switched_off(
     model: nn.Module, groups: Sequence[PruningGroup], keep: Mapping[str, torch.Tensor | Sequence[int]]
@@ -137,11 +146,11 @@ class _Check:
     ) -> None:
         self._groups, self._ranking = groups, ranking
         self._generator = torch.Generator().manual_seed(seed)
-        self._network = twin(model).cpu().float().eval()
+        self.network = twin(model).cpu().float().eval()
         self._samples = [samples] if isinstance(samples, torch.Tensor) else list(samples)
-        self._unpruned = self._run(self._network)
+        self._unpruned = self.run(self.network)
         # The unpruned network's outputs are the scale: those of a pruned one may all but vanish.
-        self._scale = max(_largest(self._unpruned), torch.finfo(torch.float32).tiny)
+        self.scale = max(_largest(self._unpruned), torch.finfo(torch.float32).tiny)
 
     def difference(self, chosen: Sequence[int]) -> tuple[float, str]:
         """Relative difference for one random plan of the chosen groups, and what to say about it."""
@@ -150,13 +159,13 @@ class _Check:
             keep[self._groups[number].agent_id] = self._draw(self._groups[number])
         removed = removed_positions(self._groups, keep)
         try:
-            difference, effect = self._compare(self._network, self._unpruned, removed)
-            if effect < VISIBLE * self._scale and difference <= TOLERANCE * self._scale:
-                exact = twin(self._network).double()
-                difference, effect = self._compare(exact, self._run(exact), removed)
-                worst = difference / max(effect, 1e-9 * self._scale)  # what float64 can still tell from 0
+            difference, effect = self._compare(self.network, self._unpruned, removed)
+            if effect < VISIBLE * self.scale and difference <= TOLERANCE * self.scale:
+                exact = twin(self.network).double()
+                difference, effect = self._compare(exact, self.run(exact), removed)
+                worst = difference / max(effect, 1e-9 * self.scale)  # what float64 can still tell from 0
             else:
-                worst = difference / self._scale
+                worst = difference / self.scale
         except _Differs as error:
             return float("inf"), str(error)
         except Exception as error:
@@ -169,8 +178,8 @@ class _Check:
     ) -> tuple[float, float]:
         """Largest differences between cut and switched off, and between switched off and unpruned."""
         with _zeros_at_consumers(network, removed):
-            expected = self._run(network)
-        found = self._run(cut(network, removed, share=True))
+            expected = self.run(network)
+        found = self.run(cut(network, removed, share=True))
         shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (expected, found)]
         if shapes[0] != shapes[1]:
             raise _Differs(f"the output changes its shape from {shapes[0]} to {shapes[1]}")
@@ -187,7 +196,7 @@ class _Check:
             order = self._ranking[group.agent_id]
         return order[:count].sort().values
 
-    def _run(self, network: nn.Module) -> list[torch.Tensor]:
+    def run(self, network: nn.Module) -> list[torch.Tensor]:
         """All tensors that the network returns."""
         dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
         inputs = [t.detach().cpu().to(dtype if t.is_floating_point() else t.dtype) for t in self._samples]

@@ -91,7 +91,7 @@ def test_taylor_leaves_the_model_alone(make: Any) -> None:
 
 def test_taylor_needs_batches() -> None:
     with pytest.raises(ValueError, match="'taylor' needs batches"):
-        scored("taylor", Net([[1, 1]]))
+        scored("taylor", Net([[1, 1], [2, 1]]))
 
 
 def test_random_follows_the_seed_and_no_global_state(make: Any) -> None:

@@ -1,0 +1,72 @@
+"""From a plan to a network: our index selection against torch-pruning's copy, trace and prune, in one run.
+
+    python -m benchmarks.surgery_speed --repeats 7
+
+Both get the same random plans, in turn; medians, and the ratio of medians.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+import tyro
+from torch import nn
+
+from prune_env.pruning import Plan, PruningGroup, build, find_groups
+
+from .zoo import make
+
+
+@dataclass(frozen=True)
+class Config:
+    networks: tuple[str, ...] = ("vgg16", "resnet56", "mobilenet_v2")
+    repeats: int = 7
+
+
+def main(config: Config) -> None:
+    print("| network | build (ms) | copy + torch-pruning (ms) | copy + prune, traced before (ms) | ratio |")
+    print("|---|---|---|---|---|")
+    for name in config.networks:
+        model, images = make(name)
+        groups = find_groups(model, images)
+        generator = torch.Generator().manual_seed(0)
+        ranking = {g.agent_id: torch.randperm(g.filters, generator=generator) for g in groups}
+        times: list[list[float]] = [[], [], []]
+        for _ in range(config.repeats + 1):
+            plan = tuple(int(torch.randint(g.filters // 4, g.filters + 1, (), generator=generator)) for g in groups)
+            ours, theirs, traced = times_of(model, images, groups, ranking, plan)
+            for column, seconds in zip(times, (ours, theirs, traced), strict=True):
+                column.append(1000 * seconds)
+        ours, theirs, traced = (median(column[1:]) for column in times)  # the first round warms up
+        print(f"| {name} | {ours:.1f} | {theirs:.1f} | {traced:.1f} | {theirs / ours:.1f} |", flush=True)
+
+
+def times_of(
+    model: nn.Module, images: torch.Tensor, groups: list[PruningGroup], ranking: dict[str, torch.Tensor], plan: Plan
+) -> tuple[float, float, float]:
+    """Seconds of our build, of copy + trace + prune, and of its copy and prune alone."""
+    import torch_pruning as tp
+
+    start = time.perf_counter()
+    build(model, groups, ranking, plan)
+    ours = time.perf_counter() - start
+    start = time.perf_counter()
+    pruned = copy.deepcopy(model)
+    copied = time.perf_counter() - start
+    graph = tp.DependencyGraph().build_dependency(pruned, images, verbose=False)
+    traced = time.perf_counter()
+    for group, kept in zip(groups, plan, strict=True):
+        layer = pruned.get_submodule(group.layers[0])
+        gone = ranking[group.agent_id][kept:].tolist()
+        if gone:
+            graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, gone).prune()
+    end = time.perf_counter()
+    return ours, end - start, copied + end - traced
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

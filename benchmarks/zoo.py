@@ -1,0 +1,174 @@
+"""What of every known network can be pruned: agents, protected layers, proven differences; and torch-pruning beside it.
+
+    python -m benchmarks.zoo                          # every CNN of torchvision, five of timm, our own
+    python -m benchmarks.zoo resnet18 timm/resnest14d --out zoo.jsonl
+
+One JSON row a network, appended as soon as it is known: networks that have a row are not done again. Ends by printing
+the table of prune_env/pruning/README.md. Weights are random; BatchNorm statistics are drawn, so that shifts show.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+import tyro
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from tqdm import tqdm
+
+from prune_env.networks import NETWORKS, create
+from prune_env.networks.registry import image_size
+from prune_env.pruning import inspect
+from prune_env.pruning.proof import TOLERANCE, compare
+
+TRANSFORMERS = ("vit", "swin", "maxvit")
+TIMM = ("timm/resnest14d", "timm/ghostnet_100", "timm/dla34", "timm/hrnet_w18_small", "timm/cspresnet50")
+LARGE_IMAGES = {"inception_v3": 128, "timm/hrnet_w18_small": 64}
+TRIED = 12
+"""Convolutions of a network that torch-pruning is tried on: each try copies and traces the network."""
+
+
+@dataclass(frozen=True)
+class Config:
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """default: all"""
+    out: Path = Path("runs/zoo.jsonl")
+
+
+def main(config: Config) -> None:
+    names = config.names or all_names()
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    lines = config.out.read_text().splitlines() if config.out.is_file() else []
+    done = {row["name"]: row for row in map(json.loads, lines)}
+    for name in tqdm(names):
+        if name not in done:
+            done[name] = examine(name)
+            with config.out.open("a") as file:
+                file.write(json.dumps(done[name]) + "\n")
+    print(table([done[name] for name in names]))
+
+
+def all_names() -> tuple[str, ...]:
+    """Ours, every convolutional classifier of torchvision, and five of timm."""
+    everything = torchvision.models.list_models(module=torchvision.models)
+    return (*NETWORKS, *(name for name in everything if not name.startswith(TRANSFORMERS)), *TIMM)
+
+
+def make(name: str) -> tuple[nn.Module, torch.Tensor]:
+    """The network with random weights in eval mode, and two images."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        if name in NETWORKS:
+            model, size = create(name), image_size(name)
+        elif name.startswith("timm/"):
+            import timm
+
+            model, size = timm.create_model(name.removeprefix("timm/")), (64, 64)
+        else:
+            model, size = torchvision.models.get_model(name, weights=None), (64, 64)
+        for module in model.modules():
+            if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, std=0.2)
+                module.running_mean.normal_(std=0.2)
+                module.running_var.uniform_(0.5, 1.5)
+    height, width = (LARGE_IMAGES[name],) * 2 if name in LARGE_IMAGES else size
+    return model.eval(), torch.randn(2, 3, height, width, generator=generator)
+
+
+def examine(name: str) -> dict[str, Any]:
+    """One row: what `inspect` says and how long it took, and how torch-pruning fares alone."""
+    model, images = make(name)
+    convolutions = [path for path, module in model.named_modules() if isinstance(module, _ConvNd)]
+    start = time.perf_counter()
+    found = inspect(model, images, prove=False)
+    traced = time.perf_counter()
+    found = inspect(model, images)
+    assert found.differences is not None
+    return {
+        "name": name,
+        "convolutions": len(convolutions),
+        "agents": len(found.groups),
+        "protected": sorted({layer for entry in found.protected for layer in entry.layers}),
+        "reasons": sorted({re.sub(r"\S*\.\S*", "...", entry.reason) for entry in found.protected}),
+        "difference": max(found.differences.values(), default=0.0),
+        "trace_seconds": traced - start,
+        "prove_seconds": time.perf_counter() - traced,
+        "removable": found.removable,
+        "torch_pruning": torch_pruning_alone(model, images),
+    }
+
+
+def torch_pruning_alone(model: nn.Module, images: torch.Tensor) -> str:
+    """Half of a convolution's filters removed by torch-pruning, one convolution at a time: does it hold?"""
+    import torch_pruning as tp
+
+    fails = differs = count = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            tp.DependencyGraph().build_dependency(copy.deepcopy(model), images, verbose=False)
+        except Exception as error:
+            return f"cannot trace it ({type(error).__name__})"
+        convolutions = [(path, module) for path, module in model.named_modules() if isinstance(module, _ConvNd)]
+        for path, module in convolutions[:: -(-len(convolutions) // TRIED)]:
+            pruned = copy.deepcopy(model)
+            try:
+                graph = tp.DependencyGraph().build_dependency(pruned, images, verbose=False)
+                layer = pruned.get_submodule(path)
+                pruner = graph.get_pruner_of_module(layer)
+                group = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(module.out_channels // 2)))
+                if not graph.check_pruning_group(group):
+                    continue
+                names = {module: name for name, module in pruned.named_modules()}
+                gone = {
+                    (names[item.dep.target.module], "in"): torch.tensor(sorted(item.idxs))
+                    for item in group
+                    if isinstance(item.dep.target.module, _ConvNd | nn.Linear)
+                    and item.dep.handler == graph.get_pruner_of_module(item.dep.target.module).prune_in_channels
+                    and getattr(item.dep.target.module, "groups", 1) == 1
+                }
+                group.prune()
+                count += 1
+                differs += not compare(model, pruned, gone, images) <= TOLERANCE
+            except Exception:
+                count += 1
+                fails += 1
+    if not fails and not differs:
+        return "right"
+    return "; ".join(
+        text for number, text in ((fails, f"{fails} of {count} fail"), (differs, f"{differs} of {count} wrong")) if number
+    )
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| network | convolutions | agents | protected | why | largest difference | trace, prove (s) | MACs that can go "
+        "| torch-pruning alone |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['name']} | {row['convolutions']} | {row['agents']} | {len(row['protected'])} "
+            f"| {'; '.join(row['reasons'])} | {row['difference']:.0e} "
+            f"| {row['trace_seconds']:.1f}, {row['prove_seconds']:.1f} | {100 * row['removable']:.1f} % "
+            f"| {row['torch_pruning']} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
