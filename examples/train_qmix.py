@@ -17,7 +17,7 @@ from typing import Annotated
 
 import tyro
 
-from prune_env import EnvConfig, FilterPruneEnv, export, report, runs
+from prune_env import EnvConfig, FilterPruneEnv, report, runs, saving
 from prune_env.data import load
 from prune_env.device import check_device
 from prune_env.evaluation.latency import interleaved
@@ -102,7 +102,7 @@ def main(config: Config) -> None:
             test[name],
             env.cost.macs(costs[name]),
             env.cost.params(costs[name]),
-            export.file_bytes(network),
+            saving.file_bytes(network),
             *(latency[name].median_ms for latency in latencies),
             short_accuracy=before.get(name),
         )
@@ -120,7 +120,7 @@ def main(config: Config) -> None:
         "evaluated_plans": len(env.archive),
         "search_seconds": sum(row.get("seconds", 0.0) for row in episodes),
     }
-    export.save_pruned(
+    saving.save_pruned(
         directory, networks["QMIX"], winner, groups=env.groups, ranking=env.ranking, data=data,
         network=config.network, metrics=metrics,
     )  # fmt: skip
