@@ -17,10 +17,9 @@ from typing import Annotated
 
 import tyro
 
-from prune_env import EnvConfig, FilterPruneEnv, export, report, runs
+from prune_env import EnvConfig, FilterPruneEnv, report, runs, saving
 from prune_env.data import load
 from prune_env.device import check_device
-from prune_env.evaluation.latency import interleaved
 from prune_env.finalise import accuracy, choose, distil_fully, recalibrated
 from prune_env.networks.pretrained import normalised_for, pretrained
 from prune_env.training.distillation import DistillationConfig
@@ -94,20 +93,7 @@ def main(config: Config) -> None:
         name: accuracy(recalibrated(env, plan), data, data.test, config.device)
         for name, plan in (("uniform L1", uniform), ("QMIX", winner))
     }
-    costs = {"original": env.full_plan, "uniform L1": uniform, "QMIX": winner}
-    latencies = [interleaved(networks, data.image_shape, batch) for batch in (1, 100)]
-    rows = [
-        report.NetworkFigures(
-            name,
-            test[name],
-            env.cost.macs(costs[name]),
-            env.cost.params(costs[name]),
-            export.file_bytes(network),
-            *(latency[name].median_ms for latency in latencies),
-            short_accuracy=before.get(name),
-        )
-        for name, network in networks.items()
-    ]
+    plans_of = {"original": env.full_plan, "uniform L1": uniform, "QMIX": winner}
     macs_ratio, params_ratio = env.cost_ratios(winner)
     metrics = {
         "original_accuracy": test["original"],
@@ -120,10 +106,15 @@ def main(config: Config) -> None:
         "evaluated_plans": len(env.archive),
         "search_seconds": sum(row.get("seconds", 0.0) for row in episodes),
     }
-    export.save_pruned(
+    saving.save_pruned(
         directory, networks["QMIX"], winner, groups=env.groups, ranking=env.ranking, data=data,
         network=config.network, metrics=metrics,
     )  # fmt: skip
+    if config.env.round_to > 1:  # what rounding gains: the same budget without it, as fast as it is
+        name = "uniform L1, round-to 1"
+        plans_of[name] = runs.unrounded_uniform(env)
+        networks[name] = recalibrated(env, plans_of[name])
+    rows = runs.figures(directory, env, networks, plans_of, test, before, winner="QMIX")
     runs.pictures(directory, env, episodes, uniform, winner)
     print("\nFinalists, accuracy on the reward split as cut and after the short distillation, %:")
     for finalist in finalists:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .config import EnvConfig
     from .data import DataSplits
     from .env import FilterPruneEnv, make_env
-    from .export import load_pruned, save_pruned
+    from .saving import load_pruned, save_pruned
 
 __version__ = "0.1.0"
 
@@ -17,9 +17,9 @@ _HOMES = {
     "DataSplits": "data",
     "EnvConfig": "config",
     "FilterPruneEnv": "env",
-    "load_pruned": "export",
+    "load_pruned": "saving",
     "make_env": "env",
-    "save_pruned": "export",
+    "save_pruned": "saving",
 }
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-_MODULES = ("data", "filter_prune_v0")
+_MODULES = ("data", "export", "filter_prune_v0")
 
 
 def __dir__() -> list[str]:

@@ -1,155 +1,151 @@
-"""A pruned network on disk: weights as safetensors, structure and everything known about it as JSON. No pickles.
+"""A network as ONNX, and as a program of torch.export: written whole, loaded again, and compared with the original.
 
-pruned.json holds the filters that stay, layer by layer, so a saved network depends on no ranking being computed again.
+Letters: N images, B of them in a batch, C channels, H and W pixels.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+import contextlib
+import copy
+import io
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import nn
 
-from .data import DataSplits
+from . import onnx_runtime
 from .files import replacing
-from .networks.registry import NETWORKS, create, image_size
-from .pruning import Plan, PruningGroup, build_from_indices, find_groups, kept_indices
-from .pruning.surgery import channels
 
-FORMAT_VERSION = 1
-WEIGHTS, RECORD = "pruned.safetensors", "pruned.json"
+ONNX_TOLERANCE = 1e-4
+TORCH_TOLERANCE = 1e-6
+"""How far outputs may differ, as a fraction of the largest."""
+ONNX_LIMIT = 2**31 - 1
+"""Bytes of one ONNX file; protobuf can hold no more."""
 
 
-def save_pruned(
-    directory: str | Path,
-    model: nn.Module,
-    plan: Plan,
-    *,
-    groups: Sequence[PruningGroup],
-    ranking: Mapping[str, torch.Tensor],
-    data: DataSplits,
-    network: str | None = None,
-    metrics: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes `pruned.safetensors` and `pruned.json` into `directory`; each file appears whole or not at all.
+class ExportError(ValueError):
+    """The network cannot be exported, or what was exported computes something else."""
 
-    model    the pruned network, as `build` made it from `plan`, fine-tuned or not
-    network  its name in the registry; None for a user's own, which `load_pruned` then needs as `base_model`
-    metrics  numbers to keep with it
-    Raises ValueError for a model that is not the plan's, or a metric that is not finite; nothing is written then.
+
+@torch.inference_mode(False)  # a caller's inference mode would make tensors that cannot be traced
+def to_onnx(model: nn.Module, path: str | Path, images: torch.Tensor) -> float:
+    """Writes the network as one ONNX file, in eval mode and float32: input `images` [B, C, H, W], output `logits`.
+
+    images  N >= 2 normalised images [N, C, H, W] of the kind that the network is for: onnxruntime must agree with
+            torch on all of them at once and on one alone
+    Returns the largest difference of outputs, as a fraction of the largest output.
+    Raises ExportError, with the difference where it is above 1e-4; no file is written then. Raises ImportError without
+    the extra `export`. The model and the global state stay as they are.
     """
-    directory = Path(directory)
-    kept = kept_indices(groups, ranking, plan)
-    for group, filters in zip(groups, plan, strict=True):
-        found = channels(model.get_submodule(group.layers[0]), "out")
-        if found != filters:
-            raise ValueError(
-                f"the model is not the plan's: layer {group.layers[0]} has {found} filters, the plan keeps {filters}"
-            )
-    weights = _weights(model)
-    record = {
-        "format_version": FORMAT_VERSION,
-        "network": {"name": network, "num_classes": len(data.classes), "in_channels": data.image_shape[0]},
-        "data": {"name": data.name, "classes": data.classes, "image_shape": data.image_shape, "digest": data.digest},
-        "normalisation": {"mean": data.mean, "std": data.std},
-        "plan": {group.agent_id: int(filters) for group, filters in zip(groups, plan, strict=True)},
-        "kept_filters": [
-            {"layers": group.layers, "filters": group.filters, "kept": kept[group.agent_id].tolist()}
-            for group in groups
-        ],
-        "weights_digest": _digest(weights),
-        "metrics": dict(metrics or {}),
-    }
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"  # before anything is written
-    with replacing(directory / WEIGHTS) as temporary:
-        temporary.write_bytes(weights)
-    with replacing(directory / RECORD) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    onnx_runtime.require()
+    network, images = _prepared(model, images, torch.float32)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    if size > ONNX_LIMIT:
+        raise ExportError(f"the weights take {size} bytes, an ONNX file holds {ONNX_LIMIT}; use to_torch_export")
+    with _exporting("ONNX"):
+        program = torch.onnx.export(
+            network, (images[:2],), dynamo=True, dynamic_shapes=_dynamic_batch(), input_names=["images"],
+            output_names=["logits"], verbose=False,
+        )  # fmt: skip
+        assert program is not None
+        proto = program.model_proto
+    for part in (*proto.graph.node, *proto.graph.initializer, *proto.graph.value_info):
+        part.ClearField("metadata_props")  # stack traces with paths of this machine, half of a small file
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(proto.SerializeToString())
+        return _compared(network, onnx_runtime.runner(temporary), images, ONNX_TOLERANCE)
 
 
-def file_bytes(model: nn.Module) -> int:
-    """Size of the network's weights on disk, as safetensors."""
-    return len(_weights(model))
+@torch.inference_mode(False)
+def to_torch_export(model: nn.Module, path: str | Path, images: torch.Tensor) -> float:
+    """Writes the network as a program of torch.export (.pt2), in eval mode and the dtype of its weights.
 
-
-def read_record(directory: str | Path) -> dict[str, Any]:
-    """What `pruned.json` says. Raises FileNotFoundError, or ValueError for a broken file or another version."""
-    file = Path(directory) / RECORD
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; a saved network is a folder with {RECORD} and {WEIGHTS}")
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-    version = record.get("format_version") if isinstance(record, dict) else None
-    if version != FORMAT_VERSION:
-        raise ValueError(f"{file} has format version {version}; this release reads version {FORMAT_VERSION}")
-    missing = {"network", "data", "normalisation", "plan", "kept_filters", "weights_digest", "metrics"} - set(record)
-    if missing:
-        raise ValueError(f"{file} lacks {', '.join(sorted(missing))}; it was not written by save_pruned, or was edited")
-    return record
-
-
-def load_pruned(directory: str | Path, base_model: nn.Module | None = None) -> nn.Module:
-    """The saved network, in eval mode on the CPU.
-
-    base_model  the unpruned network, for one that is not in the registry; only its structure matters
-    Raises FileNotFoundError for a missing file, ValueError for a damaged one or a base that does not fit.
+    `torch.export.load(path).module()` has it back, without any class of this package. Arguments, result and errors
+    are those of `to_onnx`; the tolerance is 1e-6.
     """
-    directory = Path(directory)
-    record = read_record(directory)
-    file = directory / WEIGHTS
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; {RECORD} describes it")
-    weights = file.read_bytes()
-    if _digest(weights) != record["weights_digest"]:
-        raise ValueError(f"{file} is truncated or belongs to another run: its digest is not the one in {RECORD}")
-    base = base_model if base_model is not None else _registered(record, directory)
-    channels, height, width = record["data"]["image_shape"]
-    by_layers = {group.layers: group for group in find_groups(base, torch.zeros(2, channels, height, width))}
-    groups, kept = [], {}
-    for entry in record["kept_filters"]:
-        group = by_layers.get(tuple(entry["layers"]))
-        if group is None or group.filters != entry["filters"]:
-            found = "is no pruning group of the base network" if group is None else f"has {group.filters} filters in it"
-            raise ValueError(
-                f"{directory / RECORD} does not fit the base network: the group of layers {', '.join(entry['layers'])} "
-                f"({entry['filters']} filters) {found}; pass the network that was pruned as base_model"
+    network, images = _prepared(model, images, None)
+    buffer = io.BytesIO()
+    with _exporting("torch.export"):
+        program = torch.export.export(network, (images[:2],), dynamic_shapes=_dynamic_batch(), strict=False)
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # paths of this machine
+        torch.export.save(program, buffer)
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+        with _exporting("torch.export"):
+            loaded = torch.export.load(temporary).module()
+        return _compared(network, loaded, images, TORCH_TOLERANCE)
+
+
+def _prepared(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None) -> tuple[nn.Module, torch.Tensor]:
+    """A copy of the network on the CPU in eval mode, and images as contiguous tensors of its dtype."""
+    if images.ndim != 4 or len(images) < 2:
+        raise ExportError(f"images must be [N, C, H, W] with at least two images, got {tuple(images.shape)}")
+    network = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    if dtype is not None:
+        network.to(dtype)
+    dtypes = [parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()]
+    images = images.detach().to("cpu", dtypes[0] if dtypes else torch.float32, copy=True)
+    return network, images.contiguous(memory_format=torch.contiguous_format)
+
+
+def _dynamic_batch() -> tuple[dict[int, torch.export.Dim]]:
+    return ({0: torch.export.Dim("batch")},)  # type: ignore[dict-item]
+
+
+@contextlib.contextmanager
+def _exporting(what: str) -> Iterator[None]:
+    """No gradients and no word on the terminal within the block; errors become ExportError, in one line."""
+    disabled = logging.root.manager.disable
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+        warnings.catch_warnings(),
+        torch.no_grad(),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        except Exception as error:  # exporters raise anything
+            line = next((line for line in str(error).splitlines() if line.strip()), "")
+            raise ExportError(
+                f"{what} cannot take this network ({type(error).__name__}: {line}); its forward must be plain tensor "
+                "operations that hold for any batch size"
+            ) from error
+        finally:
+            logging.disable(disabled)
+
+
+def _compared(
+    network: nn.Module, exported: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, tolerance: float
+) -> float:
+    """The largest relative difference of outputs over both batch sizes. Raises ExportError above the tolerance."""
+    worst = 0.0
+    for batch in (images, images[:1]):
+        with torch.no_grad():
+            expected = network(batch)
+        try:
+            with torch.no_grad():
+                found = exported(batch)
+        except Exception as error:
+            raise ExportError(f"the exported network fails at batch size {len(batch)}: {error}") from error
+        if found.shape != expected.shape:
+            raise ExportError(
+                f"the exported network gives {tuple(found.shape)} at batch size {len(batch)}, the network gives "
+                f"{tuple(expected.shape)}"
             )
-        groups.append(group)
-        kept[group.agent_id] = torch.tensor(entry["kept"])
-    network = build_from_indices(base, groups, kept)
-    try:
-        network.load_state_dict(load(weights))
-    except (RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{file} does not fit the network described by {RECORD}: {error}") from error
-    return network.eval()
-
-
-def _registered(record: dict[str, Any], directory: Path) -> nn.Module:
-    network = record["network"]
-    if network["name"] not in NETWORKS:
-        raise ValueError(
-            f"{directory / RECORD} holds network {network['name']!r}, which is not in the registry; pass the unpruned "
-            "network as base_model"
-        )
-    expected, size = image_size(network["name"]), tuple(record["data"]["image_shape"][1:])
-    if size != expected:
-        raise ValueError(
-            f"{directory / RECORD}: network {network['name']!r} takes {expected} pixels, record says {size}"
-        )
-    return create(network["name"], network["num_classes"], network["in_channels"])
-
-
-def _weights(model: nn.Module) -> bytes:
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
-
-
-def _digest(weights: bytes) -> str:
-    return hashlib.blake2b(weights, digest_size=16).hexdigest()
+        scale = max(float(expected.abs().max()), torch.finfo(torch.float32).tiny)
+        difference = float((found - expected).abs().max()) / scale
+        if not difference <= tolerance:  # not a number, too
+            raise ExportError(
+                f"the exported network differs from the network by {difference:.2g} of the largest output at batch "
+                f"size {len(batch)}; {tolerance:g} is allowed"
+            )
+        worst = max(worst, difference)
+    return worst

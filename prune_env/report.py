@@ -34,8 +34,8 @@ class NetworkFigures:
     """One line of the table. Raises ValueError that names the field."""
 
     name: str
-    accuracy: float
-    """fraction of the test images"""
+    accuracy: float | None
+    """fraction of the test images; None where it was not measured"""
     macs: int
     params: int
     file_bytes: int
@@ -45,14 +45,21 @@ class NetworkFigures:
     """median at batch size 100"""
     short_accuracy: float | None = None
     """before distillation"""
+    onnx_bytes: int | None = None
+    onnx_latency_1_ms: float | None = None
+    """median of onnxruntime at batch size 1"""
+    onnx_latency_100_ms: float | None = None
+    """median of onnxruntime at batch size 100"""
 
     def __post_init__(self) -> None:
         for name in ("accuracy", "short_accuracy"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} of {self.name!r} must be a fraction between 0 and 1, got {value}")
-        for name in ("macs", "params", "file_bytes", "latency_1_ms", "latency_100_ms"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+        optional = ("onnx_bytes", "onnx_latency_1_ms", "onnx_latency_100_ms")
+        for name in ("macs", "params", "file_bytes", "latency_1_ms", "latency_100_ms", *optional):
+            value = getattr(self, name)
+            if not (value is None and name in optional) and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} of {self.name!r} must be above 0 and finite, got {getattr(self, name)}")
 
 
@@ -77,7 +84,8 @@ class LayerFigures:
 def table(rows: Sequence[NetworkFigures]) -> str:
     """Networks as aligned plain text of at most 110 columns; the first one is the original that ratios refer to.
 
-    Units are the original's: what stands below each other compares. Raises ValueError if there are no rows.
+    Units are the original's: what stands below each other compares. Where every row has ONNX figures, files and
+    latencies stand in a block of their own. Raises ValueError if there are no rows.
     """
     if not rows:
         raise ValueError("a table needs at least one network; the first is the original")
@@ -85,28 +93,54 @@ def table(rows: Sequence[NetworkFigures]) -> str:
     macs_unit, macs = _scale(original.macs)
     params_unit, params = _scale(original.params)
     file_unit, size = ("MiB", 2**20) if original.file_bytes >= 2**20 else ("KiB", 2**10)
-    columns = [["", "Accuracy", *(_percent(row.accuracy, 2) for row in rows)]]
+    columns = [["", "Accuracy", *_percents([row.accuracy for row in rows])]]
     if any(row.short_accuracy is not None for row in rows):
-        before = ["-" if row.short_accuracy is None else _percent(row.short_accuracy, 2) for row in rows]
-        columns.append(["Before", "distil.", *before])
+        columns.append(["Before", "distil.", *_percents([row.short_accuracy for row in rows])])
     columns += [
         ["", f"MACs{macs_unit}", *_with_ratios([row.macs / macs for row in rows], 1)],
         ["", f"Params{params_unit}", *_with_ratios([row.params / params for row in rows], 1)],
-        ["", f"File, {file_unit}", *_with_ratios([row.file_bytes / size for row in rows], 1)],
-        ["Latency, ms", "batch 1", *_with_ratios([row.latency_1_ms for row in rows], 0)],
-        ["Latency, ms", "batch 100", *_with_ratios([row.latency_100_ms for row in rows], 0)],
     ]
+    files = _with_ratios([row.file_bytes / size for row in rows], 1)
+    latencies = [_with_ratios([getattr(row, f"latency_{batch}_ms") for row in rows], 0) for batch in (1, 100)]
+    onnx = [
+        [value for row in rows if (value := getattr(row, name)) is not None]
+        for name in ("onnx_bytes", "onnx_latency_1_ms", "onnx_latency_100_ms")
+    ]
+    notes = [CONVENTION, "In parentheses: share of the original. Latency: median forward pass."]
+    if any(len(values) < len(rows) for values in onnx):
+        columns += [
+            ["", f"File, {file_unit}", *files],
+            ["Latency, ms", "batch 1", *latencies[0]],
+            ["Latency, ms", "batch 100", *latencies[1]],
+        ]
+        blocks = [columns]
+    else:
+        deployment = [
+            [f"File, {file_unit}", "weights", *files],
+            [f"File, {file_unit}", "ONNX", *_with_ratios([value / size for value in onnx[0]], 1)],
+            ["torch, ms", "batch 1", *latencies[0]],
+            ["torch, ms", "batch 100", *latencies[1]],
+            ["ONNX, ms", "batch 1", *_with_ratios(onnx[1], 0)],
+            ["ONNX, ms", "batch 100", *_with_ratios(onnx[2], 0)],
+        ]
+        blocks = [columns, deployment]
+        notes[1] = "In parentheses: share of the original. ms: median forward pass; ONNX by onnxruntime."
+    names = [row.name for row in rows]
+    return "\n\n".join([*(_block(names, block) for block in blocks), "\n".join(notes)])
+
+
+def _block(names: Sequence[str], columns: Sequence[Sequence[str]]) -> str:
+    """Columns beside the networks' names; two cells of a column are its heading."""
     widths = [max(map(len, column)) for column in columns]
     left = max(8, WIDTH - sum(widths) - 2 * len(widths))
-    names = [textwrap.wrap(row.name, left) or [""] for row in rows]
-    left = max(len(line) for lines in (*names, ["Network"]) for line in lines)
-
+    wrapped = [textwrap.wrap(name, left) or [""] for name in names]
+    left = max(len(line) for lines in (*wrapped, ["Network"]) for line in lines)
     lines = []
-    for number, (name, *rest) in enumerate([[""], ["Network"], *names]):
+    for number, (name, *rest) in enumerate([[""], ["Network"], *wrapped]):
         cells = [column[number].rjust(width) for column, width in zip(columns, widths, strict=True)]
         lines += ["  ".join((name.ljust(left), *cells)).rstrip(), *rest]
     lines.insert(2, "-" * (left + sum(widths) + 2 * len(widths)))
-    return "\n".join((*lines, "", CONVENTION, "In parentheses: share of the original. Latency: median forward pass."))
+    return "\n".join(lines)
 
 
 def plot_learning(
@@ -339,6 +373,10 @@ def _with_ratios(values: Sequence[float], decimals: int) -> list[str]:
     width = max((len(ratio) for ratio in ratios), default=-1)
     cells = zip(values, ["", *ratios], strict=True)
     return [f"{value:.{digits}f}" + ratio.rjust(1 + width) for value, ratio in cells]
+
+
+def _percents(fractions: Sequence[float | None]) -> list[str]:
+    return ["-" if fraction is None else _percent(fraction, 2) for fraction in fractions]
 
 
 def _percent(fraction: float, decimals: int) -> str:

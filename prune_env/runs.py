@@ -1,15 +1,21 @@
-"""The folder of a run: which one, made with which settings, and the pictures in it."""
+"""The folder of a run: which one, made with which settings, the networks measured, and the pictures in it."""
 
 from __future__ import annotations
 
 import glob
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from . import report
+from torch import nn
+
+from . import report, saving
 from .env import FilterPruneEnv
+from .evaluation.latency import interleaved
+from .export import ExportError, to_onnx
 from .files import replacing
 from .pruning import Plan
 
@@ -48,6 +54,69 @@ def directory(out: Path, name: str | None, stem: str, settings: Mapping[str, Any
             "start a new run"
         )
     return folder
+
+
+def figures(
+    folder: Path,
+    env: FilterPruneEnv,
+    networks: Mapping[str, nn.Module],
+    plans: Mapping[str, Plan],
+    accuracies: Mapping[str, float],
+    short_accuracies: Mapping[str, float],
+    *,
+    winner: str,
+) -> list[report.NetworkFigures]:
+    """The rows of the final table: costs, files and latencies of the networks, all timed in turn.
+
+    The winner's ONNX file stays in the folder, as pruned.onnx.
+    """
+    with TemporaryDirectory() as scratch:
+        onnx = _onnx_files(Path(scratch), env, networks)
+        if onnx:
+            with replacing(folder / "pruned.onnx") as temporary:
+                temporary.write_bytes(onnx[winner].read_bytes())
+        timed = {**networks, **{f"{name} as ONNX": file for name, file in onnx.items()}}
+        at_1, at_100 = (
+            {name: timing.median_ms for name, timing in interleaved(timed, env.data.image_shape, batch).items()}
+            for batch in (1, 100)
+        )
+        return [
+            report.NetworkFigures(
+                name=name,
+                accuracy=accuracies.get(name),
+                macs=env.cost.macs(plans[name]),
+                params=env.cost.params(plans[name]),
+                file_bytes=saving.file_bytes(network),
+                latency_1_ms=at_1[name],
+                latency_100_ms=at_100[name],
+                short_accuracy=short_accuracies.get(name),
+                onnx_bytes=onnx[name].stat().st_size if name in onnx else None,
+                onnx_latency_1_ms=at_1.get(f"{name} as ONNX"),
+                onnx_latency_100_ms=at_100.get(f"{name} as ONNX"),
+            )
+            for name, network in networks.items()
+        ]
+
+
+def _onnx_files(folder: Path, env: FilterPruneEnv, networks: Mapping[str, nn.Module]) -> dict[str, Path]:
+    """Writes every network as <folder>/<number>.onnx, checked on test images: name -> file.
+
+    Says so and writes nothing where the packages are missing or a network cannot be exported.
+    """
+    files = {name: folder / f"{number}.onnx" for number, name in enumerate(networks)}
+    images = env.data.normalise(env.data.test.images[:32])
+    try:
+        for name, network in networks.items():
+            to_onnx(network, files[name], images)
+    except (ImportError, ExportError) as error:
+        print(f"No ONNX file: {error}")
+        return {}
+    return files
+
+
+def unrounded_uniform(env: FilterPruneEnv) -> Plan:
+    """The uniform plan of the same budget without `round_to`: beside the rounded one it shows what rounding gains."""
+    return replace(env.budget, round_to=1).uniform()
 
 
 def pictures(

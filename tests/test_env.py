@@ -16,11 +16,13 @@ import torch
 from pettingzoo.test import api_test, max_cycles_test, parallel_api_test, parallel_seed_test, seed_test
 from pettingzoo.test.state_test import state_test
 from pettingzoo.utils import parallel_to_aec
+from torch import nn
 
 from prune_env import EnvConfig, FilterPruneEnv, filter_prune_v0
 from prune_env.data import DataSplits
 from prune_env.networks import create
 from prune_env.reward import RoundReward
+from prune_env.runs import unrounded_uniform
 
 EnvMaker = Callable[..., FilterPruneEnv]
 INFO_KEYS = {"action_mask", "applied_rate", "accuracy", "macs_ratio", "params_ratio"}
@@ -298,8 +300,18 @@ class TestRules:
 
     def test_round_to_keeps_multiples(self, make_env: EnvMaker) -> None:
         env = make_env(round_to=8)
-        play(env, 1)
-        assert all(kept % 8 == 0 for kept in env.plan)
+        for seed in range(4):
+            play(env, seed)
+            assert all(kept % 8 == 0 for kept in env.plan)
+            assert any(kept < full for kept, full in zip(env.plan, env.full_plan, strict=True))
+        assert all(kept % 8 == 0 for kept in env.budget.uniform())
+        unrounded = unrounded_uniform(env)
+        assert any(kept % 8 for kept in unrounded)
+        assert env.config.target_macs is not None
+        assert env.cost_ratios(unrounded)[0] == pytest.approx(env.config.target_macs, abs=0.01)
+        built = [module.out_channels for module in env.pruned_model().modules() if isinstance(module, nn.Conv2d)]
+        assert built
+        assert all(channels % 8 == 0 for channels in built)
 
     @pytest.mark.parametrize("reward", ["budget", "amc"])
     def test_the_best_plans_are_those_of_the_highest_return(self, make_env: EnvMaker, reward: str) -> None:

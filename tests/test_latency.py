@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from itertools import groupby
+from pathlib import Path
+from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 from prune_env.evaluation import latency as module
 from prune_env.evaluation.latency import TURN, Latency, interleaved, latency
+from prune_env.export import to_onnx
 
 
 class Spy(nn.Module):
@@ -115,6 +120,57 @@ def test_cuda_is_waited_for_before_and_after(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module.time, "perf_counter", lambda: events.append("clock") or 0.0)
     module._timed(lambda _images: events.append("model"), OnCuda())  # type: ignore[arg-type]
     assert events == ["synchronise", "clock", "model", "synchronise", "clock"]
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("onnx") / "network.onnx"
+    to_onnx(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), file, torch.rand(2, 3, 8, 8))
+    return file
+
+
+def test_onnxruntime_takes_turns_with_torch(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[Any] = []
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *args, **kwargs: options.append(args[1]) or session(*args, **kwargs)
+    )
+    calls: list[tuple[str, torch.Size]] = []
+    timed = module._timed
+
+    def spy(network: Callable[[torch.Tensor], Any], images: torch.Tensor) -> float:
+        calls.append(("torch" if isinstance(network, nn.Module) else "onnxruntime", images.shape))
+        return timed(network, images)
+
+    monkeypatch.setattr(module, "_timed", spy)
+    threads = torch.get_num_threads()
+    models = {"a": nn.Conv2d(3, 4, 3).bfloat16(), "b": onnx_file}
+    results = interleaved(models, (3, 8, 8), 5, warmup=2, seconds=0, min_runs=1 + TURN, threads=threads + 1)
+    assert [(r.runtime, r.dtype, r.batch_size, r.threads, r.runs) for r in results.values()] == [
+        ("torch", "bfloat16", 5, threads + 1, 2 * TURN),
+        ("onnxruntime", "float32", 5, threads + 1, 2 * TURN),
+    ]
+    assert results["b"].median_ms > 0
+    assert [option.intra_op_num_threads for option in options] == [threads + 1]
+    assert torch.get_num_threads() == threads
+    turns = [(name, len(list(group))) for (name, _), group in groupby(calls)]
+    assert turns == [(name, 2) for name in ("torch", "onnxruntime")] + 2 * [
+        (name, 1 + TURN) for name in ("torch", "onnxruntime")
+    ]
+    assert {shape for _, shape in calls} == {(5, 3, 8, 8)}
+
+
+def test_onnx_files_that_cannot_be_timed(onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError, match=r"missing\.onnx does not exist; write it with"):
+        latency(tmp_path / "missing.onnx", (3, 8, 8), 1)
+    (tmp_path / "broken.onnx").write_bytes(b"no network")
+    with pytest.raises(ValueError, match=r"onnxruntime cannot load .*broken\.onnx"):
+        latency(tmp_path / "broken.onnx", (3, 8, 8), 1)
+    with pytest.raises(ValueError, match="device must be cpu to time the ONNX file"):
+        latency(onnx_file, (3, 8, 8), 1, device="cuda")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"needs onnxruntime, not installed: pip install prune-env\[export\]"):
+        latency(onnx_file, (3, 8, 8), 1)
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,10 @@ def test_python_blocks_run(
         "runs/small_cnn-digits-1", network, plan, groups=groups, ranking=ranking, data=digits, network="small_cnn"
     )
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) >= 3
+    assert len(blocks) >= 4
     names: dict[str, object] = {}
     for block in blocks:
         exec(block.replace("episodes=300", "episodes=3"), names)
     assert names["small"] is not None
+    assert {"small.onnx", "small.pt2"} <= {file.name for file in tmp_path.iterdir()}
     shutil.rmtree("runs")

@@ -80,16 +80,37 @@ def test_units_follow_the_original() -> None:
     assert "Before" not in table([small])  # no row has an accuracy before distillation
 
 
+def test_onnx_figures_stand_in_a_block_of_their_own() -> None:
+    onnx = {"onnx_bytes": 61_000_000, "onnx_latency_1_ms": 2.0, "onnx_latency_100_ms": 80.0}
+    unmeasured = replace(HALF, name="uniform, round-to 1", accuracy=None, **{name: x / 2 for name, x in onnx.items()})
+    text = table([replace(ORIGINAL, **onnx), unmeasured])
+    first, second, notes = text.split("\n\n")
+    assert re.split(" {2,}", first.split("\n")[1]) == [*("Network", "Accuracy", "distil.", "MACs, M", "Params, M")]
+    assert re.split(" {2,}", first.split("\n")[4])[:3] == ["uniform, round-to 1", "-", "73.10 %"]
+    heads, names, _, original, other = (re.split(" {2,}", line.strip()) for line in second.split("\n"))
+    assert heads == ["File, MiB", "File, MiB", "torch, ms", "torch, ms", "ONNX, ms", "ONNX, ms"]
+    assert names == ["Network", "weights", "ONNX", *["batch 1", "batch 100"] * 2]
+    assert original == ["original", "57.22", "58.17", "4.00", "150.0", "2.00", "80.00"]
+    assert other[2:] == ["29.09 (50.0 %)", "3.00 (75 %)", "75.0 (50 %)", "1.00 (50 %)", "40.00 (50 %)"]
+    assert "ONNX by onnxruntime" in notes
+    # Not measured for every network, not shown.
+    assert "ONNX" not in table([replace(ORIGINAL, **onnx), HALF])
+    assert table([ORIGINAL, replace(HALF, **onnx)]) == table([ORIGINAL, HALF])
+
+
 figures = st.builds(
     NetworkFigures,
     name=st.text("abc -_", min_size=1, max_size=60),
-    accuracy=st.floats(0, 1),
+    accuracy=st.none() | st.floats(0, 1),
     macs=st.integers(1, 10**11),
     params=st.integers(1, 10**9),
     file_bytes=st.integers(1, 10**9),
     latency_1_ms=st.floats(0.01, 1e3),
     latency_100_ms=st.floats(0.01, 1e4),
     short_accuracy=st.none() | st.floats(0, 1),
+    onnx_bytes=st.none() | st.integers(1, 10**9),
+    onnx_latency_1_ms=st.floats(0.01, 1e3),
+    onnx_latency_100_ms=st.floats(0.01, 1e4),
 )
 
 
@@ -104,16 +125,27 @@ def test_table_fits_and_loses_no_name(original: NetworkFigures, others: list[tup
     ]
     text = table(rows)
     assert max(map(len, text.split("\n"))) <= report.WIDTH
-    body = text.split("\n\n")[0].split("\n")
-    rule = len(body[2])
-    assert body[2] == "-" * rule
-    assert sum(len(line) == rule for line in body[3:]) == max(1, len(others))  # ratios end at the right edge
-    assert all(word[:8] in text for row in rows for word in row.name.split())
+    *blocks, _ = text.split("\n\n")
+    assert len(blocks) == 1 + (original.onnx_bytes is not None)
+    for block in blocks:
+        body = block.split("\n")
+        rule = len(body[2])
+        assert body[2] == "-" * rule
+        assert sum(len(line) == rule for line in body[3:]) == max(1, len(others))  # ratios end at the right edge
+        assert all(word[:8] in block for row in rows for word in row.name.split())
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("accuracy", 93.6), ("short_accuracy", -0.1), ("macs", 0), ("file_bytes", -1), ("latency_1_ms", math.nan)],
+    [
+        ("accuracy", 93.6),
+        ("short_accuracy", -0.1),
+        ("macs", 0),
+        ("file_bytes", -1),
+        ("latency_1_ms", math.nan),
+        ("onnx_bytes", 0),
+        ("onnx_latency_100_ms", math.inf),
+    ],
 )
 def test_wrong_figures_are_named(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field} of 'original'"):

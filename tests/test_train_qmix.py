@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -76,6 +77,30 @@ class TestMainScript:
         for word in ("original", "uniform L1", "QMIX", "Accuracy", "Latency"):
             assert word in printed
         assert f"{100 * metrics['pruned_accuracy']:.2f} %" in printed
+        assert "torch, ms" in printed
+        assert "ONNX, ms" in printed
+        assert "round-to" not in printed
+
+    def test_its_onnx_file_is_the_network(self, finished: tuple[Path, str], digits: Any) -> None:
+        session = onnxruntime.InferenceSession(finished[0] / "pruned.onnx")
+        images = digits.normalise(digits.test.images[:7]).contiguous()
+        found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        with torch.inference_mode():
+            torch.testing.assert_close(found, load_pruned(finished[0])(images), rtol=1e-4, atol=1e-4)
+
+    def test_without_the_extra_and_with_rounding(self, weights: Path, tmp_path: Path) -> None:
+        """It says so and goes on; the table shows the same budget without rounding."""
+        arguments = command(tmp_path, weights, "--round-to=8")[1:]
+        code = "import sys, runpy; sys.modules['onnxscript'] = None; runpy.run_path(sys.argv[0], run_name='__main__')"
+        code = f"import sys; sys.argv = {arguments!r}; {code}"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        assert "No ONNX file: ONNX needs onnxscript, not installed: pip install prune-env[export]" in done.stdout
+        assert "ONNX, ms" not in done.stdout
+        assert "uniform L1, round-to 1" in " ".join(done.stdout.split())
+        assert not (tmp_path / "run" / "pruned.onnx").exists()
+        kept = json.loads((tmp_path / "run" / "pruned.json").read_text())["plan"].values()
+        assert all(filters % 8 == 0 for filters in kept)
 
     def test_the_saved_network_scores_what_the_record_says(self, finished: tuple[Path, str], digits: Any) -> None:
         record, _ = results(finished[0])

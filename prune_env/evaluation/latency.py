@@ -1,15 +1,22 @@
-"""How long a network takes: medians of whole forward passes, several networks measured in turn."""
+"""How long a network takes: medians of whole forward passes, several networks measured in turn.
+
+A network is a module, which torch runs, or the path of an ONNX file, which onnxruntime runs on the CPU.
+"""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
+from typing import Any, Literal
 
 import torch
 from torch import nn
+
+from .. import onnx_runtime
 
 TURN = 4
 """Timed runs of one network before the next has its turn."""
@@ -26,10 +33,11 @@ class Latency:
     """of the CPU, inside an operation"""
     dtype: str
     """of weights and inputs, by torch's name: float32, bfloat16"""
+    runtime: Literal["torch", "onnxruntime"] = "torch"
 
 
 def latency(
-    model: nn.Module,
+    model: nn.Module | Path,
     example_shape: tuple[int, int, int],
     batch_size: int,
     *,
@@ -45,7 +53,7 @@ def latency(
 
 
 def interleaved(
-    models: Mapping[str, nn.Module],
+    models: Mapping[str, nn.Module | Path],
     example_shape: tuple[int, int, int],
     batch_size: int,
     *,
@@ -58,51 +66,65 @@ def interleaved(
     """Latencies of several networks, measured round-robin so that a drift of the machine hits all alike.
 
     Copies are timed, in eval mode, channels_last and the precision of their weights; the models stay as they are.
+    ONNX files (by Path, as `prune_env.export.to_onnx` writes them) are timed in float32, with images in NumPy's order.
 
     example_shape  (C, H, W) of one image; images are noise, the same at every call
     warmup         untimed runs of every network at first; one more precedes each turn, as the network before has
                    emptied the caches
     seconds        measuring goes on for at least this long per network, and for at least `min_runs` runs
-    threads        of the CPU; None for as many as torch uses now. The number is put back afterwards
+    threads        of the CPU, for both runtimes; None for as many as torch uses now. The number is put back afterwards
 
-    Raises ValueError that names the argument.
+    Raises ValueError that names the argument, FileNotFoundError for a missing ONNX file, ImportError without
+    onnxruntime.
     """
     _check(models, example_shape, batch_size, warmup, min_runs, threads)
     device = torch.device(device)
-    copies = {
-        name: copy.deepcopy(model).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for name, model in models.items()
-    }
-    dtypes = {name: _dtype(model) for name, model in copies.items()}
     noise = torch.randn((batch_size, *example_shape), generator=torch.Generator().manual_seed(0))  # [B, C, H, W]
-    images = {
-        dtype: noise.to(device, dtype, memory_format=torch.channels_last) for dtype in dict.fromkeys(dtypes.values())
-    }
-    times: dict[str, list[float]] = {name: [] for name in copies}
+    times: dict[str, list[float]] = {name: [] for name in models}
     runs, threads_before = 0, torch.get_num_threads()
     try:
         if threads is not None:
             torch.set_num_threads(threads)
         threads = torch.get_num_threads()
+        networks = {name: _ready(model, noise, device) for name, model in models.items()}
         with torch.inference_mode():
-            for name, model in copies.items():
+            for network, images in networks.values():
                 for _ in range(warmup):
-                    _timed(model, images[dtypes[name]])
+                    _timed(network, images)
             start = time.perf_counter()
-            while runs < min_runs or time.perf_counter() - start < seconds * len(copies):
-                for name, model in copies.items():
-                    turn = [_timed(model, images[dtypes[name]]) for _ in range(1 + TURN)]
+            while runs < min_runs or time.perf_counter() - start < seconds * len(networks):
+                for name, (network, images) in networks.items():
+                    turn = [_timed(network, images) for _ in range(1 + TURN)]
                     times[name] += turn[1:]
                 runs += TURN
     finally:
         torch.set_num_threads(threads_before)
     return {
-        name: Latency(1000 * median(times[name]), batch_size, runs, threads, str(dtypes[name]).removeprefix("torch."))
-        for name in copies
+        name: Latency(
+            median_ms=1000 * median(times[name]),
+            batch_size=batch_size,
+            runs=runs,
+            threads=threads,
+            dtype=str(images.dtype).removeprefix("torch."),
+            runtime="onnxruntime" if isinstance(models[name], Path) else "torch",
+        )
+        for name, (_, images) in networks.items()
     }
 
 
-def _timed(model: nn.Module, images: torch.Tensor) -> float:
+def _ready(
+    model: nn.Module | Path, noise: torch.Tensor, device: torch.device
+) -> tuple[Callable[[torch.Tensor], Any], torch.Tensor]:
+    """What is timed, and its images, in the memory format that suits it."""
+    if isinstance(model, Path):
+        if device.type != "cpu":
+            raise ValueError(f"device must be cpu to time the ONNX file {model}, got {device}")
+        return onnx_runtime.runner(model), noise
+    network = copy.deepcopy(model).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network, noise.to(device, _dtype(network), memory_format=torch.channels_last)
+
+
+def _timed(model: Callable[[torch.Tensor], Any], images: torch.Tensor) -> float:
     """Seconds of one forward pass, to the end of the device's work."""
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
@@ -118,7 +140,7 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 
 def _check(
-    models: Mapping[str, nn.Module],
+    models: Mapping[str, nn.Module | Path],
     example_shape: tuple[int, ...],
     batch_size: int,
     warmup: int,
