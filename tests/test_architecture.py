@@ -17,8 +17,9 @@ HEAVY = {"matplotlib", "onnx", "onnxruntime", "ray", "sklearn", "tensorboard", "
 LAYERS = [
     {"files", "device", "config"},
     {"sources"},
+    {"own_data"},
     {"data"},
-    {"evaluation.batchnorm", "evaluation.latency", "evaluation"},
+    {"evaluation.batchnorm", "evaluation.latency", "evaluation.metric", "evaluation"},
     {"training", "training.fit"},
     {"training.distillation"},
     {
