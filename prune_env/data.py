@@ -338,9 +338,10 @@ def _checked_normalisation(
     channels: int, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     means, deviations = tuple(map(float, mean)), tuple(map(float, std))
-    if len(means) != channels or len(deviations) != channels or not all(0 < value < math.inf for value in deviations):
+    usable = all(map(math.isfinite, means)) and all(0 < value < math.inf for value in deviations)
+    if len(means) != channels or len(deviations) != channels or not usable:
         raise DataError(
-            f"normalisation needs {channels} means and {channels} positive standard deviations, one per channel; "
+            f"normalisation needs {channels} finite means and {channels} positive standard deviations, one per channel; "
             f"got mean={means}, std={deviations}"
         )
     return means, deviations

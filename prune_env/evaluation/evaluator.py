@@ -97,15 +97,18 @@ class Evaluator:
         return measure(self._metric, network, self._split)
 
     def _warn_if_recalibration_hurts(self, stored: float, metric: Metric | None) -> None:
-        loss, scale = stored - self.original_accuracy, 1.0
-        what = "accuracy"
+        known = self.original_accuracy
+        loss, scale = stored - known, 1.0
+        told = f"{100 * loss:.2f} points on the reward images ({100 * stored:.2f} % with stored statistics, "
+        told += f"{100 * known:.2f} % without)"
         if metric is not None:  # accuracy's points are absolute, a metric has a scale of its own
-            what, scale = f"metric {qualified_name(metric)}", abs(stored)
+            scale = abs(stored)
+            told = f"{loss:.4g} of metric {qualified_name(metric)} on the reward images ({stored:.4g} with stored "
+            told += f"statistics, {known:.4g} without)"
         if loss > (RECALIBRATION_TOLERANCE + 1 / len(self._split)) * scale:
             warnings.warn(
-                f"BatchNorm recalibration costs the unpruned network {100 * loss:.2f} points of {what} on the reward "
-                f"images ({100 * stored:.2f} % with stored statistics, {100 * self.original_accuracy:.2f} % without): "
-                "the calibration split or the augmentation is not what the network was trained with",
+                f"BatchNorm recalibration costs the unpruned network {told}: the calibration split or the augmentation "
+                "is not what the network was trained with",
                 stacklevel=3,
             )
 
