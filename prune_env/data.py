@@ -341,8 +341,8 @@ def _checked_normalisation(
     usable = all(map(math.isfinite, means)) and all(0 < value < math.inf for value in deviations)
     if len(means) != channels or len(deviations) != channels or not usable:
         raise DataError(
-            f"normalisation needs {channels} finite means and {channels} positive standard deviations, one per channel; "
-            f"got mean={means}, std={deviations}"
+            f"normalisation needs {channels} finite means and {channels} positive standard deviations, one per "
+            f"channel; got mean={means}, std={deviations}"
         )
     return means, deviations
 
