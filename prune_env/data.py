@@ -204,7 +204,8 @@ def from_tensors(
                  once or a regression, which need a metric and a loss (see `FilterPruneEnv`)
     reward       images and labels that the search sees; by default the last tenth of each class of train, or of all of
                  train where there are no classes, is held out for it
-    calibration  by default a twentieth of train, which it shares: the first ones of each class, or evenly spaced ones
+    calibration  by default a twentieth of train, which it shares: the first ones of each class, 20 at least, or evenly
+                 spaced ones, 200 at least, where there are no classes
     augmentation of training and recalibration; default `Augmentation()` for uint8 and none for floating point
 
     Raises DataError that names split, index and what was expected.
@@ -262,7 +263,7 @@ def split(
     calibration_images  the first ones of each class; default a twentieth of the class, 20 at least
     reward, calibration given ones, in place of those cut from the train set
     normalisation       mean and std; default those of the training split
-    A source without classes is cut like one class, but its calibration images are evenly spaced.
+    A source without classes is cut like one class, but its calibration images are evenly spaced, 200 at least.
     """
     labels = source.train_labels
     held = torch.zeros(len(labels), dtype=torch.bool)
@@ -280,7 +281,7 @@ def split(
             )
         kept = rows[: len(rows) - held_out]
         held[rows[len(kept) :]] = True
-        count = min(len(kept), calibration_images or max(20, len(kept) // 20))
+        count = min(len(kept), calibration_images or max(20 if parts else 200, len(kept) // 20))
         shared[kept[:count] if parts else kept[_evenly_spaced(len(kept), count)]] = True
     train = source.train_images[~held]
     mean, std = _checked_normalisation(train.shape[1], *normalisation) if normalisation else _statistics(train)

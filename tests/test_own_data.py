@@ -140,17 +140,17 @@ class TestTensors:
 
     @pytest.mark.parametrize("outputs", [None, 4])
     def test_targets_without_classes(self, outputs: int | None) -> None:
-        images, labels = floats(60, outputs)
+        images, labels = floats(400, outputs)
         splits = from_tensors(images, labels.double(), images[:5], labels[:5].double())
         assert splits.classes == ()
-        assert torch.equal(splits.reward.images, images[-6:])
-        assert torch.equal(splits.train.labels, labels[:-6])
+        assert torch.equal(splits.reward.images, images[-40:])
+        assert torch.equal(splits.train.labels, labels[:-40])
         assert splits.train.labels.dtype == torch.float32
-        spaced = torch.arange(20) * 54 // 20
+        spaced = torch.arange(200) * 360 // 200
         assert torch.equal(splits.calibration.labels, labels[spaced])
         few = splits.train.balanced(3)
-        assert torch.equal(few.images, images[[0, 18, 36]])
-        assert splits.train.balanced(54) is splits.train
+        assert torch.equal(few.images, images[[0, 120, 240]])
+        assert splits.train.balanced(360) is splits.train
 
     @pytest.mark.parametrize("what", ["images", "labels", "fill"])
     def test_the_digest_tells_data_apart(self, what: str) -> None:

@@ -94,7 +94,7 @@ def play(env: FilterPruneEnv, action: int = 3) -> dict[str, Any]:
 
 class TestEndToEnd:
     def test_several_labels_an_image(self, multi: nn.Module, several: DataSplits) -> None:
-        config = EnvConfig(**SETTINGS)  # type: ignore[arg-type]
+        config = EnvConfig(**SETTINGS, target_macs=0.15)  # type: ignore[arg-type]
         env = FilterPruneEnv(multi, several, config, metric=every_label, loss=by_label)
         assert env.evaluator.original_accuracy > 0.8
         assert score(multi, several, several.reward, every_label) > 0.8
@@ -102,7 +102,7 @@ class TestEndToEnd:
         plan = env.archive.best(1)[0].plan
         assert infos["conv_0"]["accuracy"] == env.archive.best(1)[0].accuracy == env.evaluator.accuracy(plan)
         (finalist,) = choose(env, [plan], SHORT, progress=False)
-        assert finalist.distilled_accuracy > finalist.recalibrated_accuracy
+        assert finalist.distilled_accuracy > finalist.recalibrated_accuracy + 0.1
         network = distil_fully(env, plan, SHORT, progress=False)
         final = accuracy(network, several, several.reward, metric=env.metric)
         assert final >= finalist.distilled_accuracy - 0.03
