@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from torch import nn
 
 from . import data, export
 from .files import cache_dir
+from .networks.registry import NETWORKS, create, image_size
+from .pruning import inspect
 from .saving import import_base, load_pruned, read_record
 
 IMAGES = 64
@@ -44,7 +47,7 @@ def _parser() -> _Parser:
     parser = _Parser(prog="python -m prune_env", description="What can be done with pruned networks.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_export(commands)
-    # Further commands are added here.
+    _add_inspect(commands)
     return parser
 
 
@@ -54,18 +57,51 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="default: %(default)s")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/pruned.onnx or RUN/pruned.pt2")
     parser.add_argument(
-        "--base", metavar="PACKAGE.MODULE:FACTORY", help="makes the unpruned network, where the record names none"
+        "--base", metavar="PACKAGE.MODULE:FUNCTION", help="makes the unpruned network, where the record names none"
     )
     parser.set_defaults(command=_export)
 
 
 def _export(arguments: argparse.Namespace) -> None:
     write, suffix = {"onnx": (export.to_onnx, "onnx"), "torch": (export.to_torch_export, "pt2")}[arguments.format]
-    network = load_pruned(arguments.run, import_base(arguments.base) if arguments.base else None)
+    network = load_pruned(arguments.run, _made_by(arguments.base) if arguments.base else None)
     images, what = check_images(read_record(arguments.run))
     out = arguments.out or arguments.run / f"pruned.{suffix}"
     difference = write(network, out, images)
     print(f"{out}: {out.stat().st_size / 1024:.1f} KiB, differs by at most {difference:.1g} of the output on {what}")
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = commands.add_parser("inspect", help="show what of a network can be pruned, what cannot, and why")
+    parser.add_argument(
+        "network",
+        metavar="NETWORK",
+        help=f"{', '.join(NETWORKS)}, or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that makes one without arguments",
+    )
+    parser.add_argument(
+        "--shape", type=int, nargs=3, metavar=("C", "H", "W"), help="of one image; default: 3 and the network's size"
+    )
+    parser.add_argument("--no-proof", action="store_true", help="only trace")
+    parser.set_defaults(command=_inspect)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    spec = arguments.network
+    channels, *size = arguments.shape or (3, *image_size(spec))
+    network = create(spec, in_channels=channels) if spec in NETWORKS else _made_by(spec)
+    images = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
+    print(inspect(network, images, prove=not arguments.no_proof))
+
+
+def _made_by(path: str) -> nn.Module:
+    """The network of package.module:function, or of file.py:function, whose folder is searched as a script's is."""
+    file, _, function = path.rpartition(":")
+    if not file.endswith(".py"):
+        return import_base(path)
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file} does not exist")
+    sys.path.insert(0, str(Path(file).parent))
+    return import_base(f"{Path(file).stem}:{function}")
 
 
 def check_images(record: Mapping[str, Any]) -> tuple[torch.Tensor, str]:

@@ -11,23 +11,35 @@ Letters: N images, C channels, H and W pixels.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from . import sources
-from .sources import DataError, Source
+from . import own_data, sources
+from .sources import DataError, Source, by_class
 
-__all__ = ["Augmentation", "DataError", "DataSplits", "Split", "load", "split"]
+__all__ = [
+    "Augmentation",
+    "DataError",
+    "DataSplits",
+    "Split",
+    "from_datasets",
+    "from_folder",
+    "from_tensors",
+    "load",
+    "split",
+]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 [N, C, H, W] and labels int64 [N]."""
+    """Images uint8 or float32 [N, C, H, W]; labels int64 [N], or float32 [N] or [N, K] for heads that name no class."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -39,11 +51,15 @@ class Split:
         """The first images of every class, `count` in all; classes differ by one image at most.
 
         A class with fewer images gives all it has. Asking for as many images as there are, or more, gives all.
+        Without classes, the images are evenly spaced over the split.
         """
         if count < 1:
             raise ValueError(f"a split needs at least one image, got count={count}")
         if count >= len(self):
             return self
+        if self.labels.is_floating_point():
+            chosen = _evenly_spaced(len(self), count)
+            return Split(self.images[chosen], self.labels[chosen])
         classes = self.labels.unique()
         share, extra = divmod(count, len(classes))
         rows = [
@@ -55,15 +71,17 @@ class Split:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop after padding with `pad` black pixels on each side, and a horizontal flip of half of the images."""
+    """Random crop after padding with `pad` pixels on each side, and a horizontal flip of half of the images."""
 
     pad: int = 4
     flip: bool = True
+    fill: float = field(default=0.0, repr=False)  # the digest tells of it where it is not 0
+    """What is padded with, in the images' own numbers: 0 is black for uint8, and the mean for normalised images."""
 
     def __call__(
         self, images: torch.Tensor, generator: torch.Generator, flipped: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """uint8 [B, C, H, W] -> the same shape, in channels_last memory. Padding is black before normalisation.
+        """[B, C, H, W] -> the same shape and type, in channels_last memory. Padding comes before normalisation.
 
         flipped  bool [B]: which images to flip, if `flip` is on; random by default
         """
@@ -77,7 +95,7 @@ class Augmentation:
                 flipped = torch.rand(batch, generator=generator) < 0.5
             across = torch.where(flipped.to(device)[:, None], across.flip(1), across)
         columns = columns + across  # [B, W]
-        padded = F.pad(images, (self.pad,) * 4)
+        padded = F.pad(images, (self.pad,) * 4, value=self.fill)
         image = torch.arange(batch, device=device)[:, None, None]
         return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
@@ -88,6 +106,7 @@ class DataSplits:
 
     name: str
     classes: tuple[str, ...]
+    """Empty where labels are floating-point targets: several labels at once, or a regression."""
     train: Split
     calibration: Split
     reward: Split
@@ -111,33 +130,33 @@ class DataSplits:
     def digest(self) -> str:
         """A fingerprint of images, labels, splits and normalisation: what a trained network depends on."""
         digest = hashlib.blake2b(repr((self.mean, self.std, self.augmentation)).encode(), digest_size=16)
+        if self.augmentation.fill:
+            digest.update(f"fill={self.augmentation.fill}".encode())
         for part in (self.train, self.calibration, self.reward, self.test):
             digest.update(str(tuple(part.images.shape)).encode())
+            if part.images.is_floating_point() or part.labels.is_floating_point():
+                digest.update(f"{part.images.dtype} {part.labels.dtype} {tuple(part.labels.shape)}".encode())
             digest.update(part.images.contiguous().numpy().data)
             digest.update(part.labels.contiguous().numpy().data)
         return digest.hexdigest()
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, C, H, W] -> (images / 255 - mean) / std, in channels_last memory."""
+        """[B, C, H, W] -> float32 (images - mean) / std, in channels_last memory; uint8 is divided by 255 first."""
         mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
-        return (images.to(memory_format=torch.channels_last).float() / 255 - mean) / std
+        scaled = images.to(memory_format=torch.channels_last).float()
+        return ((scaled if images.is_floating_point() else scaled / 255) - mean) / std
 
     def augmented(
         self, images: torch.Tensor, generator: torch.Generator, flipped: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """uint8 [B, C, H, W] -> the network input of training: augmented, then normalised."""
+        """[B, C, H, W] -> the network input of training: augmented, then normalised."""
         return self.normalise(self.augmentation(images, generator, flipped))
 
     def with_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> DataSplits:
         """The same splits for a network trained with another normalisation."""
-        channels = self.image_shape[0]
-        if len(mean) != channels or len(std) != channels or min(std) <= 0:
-            raise ValueError(
-                f"normalisation needs {channels} means and {channels} positive standard deviations, one per channel; "
-                f"got mean={tuple(mean)}, std={tuple(std)}"
-            )
-        return replace(self, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
+        mean, std = _checked_normalisation(self.image_shape[0], mean, std)
+        return replace(self, mean=mean, std=std)
 
 
 def load(source: str | Path, *, cache: bool = True) -> DataSplits:
@@ -155,7 +174,77 @@ def load(source: str | Path, *, cache: bool = True) -> DataSplits:
         raise DataError(
             f"data {source!r} is neither 'digits', 'cifar10' nor 'cifar100', nor a folder PATH/{{train,test}}/<class>/*"
         )
-    return split(sources.folder(Path(source), cache))
+    return from_folder(source, cache=cache)
+
+
+def from_folder(path: str | Path, *, augmentation: Augmentation | None = None, cache: bool = True) -> DataSplits:
+    """The four splits of an image folder PATH/{train,test}/<class>/* of images of one size; see `load`."""
+    return split(sources.folder(Path(path), cache), augmentation=augmentation)
+
+
+def from_tensors(
+    train_images: torch.Tensor,
+    train_labels: torch.Tensor,
+    test_images: torch.Tensor,
+    test_labels: torch.Tensor,
+    *,
+    reward: tuple[torch.Tensor, torch.Tensor] | None = None,
+    calibration: tuple[torch.Tensor, torch.Tensor] | None = None,
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    augmentation: Augmentation | None = None,
+    name: str = "tensors",
+) -> DataSplits:
+    """The four splits of one's own images [N, C, H, W] and labels.
+
+    images       uint8, normalised by the statistics of the train split or by `mean` and `std` (of images scaled to
+                 [0, 1]); or floating point, taken as the network's input as it is unless `mean` and `std` are given
+    labels       class numbers [N] from 0 without gaps; or floating-point targets [N] or [N, K] for several labels at
+                 once or a regression, which need a metric and a loss (see `FilterPruneEnv`)
+    reward       images and labels that the search sees; by default the last tenth of each class of train, or of all of
+                 train where there are no classes, is held out for it
+    calibration  by default a twentieth of train, which it shares: the first ones of each class, 20 at least, or evenly
+                 spaced ones, 200 at least, where there are no classes
+    augmentation of training and recalibration; default `Augmentation()` for uint8 and none for floating point
+
+    Raises DataError that names split, index and what was expected.
+    """
+    given = {"train": (train_images, train_labels), "test": (test_images, test_labels)}
+    return _from_parts(given, reward, calibration, classes, mean, std, augmentation, name)
+
+
+def from_datasets(
+    train: Any,
+    test: Any,
+    *,
+    reward: Any = None,
+    calibration: Any = None,
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    augmentation: Augmentation | None = None,
+    name: str | None = None,
+) -> DataSplits:
+    """The four splits of one's own torch Datasets of (image, label) pairs, or DataLoaders over them.
+
+    An image is a tensor [C, H, W], uint8 or floating point, or a PIL image, which becomes uint8; all have one size. For
+    labels and settings see `from_tensors`; class names are those of `train.classes` where they fit.
+
+    Every item is read once and kept in memory: what random transforms gave then stays, so leave them out and give an
+    `augmentation`. Of a DataLoader the data set is read, in its order and past the loader's collate_fn, or what a
+    SubsetRandomSampler chooses from it; a loader over an iterable data set is iterated.
+    Raises DataError that names split, index and what was expected.
+    """
+    given = {"train": own_data.read(train, "train"), "test": own_data.read(test, "test")}
+    reward = None if reward is None else own_data.read(reward, "reward")
+    calibration = None if calibration is None else own_data.read(calibration, "calibration")
+    found, labels = own_data.class_names(train), given["train"][1]
+    if classes is None and found and not labels.is_floating_point() and len(found) == len(labels.unique()):
+        classes = found
+    return _from_parts(
+        given, reward, calibration, classes, mean, std, augmentation, name or type(train).__name__.lower()
+    )
 
 
 def split(
@@ -163,39 +252,100 @@ def split(
     reward_images: int | None = None,
     calibration_images: int | None = None,
     augmentation: Augmentation | None = None,
+    *,
+    reward: Split | None = None,
+    calibration: Split | None = None,
+    normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> DataSplits:
-    """Cuts a source into the four splits; mean and std are those of its training split.
+    """Cuts a source into the four splits.
 
     reward_images       the last ones of each class of the train set; default a tenth (500 for CIFAR-10)
     calibration_images  the first ones of each class; default a twentieth of the class, 20 at least
+    reward, calibration given ones, in place of those cut from the train set
+    normalisation       mean and std; default those of the training split
+    A source without classes is cut like one class, but its calibration images are evenly spaced, 200 at least.
     """
     labels = source.train_labels
-    reward = torch.zeros(len(labels), dtype=torch.bool)
-    calibration = torch.zeros(len(labels), dtype=torch.bool)
-    for label, name in enumerate(source.classes):
-        rows = (labels == label).nonzero()[:, 0]
-        held_out = reward_images or max(1, len(rows) // 10)
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    shared = torch.zeros(len(labels), dtype=torch.bool)
+    parts = [
+        (f"class {name!r} of {source.name!r}", (labels == label).nonzero()[:, 0])
+        for label, name in enumerate(source.classes)
+    ]
+    for title, rows in parts or [(f"data {source.name!r}", torch.arange(len(labels)))]:
+        held_out = 0 if reward is not None else reward_images or max(1, len(rows) // 10)
         if len(rows) - held_out < 1:
             raise DataError(
-                f"class {name!r} of {source.name!r} has {len(rows)} training images; at least {held_out + 1} are "
+                f"{title} has {len(rows)} training images; at least {held_out + 1} are "
                 f"needed, of which {held_out} are held out for the reward"
             )
-        reward[rows[-held_out:]] = True
-        kept = rows[:-held_out]
-        calibration[kept[: calibration_images or max(20, len(kept) // 20)]] = True
-    train = source.train_images[~reward]
-    mean, std = _statistics(train)
+        kept = rows[: len(rows) - held_out]
+        held[rows[len(kept) :]] = True
+        count = min(len(kept), calibration_images or max(20 if parts else 200, len(kept) // 20))
+        shared[kept[:count] if parts else kept[_evenly_spaced(len(kept), count)]] = True
+    train = source.train_images[~held]
+    mean, std = _checked_normalisation(train.shape[1], *normalisation) if normalisation else _statistics(train)
     return DataSplits(
         source.name,
         source.classes,
-        Split(train, labels[~reward]),
-        Split(source.train_images[calibration], labels[calibration]),
-        Split(source.train_images[reward], labels[reward]),
+        Split(train, labels[~held]),
+        calibration or Split(source.train_images[shared], labels[shared]),
+        reward or Split(source.train_images[held], labels[held]),
         Split(source.test_images, source.test_labels),
         mean,
         std,
         augmentation or Augmentation(),
     )
+
+
+def _from_parts(
+    given: dict[str, Any],
+    reward: Any,
+    calibration: Any,
+    classes: Sequence[str] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    augmentation: Augmentation | None,
+    name: str,
+) -> DataSplits:
+    given = given | {"reward": reward, "calibration": calibration}
+    parts = {part: own_data.checked(pair, part) for part, pair in given.items() if pair is not None}
+    names = own_data.check_together(parts, classes)
+    if names:
+        parts = {part: by_class(*pair) for part, pair in parts.items()}
+    if (mean is None) != (std is None):
+        raise DataError(f"mean and std belong together; got mean={mean}, std={std}")
+    normalisation = None if mean is None or std is None else (mean, std)
+    images = parts["train"][0]
+    if images.is_floating_point():
+        channels = images.shape[1]
+        normalisation = normalisation or ((0.0,) * channels, (1.0,) * channels)
+        augmentation = augmentation or Augmentation(pad=0, flip=False)
+    return split(
+        Source(name, names, *parts["train"], *parts["test"]),
+        augmentation=augmentation,
+        reward=Split(*parts["reward"]) if "reward" in parts else None,
+        calibration=Split(*parts["calibration"]) if "calibration" in parts else None,
+        normalisation=normalisation,
+    )
+
+
+def _evenly_spaced(length: int, count: int) -> torch.Tensor:
+    """`count` different rows out of `length`, ascending: int64 [count]."""
+    return torch.arange(count) * length // count
+
+
+def _checked_normalisation(
+    channels: int, mean: Sequence[float], std: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    means, deviations = tuple(map(float, mean)), tuple(map(float, std))
+    usable = all(map(math.isfinite, means)) and all(0 < value < math.inf for value in deviations)
+    if len(means) != channels or len(deviations) != channels or not usable:
+        raise DataError(
+            f"normalisation needs {channels} finite means and {channels} positive standard deviations, one per "
+            f"channel; got mean={means}, std={deviations}"
+        )
+    return means, deviations
 
 
 def _statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -6,7 +6,6 @@ in `reward`, what is seen in `observation`.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
@@ -26,25 +25,27 @@ from .budget import Budget
 from .config import EnvConfig
 from .data import DataSplits, load
 from .evaluation.evaluator import Evaluator
+from .evaluation.metric import Metric, check_metric, qualified_name
 from .networks.pretrained import normalised_for, pretrained
 from .observation import Observer
 from .pruning import Cost, Plan, build, importance, trusted
 from .recovery import Recovery
 from .reward import RewardFunction, RewardInput, RoundReward, get_reward
-from .training.fit import state_digest
+from .training.fit import Loss, state_digest
 
 RENDER_MODES = ("ansi", "rgb_array")
 
 
 class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
-    """Prunes a trained classifier round by round; all agents get the same reward.
+    """Prunes a trained network round by round; all agents get the same reward.
 
     Agents         conv_0 ... conv_{G-1} in forward order; `groups` names the layers of each
     Actions        Discrete: an index into `config.rates`, the fraction of the remaining filters that goes
     Observations   Box [0, 1], float32 [F]; `observation_names` names the entries, `state_names` those of `state()`
     Infos          action_mask (int8 [A]), applied_rate, accuracy, macs_ratio, params_ratio; the same keys at every step
 
-    The model is copied and never changed. Raises ValueError where model, data and config do not fit together.
+    The model may be on any device, of any precision and in either mode; it is copied, without its hooks, and never
+    changed. Raises ValueError where model, data and config do not fit together.
     """
 
     metadata: ClassVar[dict[str, Any]] = {
@@ -61,15 +62,27 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         config: EnvConfig | None = None,
         *,
         reward: RewardFunction | None = None,
+        metric: Metric | None = None,
+        loss: Loss | None = None,
         render_mode: str | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        """reward: a function of one's own, in place of the one that `config` names."""
+        """Functions of one's own:
+
+        reward  in place of the one that `config` names
+        metric  (model, split) -> float, in place of top-1 accuracy: more is better, above 0 for the unpruned network.
+                Infos, archive and `finalise` call it accuracy. See `prune_env.evaluation.metric.Metric`
+        loss    (logits, images, labels) -> scalar, in place of cross-entropy where the pruned network is trained
+        Labels without classes need a metric, and a loss as soon as something is trained.
+        """
         config = config or EnvConfig()
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ValueError(f"render_mode {render_mode!r} is unknown; choose one of {', '.join(RENDER_MODES)} or None")
         self.config, self.data, self.render_mode = config, data, render_mode
-        self.model = copy.deepcopy(model).cpu().float().eval()  # the caller may train theirs on
+        self.metric, self.loss = metric, loss
+        check_metric(metric, data)
+        # A plan of no groups: a copy of its own without hooks. The caller may train theirs on.
+        self.model = build(model, (), {}, ()).cpu().float().eval()
         model = self.model
         self.max_cycles = config.max_cycles or config.rounds
         example = data.example_input
@@ -106,18 +119,15 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             self.ranking,
             reward_images=config.reward_images,
             calibration_images=config.calibration_images,
+            metric=metric,
             seed=config.problem_seed,
             device=device,
         )
-        if self.evaluator.original_accuracy == 0:
-            raise ValueError(
-                "the unpruned network gets none of the reward images right, so nothing can be lost; train it, "
-                "and check that data and normalisation are those it was trained with"
-            )
+        _check_original(self.evaluator.original_accuracy, metric, config)
         self.archive = Archive()
         """Every finished plan with its accuracy, over all episodes."""
         self._reward = get_reward(reward or config.reward)
-        self._recovery = Recovery(model, data, self.groups, self.ranking, config, device)
+        self._recovery = Recovery(model, data, self.groups, self.ranking, config, device, loss)
         self._observer = Observer(model, self.groups, self.cost, self.budget, scores)
 
         self.possible_agents = [group.agent_id for group in self.groups]
@@ -232,6 +242,9 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         digest = hashlib.blake2b(
             f"{state_digest(self.model)} {self.data.digest} {self.config}".encode(), digest_size=16
         )
+        for function in (self.metric, self.loss):
+            if function is not None:
+                digest.update(qualified_name(function).encode())
         for group in self.groups:
             digest.update(f"{group.layers} {self.ranking[group.agent_id].tolist()}".encode())
         return digest.hexdigest()
@@ -347,13 +360,35 @@ def _calibration_batches(data: DataSplits, config: EnvConfig) -> list[tuple[torc
     """Normalised calibration images and their labels, for first-order importance."""
     if config.importance != "taylor":
         return []
+    if not data.classes:
+        raise ValueError(
+            f"importance 'taylor' differentiates the cross-entropy, which needs classes; data {data.name!r} has "
+            "floating-point targets: choose another importance"
+        )
     split = data.calibration.balanced(config.calibration_images)
     batches = zip(split.images.split(125), split.labels.split(125), strict=True)
     return [(data.normalise(images), labels) for images, labels in batches]
 
 
+def _check_original(accuracy: float, metric: Metric | None, config: EnvConfig) -> None:
+    """Rewards are ratios to the unpruned network's accuracy, and AMC's pays for an error of at most 1."""
+    if accuracy <= 0:
+        raise ValueError(
+            "the unpruned network gets none of the reward images right, so nothing can be lost; train it, "
+            "and check that data and normalisation are those it was trained with"
+            if metric is None
+            else f"metric {qualified_name(metric)} is {accuracy} for the unpruned network; it must be above 0 there, "
+            "since rewards are ratios to it, and more must be better: train the network, or shift or invert the metric"
+        )
+    if metric is not None and config.reward == "amc" and accuracy > 1:
+        raise ValueError(
+            f"metric {qualified_name(metric)} is {accuracy} for the unpruned network; reward 'amc' pays for the error "
+            "1 - metric, which needs a metric of at most 1: take 'budget' or 'tradeoff'"
+        )
+
+
 def _check_head(model: nn.Module, data: DataSplits) -> None:
-    """The network must take the images and name every class."""
+    """The network must take the images, and name every class if there are any."""
     try:
         with torch.inference_mode():
             logits = model(data.example_input)
@@ -361,6 +396,8 @@ def _check_head(model: nn.Module, data: DataSplits) -> None:
         raise ValueError(f"the network takes no images of shape {data.image_shape} (C, H, W): {error}") from error
     if not isinstance(logits, torch.Tensor):
         raise ValueError(f"the network must return one tensor of logits [B, K], it returned a {type(logits).__name__}")
+    if not data.classes:
+        return
     if logits.ndim != 2 or logits.shape[1] < len(data.classes):
         raise ValueError(
             f"the network's output is {tuple(logits.shape)}; data {data.name!r} has {len(data.classes)} classes, "

@@ -16,15 +16,16 @@ from torch import nn
 
 from .data import DataSplits, Split
 from .env import FilterPruneEnv
+from .evaluation.metric import Metric
 from .pruning import Plan, build
 from .training.distillation import DistillationConfig, distill
-from .training.fit import correct
+from .training.fit import score
 
 
 @dataclass(frozen=True)
 class Finalist:
     """A plan and its accuracies on the whole reward split: with recalibrated BatchNorm, and after the short
-    distillation."""
+    distillation. With a metric of the environment, they are what it says."""
 
     plan: Plan
     recalibrated_accuracy: float
@@ -54,19 +55,21 @@ def choose(
     finalists = []
     for number, plan in enumerate(plans, 1):
         network = recalibrated(env, plan)
-        before = accuracy(network, env.data, env.data.reward, device)
+        before = accuracy(network, env.data, env.data.reward, device, env.metric)
         network = distill(
             network,
             env.model,
             env.data,
             short,
+            loss=env.loss,
             select_best=False,
             checkpoint=_file(checkpoints, "finalist", plan),
             device=device,
             progress=progress,
             title=f"finalist {number} of {len(plans)}",
         )
-        finalists.append(Finalist(plan, before, accuracy(network, env.data, env.data.reward, device)))
+        after = accuracy(network, env.data, env.data.reward, device, env.metric)
+        finalists.append(Finalist(plan, before, after))
     return sorted(finalists, key=lambda finalist: -finalist.distilled_accuracy)
 
 
@@ -86,6 +89,8 @@ def distil_fully(
         env.model,
         env.data,
         distillation,
+        loss=env.loss,
+        metric=env.metric,
         checkpoint=_file(checkpoints, "distilled", plan),
         device=device,
         progress=progress,
@@ -100,11 +105,20 @@ def recalibrated(env: FilterPruneEnv, plan: Plan) -> nn.Module:
     return network.cpu().eval()
 
 
-def accuracy(network: nn.Module, data: DataSplits, split: Split, device: torch.device | str = "cpu") -> float:
-    """Fraction of a split that the network gets right, in float32; the network ends on the CPU."""
-    right = correct(network.to(device), data, split, device)
+def accuracy(
+    network: nn.Module,
+    data: DataSplits,
+    split: Split,
+    device: torch.device | str = "cpu",
+    metric: Metric | None = None,
+) -> float:
+    """Fraction of a split that the network gets right, or what `metric` says of it, in float32.
+
+    Give `env.metric` for the environment's own measure. The network ends on the CPU.
+    """
+    result = score(network.to(device), data, split, metric, device)
     network.cpu()
-    return right / len(split)
+    return result
 
 
 def _file(folder: Path | None, stage: str, plan: Plan) -> Path | None:

@@ -15,6 +15,7 @@ from .config import EnvConfig
 from .data import DataSplits
 from .pruning import Plan, PruningGroup, build, restrict
 from .training.distillation import DistillationConfig, distill
+from .training.fit import Loss, check_loss
 
 
 class Recovery:
@@ -28,8 +29,12 @@ class Recovery:
         ranking: Mapping[str, torch.Tensor],
         config: EnvConfig,
         device: torch.device | str,
+        loss: Loss | None = None,
     ) -> None:
         self.on = config.round_finetune_batches > 0
+        if self.on:
+            check_loss(loss, data)
+        self._loss = loss
         self._teacher, self._data, self._device = model, data, device
         self._batches, self._seed = config.round_finetune_batches, config.problem_seed
         self._original = (groups, ranking)
@@ -53,7 +58,14 @@ class Recovery:
             seed=self._seed + round_number,
         )
         self._network = distill(
-            smaller, self._teacher, self._data, config, select_best=False, device=self._device, progress=False
+            smaller,
+            self._teacher,
+            self._data,
+            config,
+            loss=self._loss,
+            select_best=False,
+            device=self._device,
+            progress=False,
         )
 
     def network(self) -> nn.Module:

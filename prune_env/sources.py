@@ -28,7 +28,10 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """Images uint8 [N, C, H, W] and labels int64 [N] of both parts, sorted by label, stable inside a class."""
+    """Images uint8 [N, C, H, W] and labels int64 [N] of both parts, sorted by label, stable inside a class.
+
+    A user's own may be float32 images, and float32 targets [N] or [N, K] in their own order, without classes.
+    """
 
     name: str
     classes: tuple[str, ...]

@@ -27,8 +27,9 @@ HEAVY = {
 LAYERS = [
     {"files", "device", "config", "onnx_runtime"},
     {"sources"},
+    {"own_data"},
     {"data"},
-    {"evaluation.batchnorm", "evaluation.latency", "evaluation"},
+    {"evaluation.batchnorm", "evaluation.latency", "evaluation.metric", "evaluation"},
     {"training", "training.fit"},
     {"training.distillation"},
     {

@@ -226,7 +226,7 @@ class TestBadInput:
             data.split(Source("flat", ("a", "b"), images, labels, images, labels))
 
     def test_wrong_normalisation(self, digits: DataSplits) -> None:
-        with pytest.raises(ValueError, match="needs 1 means"):
+        with pytest.raises(ValueError, match="needs 1 finite means"):
             digits.with_normalisation((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 
 

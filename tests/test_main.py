@@ -126,3 +126,43 @@ def test_as_a_program_and_with_a_base(digits: DataSplits, tmp_path: Path) -> Non
         assert "Traceback" not in done.stderr
     assert (tmp_path / "run" / "pruned.pt2").is_file()
     assert json.loads((tmp_path / "run" / "pruned.json").read_text())["network"]["base"] is None
+
+
+def test_inspect_shows_agents_and_what_is_protected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", "small_cnn", "--shape", "1", "8", "8"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split() == ["agent", "layers", "filters", "MACs", "%", "difference"]
+    assert [line.split()[0] for line in out[1:6]] == [f"conv_{number}" for number in range(5)]
+    assert out[-1].startswith("5 agents; at most 9")
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 6, 3), nn.ReLU(),\n"
+        "                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))\n"
+    )
+    assert main(["inspect", f"{file}:make", "--shape", "3", "16", "16", "--no-proof"]) == 0
+    printed = capsys.readouterr().out
+    assert "protected  0 (8 filters): group_norm in 1 normalises across them" in printed
+    assert "1 agents" in printed
+    assert "not proven" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no_such_network"], "'package.module:factory'"),
+        (["missing.py:make"], "missing.py"),
+        (["vgg16", "--shape", "3", "8", "8"], "cannot be traced"),
+    ],
+)
+def test_inspect_tells_mistakes_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1

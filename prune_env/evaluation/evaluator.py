@@ -11,21 +11,23 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from ..data import DataSplits
+from ..data import DataSplits, Split
 from ..device import fast_dtype
 from ..pruning import Plan, PruningGroup, build
 from .batchnorm import fold, folding_pairs, near_equal, recalibrate
+from .metric import Metric, check_metric, measure, qualified_name
 
 BATCH = 250
 RECALIBRATION_TOLERANCE = 0.003
 
 
 class Evaluator:
-    """Top-1 accuracy of plans on held-out images, memoised by plan.
+    """Top-1 accuracy of plans on held-out images, or what a metric says of them, memoised by plan.
 
     model    the trained, unpruned network; never changed
     groups, ranking    what can go and in which order: `find_groups`, `importance.ranking`
     reward_images, calibration_images    class-balanced counts out of the two splits
+    metric    in place of top-1 accuracy; called 'accuracy' everywhere
     Works in bfloat16 where the hardware is fast at it and in float32 elsewhere, channels_last in both.
     """
 
@@ -38,17 +40,19 @@ class Evaluator:
         *,
         reward_images: int = 1000,
         calibration_images: int = 1000,
+        metric: Metric | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
+        check_metric(metric, data)
         self.device = torch.device(device)
         self.dtype = fast_dtype(self.device)
         self.evaluations = 0
         self._model, self._groups, self._ranking = model, groups, ranking
         self._memo: dict[Plan, float] = {}
         split = data.reward.balanced(reward_images)
-        self._labels = split.labels.to(self.device)
-        self._images = self._prepare(data.normalise(split.images))
+        self._metric = metric or _top1
+        self._split = Split(self._prepare(data.normalise(split.images)), split.labels.to(self.device))
         # Crops as in training: statistics of centred images are not those that the weights were trained under.
         generator = torch.Generator().manual_seed(seed)
         calibration = data.calibration.balanced(calibration_images)
@@ -56,13 +60,13 @@ class Evaluator:
         self._calibration = self._prepare(data.augmented(calibration.images[rows], generator))
         self._pairs = folding_pairs(model, data.example_input)
         full = tuple(group.filters for group in groups)
-        stored = self._count(build(model, groups, ranking, full))
+        stored = self._measure(build(model, groups, ranking, full))
         self.original_accuracy = self.accuracy(full)
         """Of the unpruned network, measured like every plan's."""
-        self._warn_if_recalibration_hurts(stored)
+        self._warn_if_recalibration_hurts(stored, metric)
 
     def accuracy(self, plan: Plan) -> float:
-        """Fraction of the reward images that the pruned network gets right, before any fine-tuning."""
+        """Fraction of the reward images that the pruned network gets right, or its metric, before any fine-tuning."""
         if plan not in self._memo:
             self._memo[plan] = self.accuracy_of(build(self._model, self._groups, self._ranking, plan))
         return self._memo[plan]
@@ -71,7 +75,7 @@ class Evaluator:
         """The same for a network of the caller's, which is used up: recalibrated, folded, converted."""
         self.evaluations += 1
         self.recalibrate(network)
-        return self._count(network)
+        return self._measure(network)
 
     def recalibrate(self, network: nn.Module) -> None:
         """Estimates the network's BatchNorm statistics on the fixed calibration crops, in place and on `device`."""
@@ -86,22 +90,31 @@ class Evaluator:
     def _prepare(self, images: torch.Tensor) -> torch.Tensor:
         return images.to(self.device, self.dtype, memory_format=torch.channels_last)
 
-    def _count(self, network: nn.Module) -> float:
+    def _measure(self, network: nn.Module) -> float:
         network.eval().to(self.device)
         fold(network, self._pairs)
         network.to(self.dtype).to(memory_format=torch.channels_last)
-        right = 0
-        with torch.inference_mode():
-            for images, labels in zip(self._images.split(BATCH), self._labels.split(BATCH), strict=True):
-                right += int((network(images).argmax(1) == labels).sum())
-        return right / len(self._labels)
+        return measure(self._metric, network, self._split)
 
-    def _warn_if_recalibration_hurts(self, stored: float) -> None:
-        loss = stored - self.original_accuracy
-        if loss > RECALIBRATION_TOLERANCE + 1 / len(self._labels):
+    def _warn_if_recalibration_hurts(self, stored: float, metric: Metric | None) -> None:
+        known = self.original_accuracy
+        loss, scale = stored - known, 1.0
+        told = f"{100 * loss:.2f} points on the reward images ({100 * stored:.2f} % with stored statistics, "
+        told += f"{100 * known:.2f} % without)"
+        if metric is not None:  # accuracy's points are absolute, a metric has a scale of its own
+            scale = abs(stored)
+            told = f"{loss:.4g} of metric {qualified_name(metric)} on the reward images ({stored:.4g} with stored "
+            told += f"statistics, {known:.4g} without)"
+        if loss > (RECALIBRATION_TOLERANCE + 1 / len(self._split)) * scale:
             warnings.warn(
-                f"BatchNorm recalibration costs the unpruned network {100 * loss:.2f} points on the reward images "
-                f"({100 * stored:.2f} % with stored statistics, {100 * self.original_accuracy:.2f} % without): the "
-                "calibration split or the augmentation is not what the network was trained with",
+                f"BatchNorm recalibration costs the unpruned network {told}: the calibration split or the augmentation "
+                "is not what the network was trained with",
                 stacklevel=3,
             )
+
+
+def _top1(network: nn.Module, split: Split) -> float:
+    right = 0
+    for images, labels in zip(split.images.split(BATCH), split.labels.split(BATCH), strict=True):
+        right += int((network(images).argmax(1) == labels).sum())
+    return right / len(split)

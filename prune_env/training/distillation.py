@@ -2,6 +2,7 @@
 
 Hinton, Vinyals & Dean 2015, arXiv:1503.02531: with teacher logits v and student logits z at temperature T,
 loss = alpha T^2 KL(softmax(v / T) || softmax(z / T)) + (1 - alpha) CE(z, label); T^2 keeps the gradients' size.
+A loss of the user's takes CE's place. Where labels are not classes, the teacher's term is alpha MSE(z, v).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch.nn import functional as F
 
 from ..data import DataSplits
 from ..device import fast_dtype
-from .fit import FitConfig, Loss, fit, state_digest
+from ..evaluation.metric import Metric, qualified_name
+from .fit import FitConfig, Loss, check_loss, cross_entropy, fit, state_digest
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ def distill(
     data: DataSplits,
     config: DistillationConfig | None = None,
     *,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
     select_best: bool = True,
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
@@ -55,17 +59,23 @@ def distill(
     """Trains a copy of `student` and returns it in eval mode, on the CPU; neither argument is changed.
 
     The optimizer is made for the copy's own, smaller parameters. With `select_best` the epoch that is best on the
-    reward split wins. For the checkpoint, and for what is raised, see `fit`.
+    reward split wins.
+
+    loss    what the labels ask, beside the teacher; default: cross-entropy. Labels without classes need one
+    metric  what `select_best` goes by, in place of accuracy
+    For the checkpoint, and for what is raised, see `fit`.
     """
     config = config or DistillationConfig()
-    loss = distillation_loss(teacher, config, torch.device(device))
+    check_loss(loss, data)
+    asked = f" and by {qualified_name(loss)}" if loss else ""
     training = FitConfig(**{field.name: getattr(config, field.name) for field in fields(FitConfig)})
     return fit(
         student,
         data,
         training,
-        loss=loss,
-        identity=f"{config!r} taught by {state_digest(teacher)}",
+        loss=distillation_loss(teacher, config, torch.device(device), loss, classes=bool(data.classes)),
+        metric=metric,
+        identity=f"{config!r} taught by {state_digest(teacher)}{asked}",
         select_best=select_best,
         checkpoint=checkpoint,
         device=device,
@@ -74,19 +84,33 @@ def distill(
     )
 
 
-def distillation_loss(teacher: nn.Module, config: DistillationConfig, device: torch.device) -> Loss:
-    """The loss of the module's docstring; the teacher is a frozen copy in eval mode."""
+def distillation_loss(
+    teacher: nn.Module,
+    config: DistillationConfig,
+    device: torch.device,
+    label_loss: Loss | None = None,
+    *,
+    classes: bool = True,
+) -> Loss:
+    """The loss of the module's docstring; the teacher is a frozen copy in eval mode.
+
+    label_loss  default: cross-entropy
+    classes     whether logits are those of classes, of which exactly one is right
+    """
     teacher = copy.deepcopy(teacher).to(device, fast_dtype(device)).to(memory_format=torch.channels_last).eval()
     teacher.requires_grad_(False)
     dtype = fast_dtype(device)
     temperature, alpha = config.temperature, config.alpha
+    hard = label_loss or cross_entropy(config.label_smoothing)
 
     def loss(logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            targets = F.log_softmax(teacher(images.to(dtype)).float() / temperature, 1)  # [B, K]
-        student = logits.float()
-        soft = F.kl_div(F.log_softmax(student / temperature, 1), targets, reduction="batchmean", log_target=True)
-        hard = F.cross_entropy(student, labels, label_smoothing=config.label_smoothing)
-        return alpha * temperature**2 * soft + (1 - alpha) * hard
+            taught = teacher(images.to(dtype)).float()  # [B, K]
+        if classes:
+            targets, student = F.log_softmax(taught / temperature, 1), F.log_softmax(logits / temperature, 1)
+            soft = temperature**2 * F.kl_div(student, targets, reduction="batchmean", log_target=True)
+        else:
+            soft = F.mse_loss(logits, taught)
+        return alpha * soft + (1 - alpha) * hard(logits, images, labels)
 
     return loss

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,11 @@ from tqdm import tqdm
 from ..data import DataSplits, Split
 from ..device import fast_dtype
 from ..evaluation.batchnorm import near_equal, recalibrate
+from ..evaluation.metric import Metric, check_metric, measure, qualified_name
 from ..files import replacing
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(logits [B, K], images [B, C, H, W], labels [B]) -> scalar"""
+"""(logits float32 [B, K], normalised images [B, C, H, W], labels [B] or [B, K]) -> scalar"""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ def fit(
     config: FitConfig | None = None,
     *,
     loss: Loss | None = None,
+    metric: Metric | None = None,
     identity: str = "",
     select_best: bool = False,
     checkpoint: Path | None = None,
@@ -79,16 +83,23 @@ def fit(
 
     The result holds the averaged weights, with BatchNorm statistics estimated for these weights: averaging the
     statistics of weights that moved gives those of no network. With `select_best` the epoch with the highest accuracy
-    on the reward split wins, otherwise the last.
+    on the reward split wins, otherwise the last. A network that returns several tensors in training mode (auxiliary
+    heads) is trained through the first; the others' own parameters stay as they are.
 
-    loss        default: cross-entropy with label smoothing
+    loss        default: cross-entropy with label smoothing; labels without classes need one
+    metric      what `select_best` goes by, in place of accuracy
     identity    what `loss` depends on, in words: part of what makes a checkpoint that of the same run
     checkpoint  written after every epoch; an existing one of the same run is resumed
-    Raises FloatingPointError when the loss is no longer finite, and ValueError for a checkpoint of another run.
+    Raises FloatingPointError when the loss is no longer finite, and ValueError for a checkpoint of another run or for
+    labels without classes that lack a loss or a metric.
     """
     config = config or FitConfig()
     device = torch.device(device)
-    loss = loss or _cross_entropy(config.label_smoothing)
+    check_loss(loss, data)
+    if select_best:
+        check_metric(metric, data)
+        identity += f" by {qualified_name(metric)}" if metric else ""
+    loss = loss or cross_entropy(config.label_smoothing)
     model = copy.deepcopy(model).to(device).to(memory_format=torch.channels_last)
     model.requires_grad_(True)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
@@ -98,7 +109,7 @@ def fit(
     )
     steps_per_epoch = max(1, len(data.train) // config.batch_size)
     steps = max(1, config.min_steps, round(config.epochs * steps_per_epoch))
-    step, best = 0, (-1.0, model.state_dict())
+    step, best = 0, (-math.inf, model.state_dict())
     run = repr((sorted(asdict(config).items()), data.digest, state_digest(model), select_best, identity))
     if checkpoint is not None and checkpoint.is_file():
         step, best = _restore(checkpoint, run, model, averaged, optimizer)
@@ -121,7 +132,7 @@ def fit(
             if config.cutout:
                 images = _cut_out(images, config.cutout, generator)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                value = loss(model(images), images, labels)
+                value = loss(first_tensor(model(images)).float(), images, labels)
             if not torch.isfinite(value):
                 raise FloatingPointError(f"{title}: the loss is {value.item()} at step {step}; lower lr ({config.lr})")
             optimizer.zero_grad(set_to_none=True)
@@ -134,7 +145,7 @@ def fit(
                 bar.set_postfix(loss=f"{value.item():.3f}", refresh=False)
         if select_best or step == steps:
             candidate = _finished(averaged if config.ema_decay else model, data, device)
-            accuracy = correct(candidate, data, data.reward, device) / len(data.reward) if select_best else 1.0
+            accuracy = score(candidate, data, data.reward, metric, device) if select_best else 1.0
             if accuracy > best[0]:
                 best = (accuracy, candidate.state_dict())
         if checkpoint is not None:
@@ -153,18 +164,58 @@ def correct(
     batch_size: int = 500,
 ) -> int:
     """How many images of `split` the model on `device` gets right (top-1), in its own precision and eval mode."""
-    modes = [(module, module.training) for module in model.modules()]
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
-    model.eval()
     count = 0
-    with torch.inference_mode():
+    with _evaluating(model), torch.inference_mode():
         for start in range(0, len(split), batch_size):
             images = data.normalise(split.images[start : start + batch_size].to(device)).to(dtype)
             labels = split.labels[start : start + batch_size].to(device)
             count += int((model(images).argmax(1) == labels).sum())
-    for module, mode in modes:
-        module.training = mode
     return count
+
+
+def score(
+    model: nn.Module,
+    data: DataSplits,
+    split: Split,
+    metric: Metric | None = None,
+    device: torch.device | str = "cpu",
+) -> float:
+    """Top-1 accuracy of the model on `device`, or what `metric` says of it, in its own precision and eval mode.
+
+    A metric is given the whole split as normalised inputs, so that has to fit into the device's memory.
+    """
+    check_metric(metric, data)
+    if metric is None:
+        return correct(model, data, split, device) / len(split)
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    inputs = Split(data.normalise(split.images.to(device)).to(dtype), split.labels.to(device))
+    with _evaluating(model):
+        return measure(metric, model, inputs)
+
+
+def check_loss(loss: Loss | None, data: DataSplits) -> None:
+    """Raises ValueError where there is nothing to learn by: cross-entropy, the default, needs classes."""
+    if loss is None and not data.classes:
+        raise ValueError(
+            f"the labels of data {data.name!r} are floating-point targets, which cross-entropy does not take; give a "
+            "loss(logits, images, labels) -> scalar, for instance one that returns "
+            "torch.nn.functional.binary_cross_entropy_with_logits(logits, labels) or mse_loss(logits, labels)"
+        )
+
+
+def first_tensor(output: object) -> torch.Tensor:
+    """The logits in a network's output: the output itself, or the first of a tuple or list of tensors.
+
+    GoogLeNet and Inception return their auxiliary heads behind it in training mode. Raises TypeError for all else.
+    """
+    found = output[0] if isinstance(output, tuple | list) and output else output
+    if not isinstance(found, torch.Tensor):
+        raise TypeError(
+            f"the network must return a tensor of logits, or a tuple or list that begins with it; it returned a "
+            f"{type(output).__name__}"
+        )
+    return found
 
 
 def state_digest(model: nn.Module) -> str:
@@ -174,6 +225,18 @@ def state_digest(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode within the block; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _finished(averaged: nn.Module, data: DataSplits, device: torch.device, images: int = 5000) -> nn.Module:
@@ -186,9 +249,9 @@ def _finished(averaged: nn.Module, data: DataSplits, device: torch.device, image
     return model
 
 
-def _cross_entropy(label_smoothing: float) -> Loss:
+def cross_entropy(label_smoothing: float) -> Loss:
     def loss(logits: torch.Tensor, _images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
     return loss
 

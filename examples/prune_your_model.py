@@ -1,0 +1,75 @@
+"""Prune a network of your own on images of your own: train, search, distil, save, load.
+
+python examples/prune_your_model.py                      # digits as 32x32 colour images: a few minutes on 2 cores
+python examples/prune_your_model.py --data PATH --size 64 # PATH/{train,test}/<class>/*, images of any size
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+from torch import nn
+from torch.nn import functional as F
+from torchvision.datasets import ImageFolder
+from torchvision.models import resnet18
+from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
+
+from prune_env import EnvConfig, FilterPruneEnv, load_pruned, save_pruned
+from prune_env.data import Augmentation, DataSplits, from_datasets, from_tensors
+from prune_env.finalise import accuracy, choose, distil_fully
+from prune_env.sources import digits
+from prune_env.training.distillation import DistillationConfig
+from prune_env.training.fit import FitConfig, fit
+from qmix_agent import QMIX
+
+
+@dataclass(frozen=True)
+class Config:
+    data: str = "digits"
+    """digits, or a folder PATH/{train,test}/<class>/* of images"""
+    size: int = 32
+    """pixels of a side that images are resized to"""
+    target_macs: float = 0.5
+    episodes: int = 60
+    finalists: int = 2
+    """the best plans, which all get a short distillation"""
+    out: Path = Path("runs/own")
+    training: FitConfig = field(default_factory=lambda: FitConfig(epochs=8, batch_size=64, lr=0.05, ema_decay=0.98))
+    distillation: DistillationConfig = field(default_factory=lambda: DistillationConfig(batch_size=64, min_steps=100))
+
+
+def images(source: str, size: int) -> DataSplits:
+    """Either way of giving data: tensors, or torch Datasets."""
+    if source == "digits":
+        raw = digits()
+        train, test = (F.interpolate(part.expand(-1, 3, -1, -1), size) for part in (raw.train_images, raw.test_images))
+        shifts = Augmentation(pad=2, flip=False)  # digits are not mirror images of each other
+        return from_tensors(train, raw.train_labels, test, raw.test_labels, augmentation=shifts, name="digits")
+    transform = Compose([Resize(size), CenterCrop(size), PILToTensor()])
+    return from_datasets(*(ImageFolder(str(Path(source) / part), transform) for part in ("train", "test")))
+
+
+def main(config: Config) -> None:
+    data = images(config.data, config.size)
+    model: nn.Module = resnet18(weights=None)
+    model.fc = nn.Linear(512, len(data.classes))
+    model = fit(model, data, config.training)
+
+    env = FilterPruneEnv(model, data, EnvConfig(target_macs=config.target_macs, reward_images=300))
+    QMIX(env, seed=0).learn(config.episodes)
+    plans = [entry.plan for entry in env.archive.best(config.finalists)]
+    winner = choose(env, plans, config.distillation)[0].plan
+    network = distil_fully(env, winner, config.distillation)
+
+    save_pruned(config.out, network, winner, groups=env.groups, ranking=env.ranking, data=data)
+    loaded = load_pruned(config.out, base_model=model)
+    print(f"\n{'network':<10} {'test accuracy':>13} {'MACs':>14} {'parameters':>12}")
+    for name, network, plan in (("original", model, env.full_plan), ("pruned", loaded, winner)):
+        right = 100 * accuracy(network, data, data.test)
+        print(f"{name:<10} {right:>11.2f} % {env.cost.macs(plan):>14,} {env.cost.params(plan):>12,}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
