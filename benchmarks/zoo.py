@@ -148,15 +148,14 @@ def torch_pruning_alone(model: nn.Module, images: torch.Tensor) -> str:
                 fails += 1
     if not fails and not differs:
         return "right"
-    return "; ".join(
-        text for number, text in ((fails, f"{fails} of {count} fail"), (differs, f"{differs} of {count} wrong")) if number
-    )
+    told = {f"{fails} of {count} fail": fails, f"{differs} of {count} wrong": differs}
+    return "; ".join(text for text, number in told.items() if number)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
-        "| network | convolutions | agents | protected | why | largest difference | trace, prove (s) | MACs that can go "
+        "| network | convolutions | agents | protected | why | largest difference | trace, prove (s) | can go "
         "| torch-pruning alone |",
         "|---|---|---|---|---|---|---|---|---|",
     ]

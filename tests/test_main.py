@@ -128,9 +128,7 @@ def test_as_a_program_and_with_a_base(digits: DataSplits, tmp_path: Path) -> Non
     assert json.loads((tmp_path / "run" / "pruned.json").read_text())["network"]["base"] is None
 
 
-def test_inspect_shows_agents_and_what_is_protected(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inspect_shows_agents_and_what_is_protected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "small_cnn", "--shape", "1", "8", "8"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].split() == ["agent", "layers", "filters", "MACs", "%", "difference"]

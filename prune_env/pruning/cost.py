@@ -33,7 +33,7 @@ class Cost:
     """Paths of the L convolution and linear layers, in forward order."""
 
     def __init__(self, model: nn.Module, groups: Sequence[PruningGroup], example_input: Example) -> None:
-        """example_input: float [B, C, H, W], or several inputs; one forward pass, on a copy, gives feature map sizes."""
+        """example_input: float [B, C, H, W], or several inputs; a forward pass of a copy gives feature map sizes."""
         self._groups = len(groups)
         modules = dict(model.named_modules())
         positions = _positions(model, example_input)

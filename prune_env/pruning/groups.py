@@ -86,9 +86,7 @@ def find_groups(model: torch.nn.Module, example_input: Example) -> list[PruningG
     return groups
 
 
-def groups_and_protected(
-    model: torch.nn.Module, example_input: Example
-) -> tuple[list[PruningGroup], list[Protected]]:
+def groups_and_protected(model: torch.nn.Module, example_input: Example) -> tuple[list[PruningGroup], list[Protected]]:
     """The groups, and what is protected and why; raises PruningError only where the network cannot be traced."""
     trace = Trace(model, example_input)
     units = _units(trace)
@@ -103,14 +101,14 @@ def groups_and_protected(
             protected[layers, frozen[label]] += 1
         elif layers:
             groups[tuple(sorted((*side, len(places)) for side, places in sides.items()))].append(label)
-    result = []
+    result: list[PruningGroup] = []
     for labels in groups.values():
-        sides = sorted(units[labels[0]], key=lambda side: (order[side[0]], side[1]))
-        layers = tuple(path for path in trace.produced if (path, "out") in sides and _is_convolution(trace, path))
+        touched = sorted(units[labels[0]], key=lambda side: (order[side[0]], side[1]))
+        layers = tuple(path for path in trace.produced if (path, "out") in touched and _is_convolution(trace, path))
         if len(labels) == 1:
             protected[layers, "their filters could only go all together"] += 1
             continue
-        members = tuple(Member(*side, torch.tensor([units[label][side] for label in labels])) for side in sides)
+        members = tuple(Member(*side, torch.tensor([units[label][side] for label in labels])) for side in touched)
         result.append(PruningGroup(f"conv_{len(result)}", layers, len(labels), members))
     for path, module in trace.modules.items():
         if isinstance(module, _ConvNd) and path not in trace.called:

@@ -124,7 +124,9 @@ def _taylor(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, 
             loss = F.cross_entropy(copy(images.to(device)), labels.to(device))
             gradients = torch.autograd.grad(loss, list(weights.values()))
             for (path, weight), gradient in zip(weights.items(), gradients, strict=True):
-                total[path] += taylor_expansion(*(_by_output(copy, path, tensor.detach()) for tensor in (weight, gradient)))
+                total[path] += taylor_expansion(
+                    *(_by_output(copy, path, tensor.detach()) for tensor in (weight, gradient))
+                )
             count += 1
     if count == 0:
         raise ValueError("importance 'taylor' needs batches of (normalised images, labels); none were given")

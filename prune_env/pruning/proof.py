@@ -173,9 +173,7 @@ class _Check:
         worst = worst if worst == worst else float("inf")  # not a number
         return worst, f"outputs differ by {worst:.2g} of the largest"
 
-    def _compare(
-        self, network: nn.Module, unpruned: list[torch.Tensor], removed: Removed
-    ) -> tuple[float, float]:
+    def _compare(self, network: nn.Module, unpruned: list[torch.Tensor], removed: Removed) -> tuple[float, float]:
         """Largest differences between cut and switched off, and between switched off and unpruned."""
         with _zeros_at_consumers(network, removed):
             expected = self.run(network)

@@ -329,7 +329,9 @@ def _packets(names: str) -> list[Any]:
     return [getattr(aten, name) for name in names.split() if hasattr(aten, name)]
 
 
-ELEMENTWISE = set(_packets("copy_ hardswish hardswish_ hardtanh_ leaky_relu_ elu_ selu_ celu_ clamp_ masked_fill where"))
+ELEMENTWISE = set(
+    _packets("copy_ hardswish hardswish_ hardtanh_ leaky_relu_ elu_ selu_ celu_ clamp_ masked_fill where")
+)
 """Elementwise operations that torch does not tag as such."""
 
 PRODUCERS = (convolution, linear)

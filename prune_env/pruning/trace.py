@@ -1,8 +1,8 @@
 """One forward pass in which every tensor carries labels: which filter each of its elements comes from.
 
 A dispatch mode sees every operation of the network, whatever Python wrote it. Layers read labels at their inputs and
-hand out new ones; operations that only move elements move the labels with the same arguments; elementwise ones tie what
-they bring together. An operation without a rule freezes the filters that it sees: they stay whole, which is never wrong.
+hand out new ones; operations that only move elements move the labels with the same arguments; elementwise ones tie
+what they bring together. An operation without a rule freezes the filters that it sees: they stay, which is never wrong.
 The rules are in `rules.py`. Letters: B batch, C channels, K filters.
 """
 

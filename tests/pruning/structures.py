@@ -81,7 +81,10 @@ class Depthwise(Stage):
     def __init__(self, c: int, rng: random.Random) -> None:
         super().__init__(rng.choice((4, 8)))
         times = rng.choice((1, 2))
-        self.depthwise, self.pointwise = nn.Conv2d(c, c * times, 3, padding=1, groups=c), nn.Conv2d(c * times, self.width, 1)
+        self.depthwise, self.pointwise = (
+            nn.Conv2d(c, c * times, 3, padding=1, groups=c),
+            nn.Conv2d(c * times, self.width, 1),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.pointwise(F.relu6(self.depthwise(x)))
@@ -267,8 +270,8 @@ class Pooled(Stage):
 KINDS: dict[str, Callable[[int, random.Random], Stage]] = {
     kind.__name__: kind
     for kind in (
-        Plain, Residual, ZeroPadded, Branches, Depthwise, Grouped, Gate, SpatialGate, ChannelMean, Shuffled, HardReshape,
-        Sliced, Normalised, ChannelsLast, Slopes, Upsampled, Twice, Parametrised, Frozen, Pooled,
+        Plain, Residual, ZeroPadded, Branches, Depthwise, Grouped, Gate, SpatialGate, ChannelMean, Shuffled,
+        HardReshape, Sliced, Normalised, ChannelsLast, Slopes, Upsampled, Twice, Parametrised, Frozen, Pooled,
     )
 }  # fmt: skip
 

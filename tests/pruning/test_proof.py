@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch.nn import functional as F
 
 from prune_env.pruning import (
     Member,
-    PruningError,
     PruningGroup,
     build_from_indices,
     find_groups,

@@ -9,13 +9,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structures import HEADS, KINDS, random_network
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from prune_env.pruning import Cost, build, inspect, prove
 from prune_env.pruning.groups import groups_and_protected
-
-from structures import HEADS, KINDS, random_network
 
 NETWORKS = int(os.environ.get("PRUNE_ENV_RANDOM_NETWORKS", "40"))
 """How many random networks are tried; the documentation's figure was made with 2,000."""
