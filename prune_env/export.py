@@ -85,7 +85,7 @@ def _prepared(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None)
     """A copy of the network on the CPU in eval mode, and images as contiguous tensors of its dtype."""
     if images.ndim != 4 or len(images) < 2:
         raise ExportError(f"images must be [N, C, H, W] with at least two images, got {tuple(images.shape)}")
-    network = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    network = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
     if dtype is not None:
         network.to(dtype)
     dtypes = [parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()]
@@ -94,7 +94,7 @@ def _prepared(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None)
 
 
 def _dynamic_batch() -> tuple[dict[int, torch.export.Dim]]:
-    return ({0: torch.export.Dim("batch")},)  # type: ignore[dict-item]
+    return ({0: torch.export.Dim("batch")},)
 
 
 @contextlib.contextmanager
@@ -128,13 +128,12 @@ def _compared(
     """The largest relative difference of outputs over both batch sizes. Raises ExportError above the tolerance."""
     worst = 0.0
     for batch in (images, images[:1]):
-        with torch.no_grad():
-            expected = network(batch)
         try:
             with torch.no_grad():
-                found = exported(batch)
-        except Exception as error:
-            raise ExportError(f"the exported network fails at batch size {len(batch)}: {error}") from error
+                expected, found = network(batch), exported(batch)
+        except Exception as error:  # whatever the network or the runtime raises
+            line = str(error).partition("\n")[0]
+            raise ExportError(f"the network, or what was exported, fails at batch size {len(batch)}: {line}") from error
         if found.shape != expected.shape:
             raise ExportError(
                 f"the exported network gives {tuple(found.shape)} at batch size {len(batch)}, the network gives "

@@ -75,7 +75,7 @@ def figures(
         if onnx:
             with replacing(folder / "pruned.onnx") as temporary:
                 temporary.write_bytes(onnx[winner].read_bytes())
-        timed = {**networks, **{f"{name} as ONNX": file for name, file in onnx.items()}}
+        timed: dict[str, nn.Module | Path] = {**networks, **{f"{name} as ONNX": file for name, file in onnx.items()}}
         at_1, at_100 = (
             {name: timing.median_ms for name, timing in interleaved(timed, env.data.image_shape, batch).items()}
             for batch in (1, 100)

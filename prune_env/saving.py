@@ -71,7 +71,7 @@ def save_pruned(
         raise ValueError(f"network {network!r} is in the registry and makes its own base; give network or base")
     sides = _kept_channels(model, groups, kept_indices(groups, ranking, plan))
     layers = {layer for group in groups for layer in group.layers}
-    record = {
+    record: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "network": {
             "name": network,
@@ -242,7 +242,7 @@ def _kept_channels(
         for side in ("out", "in"):
             if (gone := removed.get((module, side))) is None:
                 continue
-            found = channels(modules[module], side)  # type: ignore[arg-type]
+            found = channels(modules[module], side)
             size = found + len(gone)
             if highest[module, side] >= size:
                 raise ValueError(
@@ -297,8 +297,9 @@ def _check_fit(network: nn.Module, classes: Mapping[str, str], tensors: Mapping[
 
 def _check_types(value: Any, expected: Any, where: str) -> None:
     """Raises ValueError unless a value read from JSON is as `_SCHEMA` says."""
-    kinds = {dict: (dict,), list: (list,), tuple: expected}.get(type(expected), (expected,))
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+    kind = type(expected) if isinstance(expected, (dict, list)) else expected
+    kinds: tuple[type, ...] = kind if isinstance(kind, tuple) else (kind,)
+    if isinstance(value, bool) or not any(isinstance(value, kind) for kind in kinds):  # True is an int, not a count
         names = " or ".join({"dict": "mapping", "NoneType": "null"}.get(kind.__name__, kind.__name__) for kind in kinds)
         raise ValueError(f"has a wrong type: {where} must be {names}, got {value!r:.60}")
     if isinstance(expected, dict):

@@ -94,8 +94,7 @@ def test_mistakes_end_with_one_line_and_status_2(
     assert printed.out == ""
     assert printed.err.startswith("error: ")
     assert printed.err.count("\n") == 1
-    if arguments != ["export"]:
-        assert message in printed.err
+    assert message in printed.err
 
 
 def test_missing_packages(
