@@ -13,6 +13,9 @@ from structures import HEADS, KINDS, random_network
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from prune_env import load_pruned, save_pruned
+from prune_env.data import DataSplits
+from prune_env.export import to_onnx
 from prune_env.pruning import Cost, build, inspect, prove
 from prune_env.pruning.groups import groups_and_protected
 
@@ -95,6 +98,28 @@ def test_random_networks(kinds: list[str], head: str, seed: int) -> None:
         ):
             assert cost.macs(of) == counted_macs(network, images)
             assert cost.params(of) == sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.slow
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    kinds=st.lists(st.sampled_from(sorted(set(KINDS) - {"Parametrised"})), min_size=1, max_size=4),
+    seed=st.integers(0, 10_000),
+)
+def test_random_networks_survive_saving_and_export(
+    digits: DataSplits, tmp_path_factory: pytest.TempPathFactory, kinds: list[str], seed: int
+) -> None:
+    model, images = random_network(["Plain", *kinds], "hidden", seed)
+    groups = list(inspect(model, images).groups)
+    ranking = {group.agent_id: torch.arange(group.filters) for group in groups}
+    plan = tuple(-(-group.filters // 2) for group in groups)
+    smaller = build(model, groups, ranking, plan)
+    folder = tmp_path_factory.mktemp("saved")
+    save_pruned(folder, smaller, plan, groups=groups, ranking=ranking, data=digits, base=model)
+    loaded = load_pruned(folder, base_model=random_network(["Plain", *kinds], "hidden", seed)[0])
+    with torch.inference_mode():
+        assert torch.equal(loaded(images), smaller(images))
+    to_onnx(loaded, folder / "small.onnx", images)  # raises above 1e-4
 
 
 def counted_macs(model: nn.Module, images: torch.Tensor) -> float:
