@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -94,14 +95,22 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _made_by(path: str) -> nn.Module:
-    """The network of package.module:function, or of file.py:function, whose folder is searched as a script's is."""
+    """The network of package.module:function, or of file.py:function."""
     file, _, function = path.rpartition(":")
     if not file.endswith(".py"):
         return import_base(path)
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file} does not exist")
-    sys.path.insert(0, str(Path(file).parent))
-    return import_base(f"{Path(file).stem}:{function}")
+    name = "prune_env_inspected"  # a name of its own: the file's may be that of an installed module
+    spec = spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the file raises when it is run
+        raise ValueError(f"{file} cannot be imported ({type(error).__name__}: {error})") from error
+    return import_base(f"{name}:{function}")
 
 
 def check_images(record: Mapping[str, Any]) -> tuple[torch.Tensor, str]:

@@ -236,10 +236,18 @@ def from_datasets(
     SubsetRandomSampler chooses from it; a loader over an iterable data set is iterated.
     Raises DataError that names split, index and what was expected.
     """
+    found = own_data.class_names(train)
+    for part, other in (("test", test), ("reward", reward), ("calibration", calibration)):
+        names = own_data.class_names(other)
+        if found is not None and names is not None and names != found:
+            raise DataError(
+                f"the {part} data have classes {names}, the train data {found}: label numbers would mean different "
+                "things; give all parts the same classes in the same order"
+            )
     given = {"train": own_data.read(train, "train"), "test": own_data.read(test, "test")}
     reward = None if reward is None else own_data.read(reward, "reward")
     calibration = None if calibration is None else own_data.read(calibration, "calibration")
-    found, labels = own_data.class_names(train), given["train"][1]
+    labels = given["train"][1]
     if classes is None and found and not labels.is_floating_point() and len(found) == len(labels.unique()):
         classes = found
     return _from_parts(

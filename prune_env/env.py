@@ -25,7 +25,7 @@ from .budget import Budget
 from .config import EnvConfig
 from .data import DataSplits, load
 from .evaluation.evaluator import Evaluator
-from .evaluation.metric import Metric, check_metric, qualified_name
+from .evaluation.metric import Metric, check_metric, identity, qualified_name
 from .networks.pretrained import normalised_for, pretrained
 from .observation import Observer
 from .pruning import Cost, Plan, build, importance, trusted
@@ -244,7 +244,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         )
         for function in (self.metric, self.loss):
             if function is not None:
-                digest.update(qualified_name(function).encode())
+                digest.update(identity(function).encode())
         for group in self.groups:
             digest.update(f"{group.layers} {self.ranking[group.agent_id].tolist()}".encode())
         return digest.hexdigest()

@@ -134,6 +134,8 @@ def _compared(
         except Exception as error:  # whatever the network or the runtime raises
             line = str(error).partition("\n")[0]
             raise ExportError(f"the network, or what was exported, fails at batch size {len(batch)}: {line}") from error
+        if not isinstance(expected, torch.Tensor):
+            raise ExportError(f"the network must return one tensor, it returns a {type(expected).__name__}; wrap it")
         if found.shape != expected.shape:
             raise ExportError(
                 f"the exported network gives {tuple(found.shape)} at batch size {len(batch)}, the network gives "

@@ -76,7 +76,7 @@ def save_pruned(
         "network": {
             "name": network,
             "base": base if isinstance(base, str) else None,
-            "num_classes": len(data.classes),
+            "num_classes": _head_width(model, data),
             "in_channels": data.image_shape[0],
         },
         "modules": _classes(model),
@@ -315,8 +315,21 @@ def _check_types(value: Any, expected: Any, where: str) -> None:
             _check_types(inner, expected[0], f"{where}[{number}]")
 
 
+def _head_width(model: nn.Module, data: DataSplits) -> int:
+    """How many logits the network gives: registered networks end in a linear layer."""
+    widths = [module.out_features for module in model.modules() if isinstance(module, nn.Linear)]
+    return widths[-1] if widths else len(data.classes)
+
+
 def _json(record: Mapping[str, Any]) -> str:
-    """Indented, with lists of whole numbers on one line. Raises ValueError for a number that is not finite."""
+    """Indented, with lists of whole numbers on one line. Raises ValueError for what JSON cannot hold."""
+    for name, value in record["metrics"].items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"metric {name!r} is {value!r} of type {type(value).__name__}; give finite Python numbers and text"
+            ) from error
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
     return re.sub(r"\[\n[\s\d,]+\]", lambda numbers: " ".join(numbers[0].split()), text)
 

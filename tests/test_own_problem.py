@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.data import DataSplits, Split, from_tensors
 from prune_env.evaluation import evaluator as evaluator_module
-from prune_env.evaluation.metric import qualified_name
+from prune_env.evaluation.metric import identity, qualified_name
 from prune_env.finalise import accuracy, choose, distil_fully
 from prune_env.networks import create
 from prune_env.training.distillation import DistillationConfig, distill, distillation_loss
@@ -222,6 +222,17 @@ class TestMetric:
         assert qualified_name(every_label).endswith("test_own_problem.every_label")
         assert qualified_name(functools.partial(every_label)) == qualified_name(every_label)
         assert qualified_name(Scorer()).endswith("Scorer")
+
+    def test_functions_of_one_name_are_told_apart(self) -> None:
+        """A run must not go on with another metric or loss."""
+
+        def scaled(model: nn.Module, split: Split, factor: float) -> float:
+            return factor
+
+        one, other = (lambda model, split: 1.0), (lambda model, split: 2.0)
+        functions = [one, other, functools.partial(scaled, factor=1.0), functools.partial(scaled, factor=2.0)]
+        assert len({identity(function) for function in functions}) == 4
+        assert identity(one) == identity(one)
 
     def test_the_best_epoch_is_the_metrics(self, digits: DataSplits) -> None:
         """Values fall, and are below -1: the first epoch wins."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from functools import partial
@@ -53,6 +54,26 @@ def qualified_name(function: Callable[..., Any]) -> str:
         function = function.func
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
+
+
+def identity(function: Callable[..., Any]) -> str:
+    """What tells a function from others of its name, for the fingerprint of a run: settings and code.
+
+    What it reads from elsewhere (globals, a callable object's attributes) is not looked at.
+    """
+    bound = ""
+    while isinstance(function, partial):
+        bound += f" {function.args!r} {sorted(function.keywords.items())!r}"
+        function = function.func
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
+    parts: list[Any] = []
+    if code is not None:
+        constants = [constant for constant in code.co_consts if isinstance(constant, (int, float, str, bytes))]
+        parts = [code.co_code, code.co_names, constants]
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    parts += [value for value in cells if isinstance(value, (int, float, str, bytes))]
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+    return f"{qualified_name(function)}{bound} {digest}"
 
 
 def _to_float32(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .groups import Plan, PruningGroup
-from .surgery import PruningError, Side, channels, twin
+from .surgery import PruningError, Side, channels, first_input, twin
 from .trace import Example
 
 Integers = NDArray[np.int64]
@@ -38,7 +38,7 @@ class Cost:
         modules = dict(model.named_modules())
         positions = _positions(model, example_input)
         self.layers = tuple(positions)
-        if not self.layers:
+        if not any(positions.values()):
             raise PruningError("the network calls no convolution or linear layer; there is nothing to count")
         slopes = _slopes(groups)
         full = np.array([group.filters for group in groups], np.int64)
@@ -153,13 +153,15 @@ def _positions(model: nn.Module, example_input: Example) -> dict[str, int]:
     }
     inputs = [example_input] if isinstance(example_input, torch.Tensor) else list(example_input)
 
-    def record(module: nn.Module, given: Any, output: torch.Tensor) -> None:
-        side: Side = "in" if isinstance(module, _ConvTransposeNd) else "out"
-        count = (given[0] if side == "in" else output).numel() // (len(inputs[0]) * channels(module, side))
+    def record(module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+        if isinstance(module, _ConvTransposeNd):
+            count = first_input(args, kwargs).numel() // (len(inputs[0]) * module.in_channels)
+        else:
+            count = output.numel() // (len(inputs[0]) * channels(module, "out"))
         positions[names[module]] = positions.get(names[module], 0) + count
 
     for module in names:
-        module.register_forward_hook(record)
+        module.register_forward_hook(record, with_kwargs=True)
     first = next(copy.parameters(), inputs[0])
     with torch.no_grad():
         copy(*(t.to(first.device, first.dtype if t.is_floating_point() else t.dtype) for t in inputs))

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from .surgery import PruningError, Side
+from .surgery import PruningError, Side, channels
 from .trace import Example, Trace
 
 Plan = tuple[int, ...]
@@ -67,7 +69,7 @@ class Protected:
         return f"layers {', '.join(self.layers)} are not pruned: {self.reason}"
 
 
-def find_groups(model: torch.nn.Module, example_input: Example) -> list[PruningGroup]:
+def find_groups(model: nn.Module, example_input: Example) -> list[PruningGroup]:
     """The groups of convolution filters that can go, in forward order.
 
     example_input  float [B, C_in, H, W], or a sequence of tensors for a network that takes several
@@ -76,17 +78,22 @@ def find_groups(model: torch.nn.Module, example_input: Example) -> list[PruningG
     traced or nothing can be pruned.
     """
     groups, protected = groups_and_protected(model, example_input)
-    for entry in protected:
-        warnings.warn(str(entry), stacklevel=2)
-    if not groups:
-        raise PruningError(
-            "no group of filters can be pruned: the network needs a convolution whose output feeds another layer; "
-            "warnings say why groups were left out"
-        )
+    tell(groups, protected)
     return groups
 
 
-def groups_and_protected(model: torch.nn.Module, example_input: Example) -> tuple[list[PruningGroup], list[Protected]]:
+def tell(groups: Sequence[PruningGroup], protected: Sequence[Protected]) -> None:
+    """Warns of everything that is protected; raises PruningError where nothing can be pruned."""
+    for entry in protected:
+        warnings.warn(str(entry), stacklevel=3)
+    if not groups:
+        raise PruningError(
+            "no group of filters can be pruned: the network needs a convolution whose output feeds another layer; "
+            + ("; ".join(str(entry) for entry in protected) or "it has no convolution")
+        )
+
+
+def groups_and_protected(model: nn.Module, example_input: Example) -> tuple[list[PruningGroup], list[Protected]]:
     """The groups, and what is protected and why; raises PruningError only where the network cannot be traced."""
     trace = Trace(model, example_input)
     units = _units(trace)
@@ -110,9 +117,12 @@ def groups_and_protected(model: torch.nn.Module, example_input: Example) -> tupl
             continue
         members = tuple(Member(*side, torch.tensor([units[label][side] for label in labels])) for side in touched)
         result.append(PruningGroup(f"conv_{len(result)}", layers, len(labels), members))
+    never = "they never run on the example input"
+    if trace.untraced:
+        never += f"; if they run in training, the pruned network may fail there: in training mode, {trace.untraced}"
     for path, module in trace.modules.items():
-        if isinstance(module, _ConvNd) and path not in trace.called:
-            protected[(path,), "they never run on the example input"] = module.out_channels
+        if isinstance(module, _ConvNd | nn.Linear) and path not in trace.called:
+            protected[(path,), never] = channels(module, "out")
     return result, [Protected(layers, count, reason) for (layers, reason), count in protected.items()]
 
 

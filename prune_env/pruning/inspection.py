@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from .cost import Cost
-from .groups import Protected, PruningGroup, groups_and_protected
+from .groups import Protected, PruningGroup, groups_and_protected, tell
 from .proof import JOINT, proven_and_failed
-from .surgery import PruningError
 from .trace import Example
 
 
@@ -68,13 +66,7 @@ def inspect(model: nn.Module, example_input: Example, *, prove: bool = True) -> 
 def trusted(model: nn.Module, example_input: Example, *, prove: bool = True) -> Inspection:
     """`inspect`, with a warning for everything that is protected; raises PruningError where nothing can be pruned."""
     inspection = inspect(model, example_input, prove=prove)
-    for entry in inspection.protected:
-        warnings.warn(str(entry), stacklevel=3)
-    if not inspection.groups:
-        raise PruningError(
-            "no group of filters can be pruned: the network needs a convolution whose output feeds another layer; "
-            + ("; ".join(str(entry) for entry in inspection.protected) or "it has no convolution")
-        )
+    tell(inspection.groups, inspection.protected)
     return inspection
 
 

@@ -9,21 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._pytree import tree_leaves
 
 from .groups import Protected, PruningGroup
-from .surgery import Removed, cut, removed_positions, twin
-from .trace import Example
+from .surgery import PruningError, Removed, cut, first_input, removed_positions, twin
+from .trace import Example, output_tensors
 
 TOLERANCE = 1e-4
 VISIBLE = 1e-3
 """An effect on the output, as a fraction of it, below which float32 could not tell a wrong cut from a right one."""
+PLANS = 4
+"""How many plans are drawn before filters count as invisible."""
 JOINT = "joint"
 
 
@@ -41,7 +42,8 @@ def prove(
     ranking  which filters go first; None for random filters
     Returns the largest difference of outputs as a fraction of the unpruned network's largest output: for each group
     alone under its agent id, for all groups together under 'joint'. Infinite where the cut network does not run.
-    Filters that hardly show at the output are compared in float64, as a fraction of what switching them off changes.
+    Filters that hardly show at the output are compared in float64, as a fraction of what switching them off changes,
+    and those that do not show at all with noise on all weights.
     """
     check = _Check(model, groups, samples, ranking, seed)
     result = {}
@@ -87,15 +89,6 @@ def proven_and_failed(
     return kept, failed, differences | ({JOINT: joint} if kept else {})
 
 
-def compare(model: nn.Module, smaller: nn.Module, removed: Removed, samples: Example) -> float:
-    """How far a network that somebody cut is from `model` with the removed inputs of its layers switched off, as a
-    fraction of the unpruned network's largest output."""
-    check = _Check(model, [], samples, None, 0)
-    with _zeros_at_consumers(check.network, removed):
-        expected = check.run(check.network)
-    return _largest([one - other for one, other in zip(check.run(smaller), expected, strict=True)]) / check.scale
-
-
 @contextmanager
 def switched_off(
     model: nn.Module, groups: Sequence[PruningGroup], keep: Mapping[str, torch.Tensor | Sequence[int]]
@@ -104,14 +97,15 @@ def switched_off(
 
     Its shape stays; hooks at the inputs of the consuming layers put zeros, and are gone after the block.
     """
-    with _zeros_at_consumers(model, removed_positions(groups, keep)):
+    with zeros_at_consumers(model, removed_positions(groups, keep)):
         yield model
 
 
 @contextmanager
-def _zeros_at_consumers(model: nn.Module, removed: Removed) -> Iterator[None]:
+def zeros_at_consumers(model: nn.Module, removed: Removed) -> Iterator[None]:
+    """Within the block, layers of `model` read zeros at the removed positions of their inputs."""
     handles = [
-        model.get_submodule(path).register_forward_pre_hook(partial(_zero_channels, gone))
+        model.get_submodule(path).register_forward_pre_hook(partial(_zero_channels, gone), with_kwargs=True)
         for (path, side), gone in removed.items()
         if side == "in"
     ]
@@ -122,15 +116,16 @@ def _zeros_at_consumers(model: nn.Module, removed: Removed) -> Iterator[None]:
             handle.remove()
 
 
-def _zero_channels(gone: torch.Tensor, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    images, *rest = inputs
+def _zero_channels(gone: torch.Tensor, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    images = first_input(args, kwargs)
     if isinstance(module, nn.Linear):
         axis = -1
     elif isinstance(module, _ConvNd):
         axis = -1 - len(module.kernel_size)
     else:
         axis = 1
-    return (images.index_fill(axis, gone.to(images.device), 0.0), *rest)
+    images = images.index_fill(axis, gone.to(images.device), 0.0)
+    return ((images, *args[1:]), kwargs) if args else ((), {**kwargs, next(iter(kwargs)): images})
 
 
 class _Check:
@@ -146,38 +141,76 @@ class _Check:
     ) -> None:
         self._groups, self._ranking = groups, ranking
         self._generator = torch.Generator().manual_seed(seed)
-        self.network = twin(model).cpu().float().eval()
         self._samples = [samples] if isinstance(samples, torch.Tensor) else list(samples)
-        self._unpruned = self.run(self.network)
+        self._network = twin(model).cpu().float().eval()
+        try:
+            self._unpruned = self._run(self._network)
+        except Exception as error:
+            raise PruningError(
+                f"a copy of the network does not run in float32 on the CPU ({type(error).__name__}: {error}), where "
+                "groups are proven; turn the proof off, or do not cast inside the network"
+            ) from error
         # The unpruned network's outputs are the scale: those of a pruned one may all but vanish.
-        self.scale = max(_largest(self._unpruned), torch.finfo(torch.float32).tiny)
+        self._scale = max(_largest(self._unpruned), torch.finfo(torch.float32).tiny)
 
     def difference(self, chosen: Sequence[int]) -> tuple[float, str]:
-        """Relative difference for one random plan of the chosen groups, and what to say about it."""
-        keep = {group.agent_id: torch.arange(group.filters) for group in self._groups}
-        for number in chosen:
-            keep[self._groups[number].agent_id] = self._draw(self._groups[number])
-        removed = removed_positions(self._groups, keep)
-        try:
-            difference, effect = self._compare(self.network, self._unpruned, removed)
-            if effect < VISIBLE * self.scale and difference <= TOLERANCE * self.scale:
-                exact = twin(self.network).double()
-                difference, effect = self._compare(exact, self.run(exact), removed)
-                worst = difference / max(effect, 1e-9 * self.scale)  # what float64 can still tell from 0
-            else:
-                worst = difference / self.scale
-        except _Differs as error:
-            return float("inf"), str(error)
-        except Exception as error:
-            return float("inf"), f"the cut network does not run: {type(error).__name__}: {error}"
-        worst = worst if worst == worst else float("inf")  # not a number
-        return worst, f"outputs differ by {worst:.2g} of the largest"
+        """Relative difference for one random plan of the chosen groups, and what to say about it.
+
+        A plan whose filters do not show at the output (dead ones, say) says nothing: others are drawn.
+        """
+        if not chosen:
+            return 0.0, "nothing is cut"
+        for _ in range(PLANS):
+            keep = {group.agent_id: torch.arange(group.filters) for group in self._groups}
+            for number in chosen:
+                keep[self._groups[number].agent_id] = self._draw(self._groups[number])
+            try:
+                worst = self._difference(removed_positions(self._groups, keep))
+            except _Differs as error:
+                return float("inf"), str(error)
+            except Exception as error:
+                return float("inf"), f"the cut network does not run: {type(error).__name__}: {error}"
+            if worst is not None:
+                worst = worst if worst == worst else float("inf")  # not a number
+                return worst, f"outputs differ by {worst:.2g} of the largest"
+        return float("inf"), "they do not show at the output, whatever the weights, so nothing can be proven"
+
+    def _difference(self, removed: Removed) -> float | None:
+        """Of one plan; None if switching its filters off changes nothing, not even with other weights."""
+        difference, effect = self._compare(self._network, self._unpruned, removed)
+        if difference > TOLERANCE * self._scale or effect >= VISIBLE * self._scale or difference != difference:
+            return difference / self._scale
+        # In float64, then; and where that shows nothing (a branch that begins at zero), with noise on all weights.
+        for network, least in ((twin(self._network).double(), 1e-9), (self._lively, VISIBLE)):
+            try:
+                unpruned = self._run(network)
+                difference, effect = self._compare(network, unpruned, removed)
+            except RuntimeError:
+                if network is self._lively:
+                    raise
+                continue  # the network casts, and would mix precisions
+            if effect > least * _largest(unpruned):
+                return difference / effect
+        return None
+
+    @cached_property
+    def _lively(self) -> nn.Module:
+        """The network with noise on all weights and statistics: no branch is silent."""
+        network = cut(self._network, {})
+        generator = torch.Generator().manual_seed(0)
+        state = {name: tensor for name, tensor in network.state_dict().items() if tensor.is_floating_point()}
+        with torch.no_grad():
+            for name, tensor in state.items():
+                spread = float(tensor.std(correction=0)) or float(tensor.abs().max()) or 0.3
+                noise = 0.3 * spread * torch.randn(tensor.shape, generator=generator)
+                tensor.copy_((tensor + noise).abs() + 0.1 if name.endswith("running_var") else tensor + noise)
+        return network
 
     def _compare(self, network: nn.Module, unpruned: list[torch.Tensor], removed: Removed) -> tuple[float, float]:
         """Largest differences between cut and switched off, and between switched off and unpruned."""
-        with _zeros_at_consumers(network, removed):
-            expected = self.run(network)
-        found = self.run(cut(network, removed, share=True))
+        with zeros_at_consumers(network, removed):
+            expected = self._run(network)
+        found = self._run(cut(network, removed, share=True))
         shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (expected, found)]
         if shapes[0] != shapes[1]:
             raise _Differs(f"the output changes its shape from {shapes[0]} to {shapes[1]}")
@@ -194,13 +227,12 @@ class _Check:
             order = self._ranking[group.agent_id]
         return order[:count].sort().values
 
-    def run(self, network: nn.Module) -> list[torch.Tensor]:
+    def _run(self, network: nn.Module) -> list[torch.Tensor]:
         """All tensors that the network returns."""
         dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
         inputs = [t.detach().cpu().to(dtype if t.is_floating_point() else t.dtype) for t in self._samples]
         with torch.inference_mode():
-            output = network(*inputs)
-        return [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+            return output_tensors(network(*inputs))
 
 
 class _Differs(Exception):

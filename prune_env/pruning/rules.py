@@ -48,7 +48,7 @@ def elementwise(trace: Trace, func: Any, args: Sequence[Any], kwargs: dict[str, 
             if bool((joint > 0).any()):
                 trace.labels.tie(joint, labels)
             joint = torch.where(joint > 0, joint, labels)
-    trace[output] = joint
+    trace[output] = joint if bool((joint > 0).any()) else None
 
 
 def convolution(trace: Trace, func: Any, args: Sequence[Any], kwargs: dict[str, Any], output: Any) -> None:
@@ -71,8 +71,8 @@ def convolution(trace: Trace, func: Any, args: Sequence[Any], kwargs: dict[str, 
         parts = inputs.reshape(module.groups, -1)
         trace.labels.tie(parts, parts[:, :1])
         trace.labels.tie(filters.view(module.groups, -1), parts[:, :1])
-    elif inputs is not None:
-        trace.read(path, "in", inputs)
+    elif module.groups == 1:
+        trace.read(path, "in", torch.zeros(module.in_channels, dtype=torch.long) if inputs is None else inputs)
     trace[output] = filters.view([-1 if d == axis else 1 for d in range(images.ndim)])
 
 
@@ -89,8 +89,8 @@ def linear(trace: Trace, func: Any, args: Sequence[Any], kwargs: dict[str, Any],
     if reason is not None:
         trace.freeze(features, reason)
         trace.labels.freeze(outputs, reason)
-    elif inputs is not None:
-        trace.read(path, "in", inputs)
+    else:
+        trace.read(path, "in", torch.zeros(module.in_features, dtype=torch.long) if inputs is None else inputs)
     if features.ndim > 2:
         trace.pointwise.add(path)
     trace[output] = _aligned(outputs, output.ndim)
@@ -160,18 +160,24 @@ def reshaped(trace: Trace, func: Any, args: Sequence[Any], kwargs: dict[str, Any
     tensor = args[0]
     labels = trace[tensor]
     assert labels is not None
+    full, target = list(labels.shape), [1] * output.ndim
     for inner, outer in _blocks(tensor.shape, output.shape):
         varying = [axis for axis in inner if labels.shape[axis] > 1]
-        lengths = [output.shape[axis] for axis in outer if output.shape[axis] > 1]
-        if not varying or len(lengths) <= 1:
+        if not varying:
             continue
-        if len([axis for axis in inner if tensor.shape[axis] > 1]) > 1 or len(lengths) > 2:
-            trace.labels.freeze(labels, "a reshape takes their channels apart")
-            trace[output] = None
-            return
-        parts = labels.movedim(varying[0], 0).unflatten(0, lengths)  # [parts, length, ...]
-        trace.labels.tie(parts, parts[:1])
-    trace[output] = labels.expand(tensor.shape).reshape(output.shape)
+        lengths = [output.shape[axis] for axis in outer if output.shape[axis] > 1]
+        if len(lengths) > 1:
+            if len([axis for axis in inner if tensor.shape[axis] > 1]) > 1 or len(lengths) > 2:
+                trace.labels.freeze(labels, "a reshape takes their channels apart")
+                trace[output] = None
+                return
+            parts = labels.movedim(varying[0], 0).unflatten(0, lengths)  # [parts, length, ...]
+            trace.labels.tie(parts, parts[:1])
+        for axis in inner:
+            full[axis] = tensor.shape[axis]
+        for axis in outer:
+            target[axis] = output.shape[axis]
+    trace[output] = labels.expand(full).reshape(target)
 
 
 def cut_out(trace: Trace, func: Any, args: Sequence[Any], kwargs: dict[str, Any], output: Any) -> None:
@@ -279,7 +285,7 @@ def shuffled(trace: Trace, func: Any, args: Sequence[Any], kwargs: dict[str, Any
         rows = labels.view(parts, -1)
         trace.labels.tie(rows, rows[:1])
         labels = rows.T.flatten()
-    trace[output] = labels.view(-1, 1, 1)
+    trace[output] = _aligned(labels.view(-1, 1, 1), output.ndim)
 
 
 def _along(trace: Trace, tensor: torch.Tensor, axis: int, reason: str) -> torch.Tensor | None:
@@ -334,6 +340,8 @@ ELEMENTWISE = set(
 )
 """Elementwise operations that torch does not tag as such."""
 
+SEVERAL = (elementwise, concatenated)
+"""Rules that look at all operands; the others at the first, and what comes with it must not carry labels."""
 PRODUCERS = (convolution, linear)
 """Rules that also hold for inputs without labels: their outputs have some."""
 
@@ -361,8 +369,10 @@ RULES: dict[Any, Rule] = {
             over_positions,
             "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
             "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
-            "max_pool2d_with_indices upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d "
-            "upsample_bicubic2d reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d",
+            "max_pool2d_with_indices upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d "
+            "upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_nearest_exact1d "
+            "_upsample_nearest_exact2d _upsample_nearest_exact3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
+            "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d",
         ),
         (reduced, "mean sum amax amin var std"),
         (shuffled, "pixel_shuffle channel_shuffle"),

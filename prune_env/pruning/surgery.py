@@ -136,6 +136,7 @@ def cut(model: nn.Module, removed: Removed, share: bool = False) -> nn.Module:
 
     share  tensors that lose nothing keep the original's storage, for a copy that is only looked at
     """
+    model = uncompiled(model)
     tensors: dict[int, torch.Tensor] = {}  # id of an original tensor -> what takes its place
     attributes: dict[str, dict[str, int]] = {}
     for path in dict.fromkeys(path for path, _ in removed):
@@ -153,12 +154,20 @@ def cut(model: nn.Module, removed: Removed, share: bool = False) -> nn.Module:
 @torch.inference_mode(False)
 def twin(model: nn.Module) -> nn.Module:
     """A copy without hooks that shares the parameters' storage and owns its buffers: to trace, hook and look at."""
-    return _copy(model, {}, share=True)
+    return _copy(uncompiled(model), {}, share=True)
 
 
-def is_grouped(module: nn.Module) -> bool:
-    """A convolution in several groups (depthwise: one for each channel), which go whole: its two sides are one."""
-    return isinstance(module, _ConvNd) and module.groups > 1
+def uncompiled(model: nn.Module) -> nn.Module:
+    """What torch.compile was given, if it was: compiled code knows the sizes that it was compiled for."""
+    original = getattr(model, "_orig_mod", model)
+    assert isinstance(original, nn.Module)
+    return original
+
+
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """What a module was called on, by position or by name."""
+    tensor: torch.Tensor = args[0] if args else next(iter(kwargs.values()))
+    return tensor
 
 
 def channels(module: nn.Module, side: Side) -> int:
@@ -197,7 +206,7 @@ def _kept(module: nn.Module, path: str, side: Side, gone: torch.Tensor | None) -
 
 def _size_attributes(module: nn.Module) -> dict[str, Side]:
     """Attributes that say how long the channel axis of a side is."""
-    if is_grouped(module):
+    if isinstance(module, _ConvNd) and module.groups > 1:  # whole groups go: its two sides are one
         return {"out_channels": "out"}
     if isinstance(module, (_ConvNd, ZeroPadShortcut)):
         return {"out_channels": "out", "in_channels": "in"}
@@ -256,6 +265,12 @@ def _copy(model: nn.Module, tensors: Mapping[int, torch.Tensor], share: bool) ->
     Parameters that are not replaced are cloned, or share their storage; buffers are always the copy's own, because a
     forward pass may write to them.
     """
+    for path, module in model.named_modules():
+        if module._forward_pre_hooks and "weight" in vars(module):  # computed before every call, as spectral_norm does
+            raise PruningError(
+                f"the network cannot be copied (a hook of {path} computes its weight); make it permanent first, by "
+                "torch.nn.utils.prune.remove or remove_spectral_norm, or use torch.nn.utils.parametrizations"
+            )
     memo: dict[int, Any] = {}  # what deepcopy takes for an object it meets, by the object's id
     for parameter in model.parameters():
         data = tensors.get(id(parameter))

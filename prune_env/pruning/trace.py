@@ -23,8 +23,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..networks.resnet import ZeroPadShortcut
 from .labels import Labels
-from .rules import PRODUCERS, RULES, Rule, elementwise, is_elementwise
-from .surgery import PruningError, Side, refusal, twin
+from .rules import PRODUCERS, RULES, SEVERAL, Rule, elementwise, is_elementwise
+from .surgery import PruningError, Side, first_input, refusal, twin
 
 Example = torch.Tensor | Sequence[torch.Tensor]
 
@@ -38,6 +38,7 @@ class Trace(TorchDispatchMode):
     produced  path -> the labels that a layer hands out, int64 [K], in the order of the first calls
     called    paths of the modules that ran, in the order of their first calls
     pointwise paths of the linear layers that ran at every position of a map: 1x1 convolutions by another name
+    untraced  why branches that only run in training could not be followed, None if they were or there are none
     """
 
     def __init__(self, model: nn.Module, example: Example) -> None:
@@ -50,6 +51,7 @@ class Trace(TorchDispatchMode):
         self.produced: dict[str, torch.Tensor] = {}
         self.called: dict[str, None] = {}
         self.pointwise: set[str] = set()
+        self.untraced: str | None = None
         self._beside = WeakIdKeyDictionary()  # tensor -> its labels
         self._paused = False
         self._stack = [""]
@@ -61,10 +63,13 @@ class Trace(TorchDispatchMode):
             images.detach().to(first.device, first.dtype if images.is_floating_point() else images.dtype).clone()
             for images in inputs
         ]
-        with _watched(self):
-            self._run(network)
-            if set(self.modules) - set(self.called):
-                self._run_training_branches(network)
+        try:
+            with _watched(self):
+                self._run(network)
+                if set(self.modules) - set(self.called):
+                    self._run_training_branches(network)
+        except RuntimeError as error:  # scripted modules take no hooks
+            raise PruningError(f"the network cannot be watched ({error}); prune it before it is scripted") from error
 
     def _run(self, network: nn.Module) -> None:
         try:
@@ -82,9 +87,8 @@ class Trace(TorchDispatchMode):
                 f"input, of shape {', '.join(str(tuple(images.shape)) for images in self._inputs)}, and does not "
                 "change its own parameters"
             ) from error
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, torch.Tensor):
-                self.freeze(tensor, "their channels are the network's output")
+        for tensor in output_tensors(output):
+            self.freeze(tensor, "their channels are the network's output")
 
     def _run_training_branches(self, network: nn.Module) -> None:
         """Branches that only run in training (auxiliary heads) read channels, too; layers stay in eval mode."""
@@ -92,8 +96,8 @@ class Trace(TorchDispatchMode):
             module.training = any(True for _ in module.children())
         try:
             self._run(network)
-        except PruningError:
-            return  # what only runs in training cannot run here; its layers are never called, and stay whole
+        except PruningError as error:
+            self.untraced = str(error)
         finally:
             network.eval()
 
@@ -135,6 +139,8 @@ class Trace(TorchDispatchMode):
             if len(paths) > 1 or None in paths:
                 return self.running, f"{self.running or 'the network'} computes its weight ({type(running).__name__})"
             path = str(paths.pop())
+        if path != self.running:
+            return path, f"parameters of {path} are used outside of it"
         if path in self._shared:
             return path, f"{path} shares a parameter with {self._shared[path]}"
         reason = refusal(self.modules[path])
@@ -158,23 +164,26 @@ class Trace(TorchDispatchMode):
         """Path of the innermost module that runs now."""
         return self._stack[-1]
 
-    def before(self, path: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def before(self, path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Zero-padded shortcuts have a rule of their own: their two sides go independently of each other."""
         self._stack.append(path)
         self._paused = isinstance(module, ZeroPadShortcut)
 
-    def after(self, path: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def after(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Notes the call."""
         self._stack.pop()
         self.called.setdefault(path)
-        if isinstance(module, _InstanceNorm) and not module.state_dict() and (labels := self[inputs[0]]) is not None:
-            self.read(path, "out", labels.flatten().expand(inputs[0].shape[1]))  # it still knows its channels' number
+        if not isinstance(module, (_InstanceNorm, ZeroPadShortcut)):
+            return
+        images = first_input(args, kwargs)
+        labels = self[images]
         if isinstance(module, ZeroPadShortcut):
             self._paused = False
-            labels = self[inputs[0]]
-            assert labels is not None
-            self.read(path, "in", labels.expand(1, module.in_channels, 1, 1).flatten())
+            if labels is not None:
+                self.read(path, "in", labels.expand(1, module.in_channels, 1, 1).flatten())
             self[output] = self.produce(path, module.out_channels).view(1, -1, 1, 1)
+        elif not module.state_dict() and labels is not None:
+            self.read(path, "out", labels.flatten().expand(images.shape[1]))  # it still knows its channels' number
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -182,17 +191,41 @@ class Trace(TorchDispatchMode):
             return func(*args, **kwargs)
         rule: Rule | None = RULES.get(func.overloadpacket) or (elementwise if is_elementwise(func) else None)
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        touched = any(self[tensor] is not None for tensor in inputs)
+        labelled = [tensor for tensor in inputs if self[tensor] is not None]
         if rule is None and func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
             with self:
                 return func.decompose(*args, **kwargs)
         output = func(*args, **kwargs)
-        if rule is not None and (touched or rule in PRODUCERS):
-            rule(self, func, args, kwargs, output)
-        elif touched:
-            for tensor in inputs:
-                self.freeze(tensor, f"they pass through {func.overloadpacket}, which may mix them")
+        outputs = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+        if rule is not None and (labelled or rule in PRODUCERS):
+            if rule not in SEVERAL:
+                for tensor in inputs:
+                    if tensor is not args[0]:
+                        self.freeze(tensor, f"they are weights or settings of {func.overloadpacket}")
+            try:
+                if rule in SEVERAL or rule in PRODUCERS or self[args[0]] is not None:
+                    rule(self, func, args, kwargs, output)
+                return output
+            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+                pass  # called in a form that the rule does not know: as if there were none
+        for tensor in labelled:
+            self.freeze(tensor, f"they pass through {func.overloadpacket}, which may mix them")
+        for tensor in outputs:
+            self[tensor] = None
         return output
+
+
+def output_tensors(output: Any) -> list[torch.Tensor]:
+    """All tensors that a network returned. Raises PruningError for what cannot be looked into, or holds none."""
+    leaves = tree_leaves(output)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    strange = [leaf for leaf in leaves if not isinstance(leaf, (torch.Tensor, int, float, str, type(None)))]
+    if strange or not tensors:
+        raise PruningError(
+            f"the network returns {type(strange[0] if strange else output).__name__}, in which no tensors can be seen; "
+            "return a tensor, or tensors in tuples, lists and dicts"
+        )
+    return tensors
 
 
 @contextmanager
@@ -200,7 +233,7 @@ def _watched(trace: Trace) -> Iterator[None]:
     handles = []
     for path, module in trace.modules.items():
         handles.append(module.register_forward_pre_hook(partial(trace.before, path)))
-        handles.append(module.register_forward_hook(partial(trace.after, path)))
+        handles.append(module.register_forward_hook(partial(trace.after, path), with_kwargs=True))
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..data import DataSplits
 from ..device import fast_dtype
-from ..evaluation.metric import Metric, qualified_name
+from ..evaluation.metric import Metric, identity
 from .fit import FitConfig, Loss, check_loss, cross_entropy, fit, state_digest
 
 
@@ -67,7 +67,7 @@ def distill(
     """
     config = config or DistillationConfig()
     check_loss(loss, data)
-    asked = f" and by {qualified_name(loss)}" if loss else ""
+    asked = f" and by {identity(loss)}" if loss else ""
     training = FitConfig(**{field.name: getattr(config, field.name) for field in fields(FitConfig)})
     return fit(
         student,
@@ -75,7 +75,7 @@ def distill(
         training,
         loss=distillation_loss(teacher, config, torch.device(device), loss, classes=bool(data.classes)),
         metric=metric,
-        identity=f"{config!r} taught by {state_digest(teacher)}{asked}",
+        recipe=f"{config!r} taught by {state_digest(teacher)}{asked}",
         select_best=select_best,
         checkpoint=checkpoint,
         device=device,

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ..data import DataSplits, Split
 from ..device import fast_dtype
 from ..evaluation.batchnorm import near_equal, recalibrate
-from ..evaluation.metric import Metric, check_metric, measure, qualified_name
+from ..evaluation.metric import Metric, check_metric, identity, measure
 from ..files import replacing
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -48,8 +48,6 @@ class FitConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     """On weights of convolutions and linear layers; never on biases and BatchNorm."""
-    bias_lr: float = 1.0
-    """Learning rate of biases, BatchNorm's above all, as a multiple of `lr` (Page 2019: 64 in short runs)."""
     label_smoothing: float = 0.1
     ema_decay: float = 0.998
     """Per step, of the averaged weights that are returned; 0 returns the last weights."""
@@ -74,7 +72,7 @@ def fit(
     *,
     loss: Loss | None = None,
     metric: Metric | None = None,
-    identity: str = "",
+    recipe: str = "",
     select_best: bool = False,
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
@@ -90,7 +88,7 @@ def fit(
 
     loss        default: cross-entropy with label smoothing; labels without classes need one
     metric      what `select_best` goes by, in place of accuracy
-    identity    what `loss` depends on, in words: part of what makes a checkpoint that of the same run
+    recipe      what `loss` depends on, in words, if its code does not say it: what makes a checkpoint that of one run
     checkpoint  written after every epoch; an existing one of the same run is resumed
     Raises FloatingPointError when the loss is no longer finite, and ValueError for a checkpoint of another run or for
     labels without classes that lack a loss or a metric.
@@ -98,19 +96,24 @@ def fit(
     config = config or FitConfig()
     device = torch.device(device)
     check_loss(loss, data)
+    if loss is not None:
+        recipe = recipe or identity(loss)
     if select_best:
         check_metric(metric, data)
-        identity += f" by {qualified_name(metric)}" if metric else ""
+        recipe += f" by {identity(metric)}" if metric else ""
     loss = loss or cross_entropy(config.label_smoothing)
     model = copy.deepcopy(model).to(device).to(memory_format=torch.channels_last)
-    model.requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        model.requires_grad_(True)  # frozen as a whole for inference; what is frozen in part stays so
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     # Momentum is kept in new buffers, for the parameters of this very copy.
-    optimizer = torch.optim.SGD(_parameter_groups(model, config), lr=config.lr, momentum=config.momentum, nesterov=True)
+    optimizer = torch.optim.SGD(
+        _parameter_groups(model, config.weight_decay), lr=config.lr, momentum=config.momentum, nesterov=True
+    )
     steps_per_epoch = max(1, len(data.train) // config.batch_size)
     steps = max(1, config.min_steps, round(config.epochs * steps_per_epoch))
     step, best = 0, (-math.inf, model.state_dict())
-    run = repr((sorted(asdict(config).items()), data.digest, state_digest(model), select_best, identity))
+    run = repr((sorted(asdict(config).items()), data.digest, state_digest(model), select_best, recipe))
     if checkpoint is not None and checkpoint.is_file():
         step, best = _restore(checkpoint, run, model, averaged, optimizer)
     dtype = fast_dtype(device)
@@ -127,7 +130,7 @@ def fit(
                 break
             images, labels = data.train.images[rows].to(device), data.train.labels[rows].to(device)
             for group in optimizer.param_groups:
-                group["lr"] = group["lr_factor"] * config.lr * _one_cycle((step + 1) / (steps + 1), config.warmup)
+                group["lr"] = config.lr * _one_cycle((step + 1) / (steps + 1), config.warmup)
             images = data.augmented(images, generator, first_flip[rows] ^ bool(epoch % 2))
             if config.cutout:
                 images = _cut_out(images, config.cutout, generator)
@@ -261,16 +264,11 @@ def _one_cycle(progress: float, warmup: float) -> float:
     return progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
 
 
-def _parameter_groups(model: nn.Module, config: FitConfig) -> list[dict[str, Any]]:
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    biases = [parameter for name, parameter in named if name.rpartition(".")[2] == "bias"]
-    weights = [parameter for name, parameter in named if parameter.ndim > 1]
-    chosen = {id(parameter) for parameter in biases + weights}
-    scales = [parameter for _, parameter in named if id(parameter) not in chosen]
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
-        {"params": weights, "weight_decay": config.weight_decay, "lr_factor": 1.0},
-        {"params": scales, "weight_decay": 0.0, "lr_factor": 1.0},
-        {"params": biases, "weight_decay": 0.0, "lr_factor": config.bias_lr},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
 
 

@@ -267,11 +267,58 @@ class Pooled(Stage):
         return F.max_pool2d(x, 2, 1) + F.avg_pool2d(x, 2, 1)
 
 
+class ChannelShuffle(Stage):
+    """The operation, read by a convolution with nothing between."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(6)
+        self.body = nn.Sequential(nn.Conv2d(c, 8, 1), nn.ChannelShuffle(2), nn.Conv2d(8, 6, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+class ZeroStart(Stage):
+    """A residual branch whose last BatchNorm begins at zero."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(c)
+        self.inner, self.last, self.norm = block(c, 6), nn.Conv2d(6, c, 3, padding=1), nn.GroupNorm(1, c)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.norm(self.last(self.inner(x)))
+
+
+class Functional(Stage):
+    """Another module's parameters, and a call by name."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(6)
+        self.conv, self.read = nn.Conv2d(c, 5, 1), nn.Conv2d(5, 6, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.read(input=F.conv2d(x, self.conv.weight, self.conv.bias))
+
+
+class Volume(Stage):
+    """Convolutions of one and three dimensions."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(4)
+        self.volume, self.line = nn.Conv3d(c, 6, (1, 3, 3), padding=(0, 1, 1)), nn.Conv1d(6, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.volume(x.unsqueeze(2))).squeeze(2)
+        return self.line(y.flatten(2)).unflatten(2, y.shape[2:])
+
+
 KINDS: dict[str, Callable[[int, random.Random], Stage]] = {
     kind.__name__: kind
     for kind in (
         Plain, Residual, ZeroPadded, Branches, Depthwise, Grouped, Gate, SpatialGate, ChannelMean, Shuffled,
         HardReshape, Sliced, Normalised, ChannelsLast, Slopes, Upsampled, Twice, Parametrised, Frozen, Pooled,
+        ChannelShuffle, ZeroStart, Functional, Volume,
     )
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 from prune_env.networks import create
-from prune_env.pruning import PruningError, PruningGroup, find_groups
+from prune_env.pruning import PruningError, PruningGroup, find_groups, inspect
 
 IMAGES = torch.zeros(2, 3, 8, 8)
 
@@ -259,3 +259,69 @@ def test_masks_must_be_made_permanent_first() -> None:
     model(IMAGES)
     with pytest.raises(PruningError, match=r"cannot be copied .*prune\.remove"):
         find_groups(model, IMAGES)
+
+
+def test_a_training_branch_that_does_not_run_is_told() -> None:
+    class Auxiliary(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.extra = nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+            if self.training:
+                assert targets is not None, "targets are missing"
+                self.extra(self.first(x).mean((2, 3)))
+            return super().forward(x)
+
+    with pytest.warns(UserWarning, match="layers extra .* may fail there: .*targets are missing"):
+        find_groups(Auxiliary(), IMAGES)
+
+
+def test_hooks_that_compute_weights_must_be_made_permanent() -> None:
+    model = Net()
+    torch.nn.utils.spectral_norm(model.first)
+    with torch.no_grad():
+        model(IMAGES)
+    with pytest.raises(PruningError, match="a hook of first computes its weight"):
+        find_groups(model, IMAGES)
+
+
+def test_compiled_networks_are_looked_at_as_they_were() -> None:
+    compiled: Any = torch.compile(Net(), backend="eager")
+    assert names(find_groups(compiled, IMAGES)) == [("first",), ("second",)]
+
+
+def test_an_operation_called_in_an_unknown_form_only_protects_what_it_sees() -> None:
+    class Where(Net):
+        def middle(self, x: torch.Tensor) -> torch.Tensor:
+            return x + len(torch.where(x > 0)[0])
+
+    with pytest.warns(UserWarning, match="layers first are not pruned: they pass through aten"):
+        assert names(find_groups(Where(), IMAGES)) == [("second",)]
+
+
+def test_several_inputs() -> None:
+    class Two(Net):
+        def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            return super().forward(x * scale)
+
+    inspection = inspect(Two(), (torch.randn(2, 3, 8, 8), torch.rand(2, 1, 1, 1)))
+    assert names(list(inspection.groups)) == [("first",), ("second",)]
+    assert max((inspection.differences or {}).values()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "convolution", [nn.ConvTranspose2d(8, 8, 3, padding=1, groups=2), nn.Conv2d(8, 8, 1, groups=4)]
+)
+def test_grouped_layers_are_inspected(convolution: nn.Module) -> None:
+    inspection = inspect(Net(convolution), torch.randn(2, 3, 8, 8))
+    assert ("second",) in names(list(inspection.groups))
+
+
+def test_a_network_that_calls_no_layer() -> None:
+    class Idle(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((2, 3))
+
+    with pytest.raises(PruningError, match="there is nothing to count"):
+        inspect(Idle(), IMAGES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -15,9 +15,11 @@ from torch.nn import functional as F
 
 from prune_env.pruning import (
     Member,
+    PruningError,
     PruningGroup,
     build_from_indices,
     find_groups,
+    inspect,
     prove,
     switched_off,
 )
@@ -217,3 +219,58 @@ def test_not_a_number_is_no_proof(make: Any) -> None:
     with torch.no_grad():
         model.linear.bias.fill_(float("nan"))
     assert prove(model, groups, images)["conv_0"] == float("inf")
+
+
+class Silent(Net):
+    """A branch that begins at zero hides that it is cut wrongly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.BatchNorm2d(6)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        y = self.last(self.second(y / y.shape[1]))
+        return self.head(y.mean((2, 3)))
+
+
+def test_what_does_not_show_is_not_taken_for_proven() -> None:
+    model, images = seeded(Silent)
+    differences = prove(model.eval(), find_groups(model, images), images)
+    assert differences["conv_0"] > 0.01
+    assert differences["conv_1"] < 1e-4
+
+
+def test_what_never_shows_cannot_be_proven() -> None:
+    class Multiplied(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 0
+
+    model, images = seeded(Multiplied)
+    proven, failed, differences = proven_and_failed(model, find_groups(model, images), images)
+    assert not proven
+    assert not differences
+    assert all("do not show at the output" in entry.reason for entry in failed)
+
+
+def test_a_network_that_casts_is_proven_in_its_own_precision() -> None:
+    class Casts(Silent):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.last(self.second(self.first(x).float())).mean((2, 3)))
+
+    model, images = seeded(Casts)
+    assert max(prove(model.eval(), find_groups(model, images), images).values()) < 1e-4
+
+
+def test_outputs_that_cannot_be_looked_into_are_refused() -> None:
+    @dataclass
+    class Output:
+        logits: torch.Tensor
+
+    class Wrapped(Net):
+        def forward(self, x: torch.Tensor) -> Any:
+            return Output(super().forward(x))
+
+    with pytest.raises(PruningError, match="returns Output, in which no tensors can be seen"):
+        inspect(*seeded(Wrapped))

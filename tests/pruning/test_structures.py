@@ -54,6 +54,10 @@ EXPECTED: list[tuple[str, int, dict[str, int], str]] = [
     ("Parametrised", 0, {}, "stages.0.conv computes its weight"),
     ("Frozen", 0, {"stem.0": 8, "stages.0.block.0": 6}, ""),
     ("Pooled", 0, {"stem.0": 8}, ""),
+    ("ChannelShuffle", 0, {"stem.0": 8, "stages.0.body.0": 4, "stages.0.body.2": 6}, ""),
+    ("ZeroStart", 0, {"stages.0.inner.0": 6}, "group_norm in stages.0.norm normalises across them"),
+    ("Functional", 0, {"stages.0.read": 6}, "parameters of stages.0.conv are used outside of it"),
+    ("Volume", 0, {"stem.0": 8, "stages.0.volume": 6, "stages.0.line": 4}, ""),
 ]
 
 
