@@ -20,7 +20,7 @@ from prune_env.pruning import Cost, build, inspect, prove
 from prune_env.pruning.groups import groups_and_protected
 
 NETWORKS = int(os.environ.get("PRUNE_ENV_RANDOM_NETWORKS", "40"))
-"""How many random networks are tried; the documentation's figure was made with 2,000."""
+"""How many random networks are tried."""
 
 HARD_CODED = {"HardReshape"}
 """Kinds with numbers in their code that no trace can see: only the proof finds them."""
@@ -67,7 +67,7 @@ def test_every_structure_has_its_expectation() -> None:
 
 @pytest.mark.parametrize(("kind", "seed", "units", "reason"), EXPECTED)
 def test_what_is_cut_and_what_stays(kind: str, seed: int, units: dict[str, int], reason: str) -> None:
-    """The table in docs/structures.md, row by row."""
+    """The table in prune_env/pruning/README.md, row by row."""
     inspection = inspect(*random_network([kind], "mean", seed))
     found = {layer: group.filters for group in inspection.groups for layer in group.layers}
     assert {layer: found.get(layer) for layer in units} == units

@@ -47,6 +47,7 @@ def a_learner(config: QMIXConfig = SMALL) -> Learner:
 
 
 def test_targets_by_hand_with_padding_termination_and_truncation() -> None:
+    """Case 20."""
     rewards = torch.tensor([[1.0, 2.0, 3.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0, 5.0]])
     terminated = torch.tensor([[0.0, 0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
     filled = torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0, 1.0]])
@@ -90,7 +91,7 @@ def test_lambda_returns_are_the_weighted_sum_of_n_step_returns(
 
 
 def test_double_q_on_two_steps_by_hand() -> None:
-    """The live network likes action 2 best, which is illegal, then 1; the target values 1 at 5, and likes 0 at 7."""
+    """Case 23: the live network likes 2 best, which is illegal, then 1; the target values 1 at 5, and likes 0 at 7."""
     live = torch.tensor([[[1.0, 4.0, 9.0]]])
     target = torch.tensor([[[7.0, 5.0, 8.0]]])
     masks = torch.tensor([[[True, True, False]]])
@@ -204,6 +205,7 @@ def states_of(learner: Learner, prefix: str = "") -> dict[str, torch.Tensor]:
 
 
 def test_every_weight_learns_the_target_stands_still_and_then_follows() -> None:
+    """Case 24."""
     learner, batch = a_learner(), pad([an_episode(5, False, seed=seed) for seed in range(4)])
     start = states_of(learner)
     learner.update(batch)

@@ -42,6 +42,7 @@ def test_the_games_are_parallel_envs(game: Callable[[], Game]) -> None:
 @pytest.mark.parametrize("game", [Ragged, DictMasks])
 @pytest.mark.parametrize("epsilon", [0.0, 0.5, 1.0])
 def test_unequal_agents_are_padded_and_only_take_what_is_legal(game: Callable[[], Game], epsilon: float) -> None:
+    """Case 21."""
     for seed in range(10):  # the game itself raises for an illegal action
         env, episode, _ = played(game(), seed, epsilon)
         steps = len(episode)
@@ -89,7 +90,7 @@ def test_without_a_state_all_observations_are_the_state() -> None:
 
 
 def test_the_teams_reward_is_stored_once() -> None:
-    """Two agents get 7 each; the team got 7."""
+    """Case 22: Two agents get 7 each; the team got 7."""
 
     class Sure(TwoStep):
         def play(self, actions: dict[str, int]) -> tuple[float, bool, bool]:
