@@ -111,7 +111,7 @@ def main(config: Config) -> None:
         network=config.network, metrics=metrics,
     )  # fmt: skip
     if config.env.round_to > 1:  # what rounding gains: the same budget without it, as fast as it is
-        name = "uniform L1, round-to 1"
+        name = "L1, unrounded"
         plans_of[name] = runs.unrounded_uniform(env)
         networks[name] = recalibrated(env, plans_of[name])
     rows = runs.figures(directory, env, networks, plans_of, test, before, winner="QMIX")
@@ -123,6 +123,8 @@ def main(config: Config) -> None:
         )
     print(f"\nTest accuracy on {data.name}, {len(data.test)} images\n")
     print(report.table(rows))
+    if config.env.round_to > 1:
+        print("L1, unrounded: the uniform plan of the same budget with round-to 1, to compare latencies with")
     print(f"\nSearch: {metrics['evaluated_plans']} plans in {metrics['search_seconds']:.0f} s. All files: {directory}")
 
 

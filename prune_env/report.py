@@ -124,7 +124,7 @@ def table(rows: Sequence[NetworkFigures]) -> str:
             ["ONNX, ms", "batch 100", *_with_ratios(onnx[2], 0)],
         ]
         blocks = [columns, deployment]
-        notes[1] = "In parentheses: share of the original. ms: median forward pass; ONNX by onnxruntime."
+        notes[1] = "In parentheses: share of the original. Latency: median forward pass; ONNX by onnxruntime."
     names = [row.name for row in rows]
     return "\n\n".join([*(_block(names, block) for block in blocks), "\n".join(notes)])
 
