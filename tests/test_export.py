@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -50,6 +51,11 @@ class Flickering(Tiny):
 class FixedBatch(Tiny):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x).view(2, 10)
+
+
+class TwoOutputs(Tiny):
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x), x
 
 
 @pytest.fixture
@@ -159,8 +165,9 @@ def test_dtypes(images: torch.Tensor, tmp_path: Path) -> None:
         (Flickering(lambda output: output * float("nan")), "differs from the network by nan"),
         (Flickering(lambda output: output[:, :9]), r"gives \(30, 10\) at batch size 30, the network gives \(30, 9\)"),
         (FixedBatch(), "cannot take this network|fails at batch size 30"),
+        (TwoOutputs(), "must return one tensor, it returns a tuple"),
     ],
-    ids=["off", "nan", "shape", "batch"],
+    ids=["off", "nan", "shape", "batch", "outputs"],
 )
 def test_another_function_leaves_no_file(
     write: Write, name: str, model: nn.Module, message: str, images: torch.Tensor, tmp_path: Path

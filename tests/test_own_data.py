@@ -193,6 +193,16 @@ class TestTensors:
 
 
 class TestDatasets:
+    def test_parts_with_other_classes_are_refused(self) -> None:
+        """Two image folders, one of which lacks a class: its label numbers mean other classes."""
+        items = [(pixels(1)[0], label) for label in (0, 1) for _ in range(30)]
+        train, test_set = Pairs(items), Pairs(items)
+        train.classes, test_set.classes = ["cat", "dog"], ["cat", "bird"]  # type: ignore[attr-defined]
+        with pytest.raises(DataError, match=r"the test data have classes .*'bird'.*, the train data .*'dog'"):
+            from_datasets(train, test_set)
+        with pytest.raises(DataError, match="the reward data have classes"):
+            from_datasets(train, train, reward=test_set)
+
     def test_every_form_gives_the_same_splits(self) -> None:
         images, labels = labelled()
         test = labelled(6, seed=1)

@@ -271,7 +271,8 @@ class TestWhatIsNotSaved:
             ({"network": "lenet"}, "'lenet' is not in the registry"),
             ({"network": "vgg16"}, r"takes \(32, 32\) pixels, the record says \(8, 8\)"),
             ({"network": "small_cnn", "base": HERE}, "give network or base"),
-            ({"metrics": {"loss": float("nan")}}, "not JSON compliant"),
+            ({"metrics": {"loss": float("nan")}}, "metric 'loss' is nan of type float"),
+            ({"metrics": {"loss": torch.ones(1)}}, "metric 'loss' is .* of type Tensor"),
         ],
     )
     def test_mistakes_are_told_and_nothing_is_written(

@@ -187,3 +187,14 @@ def _rounds() -> bool:
     from prune_env.device import fast_dtype
 
     return fast_dtype() == torch.bfloat16
+
+
+def test_what_is_frozen_in_part_stays_and_what_is_frozen_as_a_whole_learns(digits: DataSplits) -> None:
+    model = create("small_cnn", 10, 1)
+    first = model.features[0]
+    first.requires_grad_(False)
+    trained = fit(model, digits, SHORT, progress=False)
+    assert torch.equal(trained.features[0].weight, first.weight)
+    assert not torch.equal(trained.classifier.weight, model.classifier.weight)
+    whole = fit(model.requires_grad_(False), digits, SHORT, progress=False)
+    assert not torch.equal(whole.features[0].weight, first.weight)
