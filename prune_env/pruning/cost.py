@@ -1,7 +1,8 @@
 """What a plan costs, from integer channel counts alone: no network is built.
 
 MACs are multiply-accumulates of convolution and linear layers for one input; biases, BatchNorm, activations and
-pooling are free, and FLOPs are 2 x MACs. What uses a layer's parameters without calling the layer is not counted. Letters: G groups, L layers, D = G + 1.
+pooling are free, and FLOPs are 2 x MACs. What uses a layer's parameters without calling the layer is not counted.
+Letters: G groups, L layers, D = G + 1.
 """
 
 from __future__ import annotations
