@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +23,9 @@ from .trace import Example, output_tensors
 TOLERANCE = 1e-4
 VISIBLE = 1e-3
 """An effect on the output, as a fraction of it, below which float32 could not tell a wrong cut from a right one."""
-PLANS = 4
+EXACT = 1e-9
+"""The same for float64."""
+PLANS = 6
 """How many plans are drawn before filters count as invisible."""
 JOINT = "joint"
 
@@ -181,28 +183,32 @@ class _Check:
         if difference > TOLERANCE * self._scale or effect >= VISIBLE * self._scale or difference != difference:
             return difference / self._scale
         # In float64, then; and where that shows nothing (a branch that begins at zero), with noise on all weights.
-        for network, least in ((twin(self._network).double(), 1e-9), (self._lively, VISIBLE)):
+        lively = self._lively()
+        for network, least in (
+            (twin(self._network).double(), EXACT),
+            (twin(lively).double(), EXACT),
+            (lively, VISIBLE),
+        ):
             try:
                 unpruned = self._run(network)
                 difference, effect = self._compare(network, unpruned, removed)
             except RuntimeError:
-                if network is self._lively:
+                if network is lively:
                     raise
                 continue  # the network casts, and would mix precisions
             if effect > least * _largest(unpruned):
                 return difference / effect
         return None
 
-    @cached_property
     def _lively(self) -> nn.Module:
-        """The network with noise on all weights and statistics: no branch is silent."""
+        """The network with fresh noise on all weights and statistics, so that no branch is silent."""
         network = cut(self._network, {})
-        generator = torch.Generator().manual_seed(0)
+        generator = self._generator
         state = {name: tensor for name, tensor in network.state_dict().items() if tensor.is_floating_point()}
         with torch.no_grad():
             for name, tensor in state.items():
                 spread = float(tensor.std(correction=0)) or float(tensor.abs().max()) or 0.3
-                noise = 0.3 * spread * torch.randn(tensor.shape, generator=generator)
+                noise = spread * torch.randn(tensor.shape, generator=generator)
                 tensor.copy_((tensor + noise).abs() + 0.1 if name.endswith("running_var") else tensor + noise)
         return network
 

@@ -266,10 +266,10 @@ def _copy(model: nn.Module, tensors: Mapping[int, torch.Tensor], share: bool) ->
     forward pass may write to them.
     """
     for path, module in model.named_modules():
-        if module._forward_pre_hooks and "weight" in vars(module):  # computed before every call, as spectral_norm does
+        if module._forward_pre_hooks and "weight" in vars(module):  # computed before every call
             raise PruningError(
-                f"the network cannot be copied (a hook of {path} computes its weight); make it permanent first, by "
-                "torch.nn.utils.prune.remove or remove_spectral_norm, or use torch.nn.utils.parametrizations"
+                f"the network cannot be copied (a hook of {path} computes its weight); it must be "
+                "made permanent first, by torch.nn.utils.prune.remove or remove_spectral_norm, or by torch.nn.utils.parametrizations"
             )
     memo: dict[int, Any] = {}  # what deepcopy takes for an object it meets, by the object's id
     for parameter in model.parameters():
