@@ -4,7 +4,7 @@
     python -m benchmarks.zoo resnet18 timm/resnest14d --out zoo.jsonl
 
 One JSON row a network, appended as soon as it is known: networks that have a row are not done again. Ends by printing
-the table of prune_env/pruning/README.md. Weights are random; BatchNorm statistics are drawn, so that shifts show.
+a table in Markdown. Weights are random; BatchNorm statistics are drawn, so that shifts show.
 """
 
 from __future__ import annotations

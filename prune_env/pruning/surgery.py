@@ -268,7 +268,7 @@ def _copy(model: nn.Module, tensors: Mapping[int, torch.Tensor], share: bool) ->
     for path, module in model.named_modules():
         if module._forward_pre_hooks and "weight" in vars(module):  # computed before every call
             raise PruningError(
-                f"the network cannot be copied (a hook of {path} computes its weight); it must be made permanent first, "
+                f"the network cannot be copied (a hook of {path} computes its weight); it must be made permanent first "
                 "by torch.nn.utils.prune.remove or remove_spectral_norm; parametrizations need no such step"
             )
     memo: dict[int, Any] = {}  # what deepcopy takes for an object it meets, by the object's id
