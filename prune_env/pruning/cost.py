@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .groups import Plan, PruningGroup
 from .surgery import PruningError, Side, channels, first_input, twin
-from .trace import Example
+from .trace import Example, inputs_for
 
 Integers = NDArray[np.int64]
 
@@ -152,7 +152,7 @@ def _positions(model: nn.Module, example_input: Example) -> dict[str, int]:
     names: dict[nn.Module, str] = {
         module: path for path, module in copy.named_modules() if isinstance(module, (_ConvNd, nn.Linear))
     }
-    inputs = [example_input] if isinstance(example_input, torch.Tensor) else list(example_input)
+    inputs = inputs_for(copy, example_input)
 
     def record(module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
         if isinstance(module, _ConvTransposeNd):
@@ -163,7 +163,6 @@ def _positions(model: nn.Module, example_input: Example) -> dict[str, int]:
 
     for module in names:
         module.register_forward_hook(record, with_kwargs=True)
-    first = next(copy.parameters(), inputs[0])
     with torch.no_grad():
-        copy(*(t.to(first.device, first.dtype if t.is_floating_point() else t.dtype) for t in inputs))
+        copy(*inputs)
     return positions | {path: 0 for path in names.values() if path not in positions}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,7 +103,7 @@ def groups_and_protected(model: nn.Module, example_input: Example) -> tuple[list
     protected: dict[tuple[tuple[str, ...], str], int] = defaultdict(int)
     for label in sorted(units):  # labels rise in the order in which layers are first called
         sides = units[label]
-        layers = tuple(path for path in trace.produced if (path, "out") in sides and _is_convolution(trace, path))
+        layers = _convolutions(trace, sides)
         if layers and label in frozen:
             protected[layers, frozen[label]] += 1
         elif layers:
@@ -111,7 +111,7 @@ def groups_and_protected(model: nn.Module, example_input: Example) -> tuple[list
     result: list[PruningGroup] = []
     for labels in groups.values():
         touched = sorted(units[labels[0]], key=lambda side: (order[side[0]], side[1]))
-        layers = tuple(path for path in trace.produced if (path, "out") in touched and _is_convolution(trace, path))
+        layers = _convolutions(trace, touched)
         if len(labels) == 1:
             protected[layers, "their filters could only go all together"] += 1
             continue
@@ -136,5 +136,10 @@ def _units(trace: Trace) -> dict[int, dict[tuple[str, Side], list[int]]]:
     return units
 
 
-def _is_convolution(trace: Trace, path: str) -> bool:
-    return isinstance(trace.modules[path], _ConvNd) or path in trace.pointwise
+def _convolutions(trace: Trace, sides: Collection[tuple[str, Side]]) -> tuple[str, ...]:
+    """Paths of the convolutions whose filters are on these sides, in forward order."""
+    return tuple(
+        path
+        for path in trace.produced
+        if (path, "out") in sides and (isinstance(trace.modules[path], _ConvNd) or path in trace.pointwise)
+    )

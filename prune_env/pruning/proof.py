@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from .groups import Protected, PruningGroup
 from .surgery import PruningError, Removed, cut, first_input, removed_positions, twin
-from .trace import Example, output_tensors
+from .trace import Example, inputs_for, output_tensors
 
 TOLERANCE = 1e-4
 VISIBLE = 1e-3
@@ -143,7 +143,7 @@ class _Check:
     ) -> None:
         self._groups, self._ranking = groups, ranking
         self._generator = torch.Generator().manual_seed(seed)
-        self._samples = [samples] if isinstance(samples, torch.Tensor) else list(samples)
+        self._samples = samples
         self._network = twin(model).cpu().float().eval()
         try:
             self._unpruned = self._run(self._network)
@@ -235,10 +235,8 @@ class _Check:
 
     def _run(self, network: nn.Module) -> list[torch.Tensor]:
         """All tensors that the network returns."""
-        dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
-        inputs = [t.detach().cpu().to(dtype if t.is_floating_point() else t.dtype) for t in self._samples]
         with torch.inference_mode():
-            return output_tensors(network(*inputs))
+            return output_tensors(network(*inputs_for(network, self._samples)))
 
 
 class _Differs(Exception):

@@ -57,12 +57,7 @@ class Trace(TorchDispatchMode):
         self._stack = [""]
         self._owner, self._shared = _owners(self.modules)
         self._names = {id(tensor): name for name, tensor in [*network.named_parameters(), *network.named_buffers()]}
-        inputs = (example,) if isinstance(example, torch.Tensor) else tuple(example)
-        first = next(network.parameters(), inputs[0])
-        self._inputs = [
-            images.detach().to(first.device, first.dtype if images.is_floating_point() else images.dtype).clone()
-            for images in inputs
-        ]
+        self._inputs = inputs_for(network, example)
         try:
             with _watched(self):
                 self._run(network)
@@ -213,6 +208,13 @@ class Trace(TorchDispatchMode):
         for tensor in outputs:
             self[tensor] = None
         return output
+
+
+def inputs_for(network: nn.Module, example: Example) -> list[torch.Tensor]:
+    """The example's tensors on the network's device, floating-point ones in its precision."""
+    tensors = [example] if isinstance(example, torch.Tensor) else list(example)
+    first = next((tensor for tensor in network.parameters() if tensor.is_floating_point()), tensors[0])
+    return [t.detach().to(first.device, first.dtype if t.is_floating_point() else t.dtype) for t in tensors]
 
 
 def output_tensors(output: Any) -> list[torch.Tensor]:
