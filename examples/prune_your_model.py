@@ -6,6 +6,7 @@ python examples/prune_your_model.py --data PATH --size 64 # PATH/{train,test}/<c
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,4 +73,7 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except (ValueError, OSError) as error:  # a missing folder, images that cannot be read: one line says it
+        sys.exit(f"error: {error}")

@@ -88,6 +88,11 @@ def _add_inspect(commands: Any) -> None:
 
 def _inspect(arguments: argparse.Namespace) -> None:
     spec = arguments.network
+    if spec not in NETWORKS and ":" not in spec:
+        raise ValueError(
+            f"network {spec!r} is not registered; choose one of {', '.join(NETWORKS)}, or give FILE.py:FUNCTION or "
+            "PACKAGE.MODULE:FUNCTION"
+        )
     channels, *size = arguments.shape or (3, *image_size(spec))
     network = create(spec, in_channels=channels) if spec in NETWORKS else _made_by(spec)
     images = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
@@ -110,6 +115,8 @@ def _made_by(path: str) -> nn.Module:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the file raises when it is run
         raise ValueError(f"{file} cannot be imported ({type(error).__name__}: {error})") from error
+    if not hasattr(module, function.partition(".")[0]):
+        raise ValueError(f"{file} has no {function!r}; name a function that makes the network without arguments")
     return import_base(f"{name}:{function}")
 
 

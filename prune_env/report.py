@@ -270,7 +270,7 @@ def plot_tradeoff(
         label = f"budget: {100 * budget:g} %"
         axes.axvline(100 * budget, color=GREY, linewidth=1.4, linestyle=":", zorder=1, label=label)
     axes.set_xlabel("MACs, % of the original", color=INK)
-    axes.set_ylabel("Accuracy, %", color=INK)
+    axes.set_ylabel("Accuracy on reward images, %", color=INK)
     ticks = sorted({1, *(count * quarter // 4 for quarter in range(1, 5))} - {0})
     bar = figure.colorbar(dots, ax=axes, pad=0.02, aspect=30, ticks=ticks)
     bar.set_label("Order of evaluation", color=INK)
@@ -328,7 +328,7 @@ def _plot_best(axes: Axes, best: Mapping[int, float], references: Mapping[str, f
     for (name, accuracy), (dashes, colour) in zip(references.items(), looks, strict=False):
         label = f"{name}: {_percent(accuracy, 1)}"
         axes.axhline(100 * accuracy, color=colour, linewidth=1.2, linestyle=dashes, label=label)
-    axes.set_ylabel("Best accuracy, %", color=INK)
+    axes.set_ylabel("Best accuracy on\nreward images, %", color=INK)
     _legend(axes)
 
 

@@ -150,8 +150,10 @@ def test_inspect_shows_agents_and_what_is_protected(tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["no_such_network"], "'package.module:factory'"),
+        (["vgg17"], "network 'vgg17' is not registered; choose one of small_cnn, alexnet, vgg16"),
         (["missing.py:make"], "missing.py"),
+        ([f"{__file__}:wrong"], "test_main.py has no 'wrong'"),
+        (["no_such_package:make"], "no_such_package"),
         (["vgg16", "--shape", "3", "8", "8"], "cannot be traced"),
     ],
 )

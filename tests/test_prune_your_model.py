@@ -43,5 +43,17 @@ def test_it_reads_a_folder_at_the_size_that_is_asked_for(image_folder: Callable[
     assert images(str(path), 12).image_shape == (3, 12, 12)
 
 
+@pytest.mark.parametrize("data", ["missing", "empty"])
+def test_a_folder_that_cannot_be_read_is_told_in_one_line(tmp_path: Path, data: str) -> None:
+    for part in ("train", "test"):
+        (tmp_path / "empty" / part).mkdir(parents=True)
+    command = [sys.executable, str(SCRIPT), f"--data={tmp_path / data}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=SCRIPT.parent.parent)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert str(tmp_path / data) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_it_stays_short() -> None:
     assert len(SCRIPT.read_text().splitlines()) < 80

@@ -191,7 +191,11 @@ def test_learning_shows_each_series(drawn: list[Figure]) -> None:
     assert list(best.lines[0].get_ydata()) == pytest.approx([50 + i for i in range(40)])
     assert best.lines[1].get_ydata()[0] == pytest.approx(60)
     assert list(epsilon.lines[0].get_ydata()) == [1 - i / 40 for i in range(40)]
-    assert [panel.get_ylabel() for panel in drawn[0].axes] == ["Return", "Best accuracy, %", "Exploration ε"]
+    assert [panel.get_ylabel() for panel in drawn[0].axes] == [
+        "Return",
+        "Best accuracy on\nreward images, %",
+        "Exploration ε",
+    ]
 
 
 def test_learning_leaves_out_panels_without_data(drawn: list[Figure]) -> None:

@@ -122,7 +122,8 @@ def groups_and_protected(model: nn.Module, example_input: Example) -> tuple[list
         never += f"; if they run in training, the pruned network may fail there: in training mode, {trace.untraced}"
     for path, module in trace.modules.items():
         if isinstance(module, _ConvNd | nn.Linear) and path not in trace.called:
-            protected[(path,), never] = channels(module, "out")
+            reason = "their parameters are used without calling them" if path in trace.borrowed else never
+            protected[(path,), reason] = channels(module, "out")
     return result, [Protected(layers, count, reason) for (layers, reason), count in protected.items()]
 
 

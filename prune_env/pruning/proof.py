@@ -28,6 +28,8 @@ EXACT = 1e-9
 PLANS = 6
 """How many plans are drawn before filters count as invisible."""
 JOINT = "joint"
+NOT_THE_SAME = "cutting their filters is not the same as switching them off"
+INVISIBLE = "their filters do not show at the output, whatever the weights, so nothing can be proven of cutting them"
 
 
 def prove(
@@ -66,7 +68,6 @@ def proven_and_failed(
 
     def fails(number: int, reason: str) -> None:
         group = groups[number]
-        reason = f"cutting their filters is not the same as switching them off ({reason})"
         failed.append(Protected(group.layers, group.filters, reason))
 
     for number in range(len(groups)):
@@ -84,7 +85,7 @@ def proven_and_failed(
                 together.append(number)
                 joint = difference
             else:
-                fails(number, f"together with other groups: {reason}")
+                fails(number, f"together with other groups, {reason}")
         proven = {number: proven[number] for number in together}
     kept = [replace(groups[number], agent_id=f"conv_{place}") for place, number in enumerate(proven)]
     differences = {group.agent_id: value for group, value in zip(kept, proven.values(), strict=True)}
@@ -156,7 +157,7 @@ class _Check:
         self._scale = max(_largest(self._unpruned), torch.finfo(torch.float32).tiny)
 
     def difference(self, chosen: Sequence[int]) -> tuple[float, str]:
-        """Relative difference for one random plan of the chosen groups, and what to say about it.
+        """Relative difference for one random plan of the chosen groups, and what it says against cutting them.
 
         A plan whose filters do not show at the output (dead ones, say) says nothing: others are drawn.
         """
@@ -169,13 +170,13 @@ class _Check:
             try:
                 worst = self._difference(removed_positions(self._groups, keep))
             except _Differs as error:
-                return float("inf"), str(error)
+                return float("inf"), f"{NOT_THE_SAME} ({error})"
             except Exception as error:
-                return float("inf"), f"the cut network does not run: {type(error).__name__}: {error}"
+                return float("inf"), f"{NOT_THE_SAME} (the cut network does not run: {type(error).__name__}: {error})"
             if worst is not None:
                 worst = worst if worst == worst else float("inf")  # not a number
-                return worst, f"outputs differ by {worst:.2g} of the largest"
-        return float("inf"), "they do not show at the output, whatever the weights, so nothing can be proven"
+                return worst, f"{NOT_THE_SAME} (outputs differ by {worst:.2g} of the largest)"
+        return float("inf"), INVISIBLE
 
     def _difference(self, removed: Removed) -> float | None:
         """Of one plan; None if switching its filters off changes nothing, not even with other weights."""

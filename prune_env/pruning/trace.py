@@ -37,6 +37,7 @@ class Trace(TorchDispatchMode):
     slots     (path, side) -> labels of the channels of that side of a layer, int64 [C]
     produced  path -> the labels that a layer hands out, int64 [K], in the order of the first calls
     called    paths of the modules that ran, in the order of their first calls
+    borrowed  paths of the modules whose parameters are used while another module runs
     pointwise paths of the linear layers that ran at every position of a map: 1x1 convolutions by another name
     untraced  why branches that only run in training could not be followed, None if they were or there are none
     """
@@ -50,6 +51,7 @@ class Trace(TorchDispatchMode):
         self.slots: dict[tuple[str, Side], torch.Tensor] = {}
         self.produced: dict[str, torch.Tensor] = {}
         self.called: dict[str, None] = {}
+        self.borrowed: set[str] = set()
         self.pointwise: set[str] = set()
         self.untraced: str | None = None
         self._beside = WeakIdKeyDictionary()  # tensor -> its labels
@@ -187,6 +189,7 @@ class Trace(TorchDispatchMode):
         rule: Rule | None = RULES.get(func.overloadpacket) or (elementwise if is_elementwise(func) else None)
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         labelled = [tensor for tensor in inputs if self[tensor] is not None]
+        self.borrowed.update(path for t in inputs if (path := self._owner.get(id(t), self.running)) != self.running)
         if rule is None and func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
             with self:
                 return func.decompose(*args, **kwargs)

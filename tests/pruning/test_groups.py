@@ -224,6 +224,28 @@ def test_what_cannot_be_cut_is_left_out_with_a_warning(model: nn.Module, reason:
     assert groups[0].agent_id == "conv_0"
 
 
+class Attention(Net):
+    """torch's attention computes with the parameters of its output layer, and never calls it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def middle(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_layers_whose_parameters_are_used_without_calling_them(train: bool) -> None:
+    inspection = inspect(Attention().train(train), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert ("second",) in names(list(inspection.groups))
+    reasons = {layer: entry.reason for entry in inspection.protected for layer in entry.layers}
+    assert reasons["attention.out_proj"] == "their parameters are used without calling them"
+    assert "first" in reasons
+
+
 def test_a_convolutional_head_stays_whole() -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.warns(UserWarning, match="layers 2 are not pruned: their channels are the network's output"):

@@ -18,6 +18,7 @@ from prune_env.data import DataSplits
 from prune_env.export import to_onnx
 from prune_env.pruning import Cost, build, inspect, prove
 from prune_env.pruning.groups import groups_and_protected
+from prune_env.pruning.proof import INVISIBLE, NOT_THE_SAME
 
 NETWORKS = int(os.environ.get("PRUNE_ENV_RANDOM_NETWORKS", "40"))
 """How many random networks are tried."""
@@ -88,10 +89,10 @@ def test_random_networks(kinds: list[str], head: str, seed: int) -> None:
         warnings.simplefilter("error")
         groups, _ = groups_and_protected(model, images)
         inspection = inspect(model, images)
-        failed = [entry.reason for entry in inspection.protected if "not the same" in entry.reason]
+        failed = [e.reason for e in inspection.protected if NOT_THE_SAME in e.reason or INVISIBLE in e.reason]
         assert len(inspection.groups) + len(failed) == len(groups)
         if not HARD_CODED & set(kinds):  # the trace alone is right; some branches are dead, and prove nothing
-            assert all("do not show at the output" in reason for reason in failed)
+            assert all(INVISIBLE in reason for reason in failed)
         differences = prove(model, inspection.groups, images, seed=seed + 1)
         assert max(differences.values()) < 1e-4
         cost = Cost(model, inspection.groups, images)
