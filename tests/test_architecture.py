@@ -30,6 +30,7 @@ LAYERS = [
     {"own_data"},
     {"data"},
     {"evaluation.batchnorm", "evaluation.latency", "evaluation.metric", "evaluation"},
+    {"training.muon"},
     {"training", "training.fit"},
     {"training.distillation"},
     {

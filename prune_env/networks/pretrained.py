@@ -18,7 +18,7 @@ from .registry import create, image_size
 RECIPES = {
     "small_cnn": FitConfig(epochs=30, batch_size=64, lr=0.1),
     "alexnet": FitConfig(lr=0.05, cutout=8),
-    "vgg16": FitConfig(cutout=8),
+    "vgg16": FitConfig(batch_size=512, muon_lr=0.1, cutout=8, ema_decay=0.992),
     "resnet20": FitConfig(epochs=30, lr=0.2),
     "resnet56": FitConfig(epochs=30, lr=0.2),
 }

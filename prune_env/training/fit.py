@@ -1,4 +1,4 @@
-"""The training loop: one-cycle SGD with Nesterov momentum, bf16 where it is fast, weights averaged.
+"""The training loop: one-cycle SGD with Nesterov momentum (or Muon), bf16 where it is fast, weights averaged.
 
 Pretraining uses it with cross-entropy, distillation with a loss that also asks a teacher. A run with a checkpoint
 file goes on where it was killed and ends with the same weights: the order and augmentation of an epoch follow from
@@ -10,15 +10,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -27,6 +27,7 @@ from ..device import fast_dtype
 from ..evaluation.batchnorm import near_equal, recalibrate
 from ..evaluation.metric import Metric, check_metric, identity, measure
 from ..files import replacing
+from .muon import Muon
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits float32 [B, K], normalised images [B, C, H, W], labels [B] or [B, K]) -> scalar"""
@@ -45,7 +46,11 @@ class FitConfig:
     """Peak learning rate of the one-cycle schedule (Smith & Topin 2019), linear up and down."""
     warmup: float = 0.2
     """Share of the steps that go up."""
+    muon_lr: float = 0.0
+    """Peak learning rate of Muon for all convolutions but the first, which BatchNorm must follow; 0: SGD for these,
+    too."""
     momentum: float = 0.9
+    """Of SGD."""
     weight_decay: float = 5e-4
     """On weights of convolutions and linear layers; never on biases and BatchNorm."""
     label_smoothing: float = 0.1
@@ -56,10 +61,10 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs <= 0 or self.batch_size < 2 or self.lr <= 0:
+        if self.epochs <= 0 or self.batch_size < 2 or self.lr <= 0 or self.muon_lr < 0:
             raise ValueError(
-                f"training needs epochs > 0, batch_size >= 2 and lr > 0; got epochs={self.epochs}, "
-                f"batch_size={self.batch_size}, lr={self.lr}"
+                f"training needs epochs > 0, batch_size >= 2, lr > 0 and muon_lr >= 0; got epochs={self.epochs}, "
+                f"batch_size={self.batch_size}, lr={self.lr}, muon_lr={self.muon_lr}"
             )
         if not 0 <= self.warmup < 1 or not 0 <= self.ema_decay < 1:
             raise ValueError(f"warmup and ema_decay lie in [0, 1), got {self.warmup} and {self.ema_decay}")
@@ -83,8 +88,8 @@ def fit(
 
     The result holds the averaged weights, with BatchNorm statistics estimated for these weights: averaging the
     statistics of weights that moved gives those of no network. With `select_best` the epoch with the highest accuracy
-    on the reward split wins, otherwise the last. A network that returns several tensors in training mode (auxiliary
-    heads) is trained through the first; the others' own parameters stay as they are.
+    on the reward split wins, the last of equal ones; without it the last. A network that returns several tensors in
+    training mode (auxiliary heads) is trained through the first; the others' own parameters stay as they are.
 
     loss        default: cross-entropy with label smoothing; labels without classes need one
     metric      what `select_best` goes by, in place of accuracy
@@ -107,15 +112,13 @@ def fit(
         model.requires_grad_(True)  # frozen as a whole for inference; what is frozen in part stays so
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     # Momentum is kept in new buffers, for the parameters of this very copy.
-    optimizer = torch.optim.SGD(
-        _parameter_groups(model, config.weight_decay), lr=config.lr, momentum=config.momentum, nesterov=True
-    )
+    optimizers = _optimizers(model, config)
     steps_per_epoch = max(1, len(data.train) // config.batch_size)
     steps = max(1, config.min_steps, round(config.epochs * steps_per_epoch))
     step, best = 0, (-math.inf, model.state_dict())
     run = repr((sorted(asdict(config).items()), data.digest, state_digest(model), select_best, recipe))
     if checkpoint is not None and checkpoint.is_file():
-        step, best = _restore(checkpoint, run, model, averaged, optimizer)
+        step, best = _restore(checkpoint, run, model, averaged, optimizers)
     dtype = fast_dtype(device)
     # Every image is seen both ways in any two epochs (alternating flip, Jordan 2024): better than chance in short runs.
     first_flip = torch.rand(len(data.train), generator=torch.Generator().manual_seed(config.seed)) < 0.5
@@ -129,8 +132,9 @@ def fit(
             if step == steps:
                 break
             images, labels = data.train.images[rows].to(device), data.train.labels[rows].to(device)
-            for group in optimizer.param_groups:
-                group["lr"] = config.lr * _one_cycle((step + 1) / (steps + 1), config.warmup)
+            for optimizer, peak in optimizers.items():
+                for group in optimizer.param_groups:
+                    group["lr"] = peak * _one_cycle((step + 1) / (steps + 1), config.warmup)
             images = data.augmented(images, generator, first_flip[rows] ^ bool(epoch % 2))
             if config.cutout:
                 images = _cut_out(images, config.cutout, generator)
@@ -138,9 +142,10 @@ def fit(
                 value = loss(first_tensor(model(images)).float(), images, labels)
             if not torch.isfinite(value):
                 raise FloatingPointError(f"{title}: the loss is {value.item()} at step {step}; lower lr ({config.lr})")
-            optimizer.zero_grad(set_to_none=True)
+            model.zero_grad(set_to_none=True)
             value.backward()
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             averaged.update_parameters(model)
             step += 1
             bar.update()
@@ -149,10 +154,10 @@ def fit(
         if select_best or step == steps:
             candidate = _finished(averaged if config.ema_decay else model, data, device)
             accuracy = score(candidate, data, data.reward, metric, device) if select_best else 1.0
-            if accuracy > best[0]:
+            if accuracy >= best[0]:
                 best = (accuracy, candidate.state_dict())
         if checkpoint is not None:
-            _save(checkpoint, run, model, averaged, optimizer, step, best)
+            _save(checkpoint, run, model, averaged, optimizers, step, best)
     bar.close()
     model.load_state_dict(best[1])
     model.zero_grad(set_to_none=True)
@@ -264,12 +269,21 @@ def _one_cycle(progress: float, warmup: float) -> float:
     return progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def _optimizers(model: nn.Module, config: FitConfig) -> dict[torch.optim.Optimizer, float]:
+    """Fresh optimizers of the model's parameters, and the peak learning rate of each."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    turned: list[torch.Tensor] = []
+    if config.muon_lr:
+        _, *others = (m.weight for m in model.modules() if isinstance(m, _ConvNd))
+        turned = [weight for weight in others if weight.requires_grad]
+    of_muon = {id(weight) for weight in turned}
+    rest = [parameter for parameter in parameters if id(parameter) not in of_muon]
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True)
+    return {sgd: config.lr} | ({Muon(turned, config.muon_lr): config.muon_lr} if turned else {})
 
 
 def _batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
@@ -298,7 +312,7 @@ def _save(
     run: str,
     model: nn.Module,
     averaged: AveragedModel,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Iterable[torch.optim.Optimizer],
     step: int,
     best: tuple[float, dict[str, torch.Tensor]],
 ) -> None:
@@ -311,14 +325,18 @@ def _save(
                 "best": best[1],
                 "model": model.state_dict(),
                 "averaged": averaged.state_dict(),
-                "optimizer": optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             },
             temporary,
         )
 
 
 def _restore(
-    file: Path, run: str, model: nn.Module, averaged: AveragedModel, optimizer: torch.optim.Optimizer
+    file: Path,
+    run: str,
+    model: nn.Module,
+    averaged: AveragedModel,
+    optimizers: Iterable[torch.optim.Optimizer],
 ) -> tuple[int, tuple[float, dict[str, torch.Tensor]]]:
     state = torch.load(file, map_location="cpu", weights_only=True)
     if state["run"] != run:
@@ -327,5 +345,6 @@ def _restore(
         )
     model.load_state_dict(state["model"])
     averaged.load_state_dict(state["averaged"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
     return state["step"], (state["best_accuracy"], state["best"])

@@ -43,12 +43,14 @@ def test_it_learns(digits: DataSplits) -> None:
     assert correct(trained, digits, digits.reward) > 230  # of 300; numbers differ a little by machine
 
 
+@pytest.mark.parametrize("muon_lr", [0.0, 0.1])
 @pytest.mark.parametrize("select_best", [False, True])
 def test_a_killed_run_ends_like_an_undisturbed_one(
-    digits: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, select_best: bool
+    digits: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, select_best: bool, muon_lr: float
 ) -> None:
     model, file = create("small_cnn", 10, 1), tmp_path / "run.pt"
-    expected = fit(model, digits, SHORT, select_best=select_best, progress=False)
+    config = dataclasses.replace(SHORT, muon_lr=muon_lr)
+    expected = fit(model, digits, config, select_best=select_best, progress=False)
     save = fit_module._save
 
     def save_then_die(*arguments: object) -> None:
@@ -58,10 +60,18 @@ def test_a_killed_run_ends_like_an_undisturbed_one(
     with monkeypatch.context() as patch:
         patch.setattr(fit_module, "_save", save_then_die)
         with pytest.raises(KeyboardInterrupt):
-            fit(model, digits, SHORT, select_best=select_best, checkpoint=file, progress=False)
-    resumed = fit(model, digits, SHORT, select_best=select_best, checkpoint=file, progress=False)
+            fit(model, digits, config, select_best=select_best, checkpoint=file, progress=False)
+    resumed = fit(model, digits, config, select_best=select_best, checkpoint=file, progress=False)
     assert same(expected, resumed)
-    assert same(expected, fit(model, digits, SHORT, select_best=select_best, checkpoint=file, progress=False))
+    assert same(expected, fit(model, digits, config, select_best=select_best, checkpoint=file, progress=False))
+
+
+def test_of_equally_good_epochs_the_last_wins(digits: DataSplits) -> None:
+    """A small reward split is soon full of right answers; training goes on to pay."""
+    model = create("small_cnn", 10, 1)
+    last = fit(model, digits, SHORT, progress=False)
+    chosen = fit(model, digits, SHORT, select_best=True, metric=lambda *_: 0.5, progress=False)
+    assert same(last, chosen)
 
 
 def test_a_checkpoint_of_another_run_is_refused(digits: DataSplits, tmp_path: Path) -> None:
@@ -104,7 +114,9 @@ def test_a_loss_that_is_not_finite_stops(digits: DataSplits) -> None:
         fit(create("small_cnn", 10, 1), digits, SHORT, loss=broken, progress=False)
 
 
-@pytest.mark.parametrize("bad", [{"epochs": 0}, {"batch_size": 1}, {"lr": 0}, {"warmup": 1.0}, {"ema_decay": -0.1}])
+@pytest.mark.parametrize(
+    "bad", [{"epochs": 0}, {"batch_size": 1}, {"lr": 0}, {"muon_lr": -1}, {"warmup": 1.0}, {"ema_decay": -0.1}]
+)
 def test_bad_settings(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         FitConfig(**bad)  # type: ignore[arg-type]
