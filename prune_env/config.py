@@ -35,8 +35,9 @@ class EnvConfig:
     """Kept filter counts are multiples of this; 8 suits most hardware."""
     reward_images: int = 1000
     """Images of the reward split that an accuracy is measured on, the same for every plan."""
-    calibration_images: int = 1000
-    """Images of the calibration split that BatchNorm statistics are estimated from."""
+    calibration_images: int = 500
+    """Images of the calibration split that BatchNorm statistics are estimated from. 1000 change nothing that 5,000
+    reward images show on VGG-16 and ResNet-20; 250 cost the unpruned networks 0.1 to 0.2 points."""
     round_finetune_batches: int = 0
     """Batches of distillation after every round. Weights are then carried on, and nothing is memoised."""
     prove: bool = True

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
+from torch import nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def fast_dtype(device: torch.device | str = "cpu") -> torch.dtype:
@@ -20,6 +25,14 @@ def fast_dtype(device: torch.device | str = "cpu") -> torch.dtype:
     else:
         native = False
     return torch.bfloat16 if native else torch.float32
+
+
+def channels_last(network: Network) -> Network:
+    """The network, its 2d weights laid out with channels last, in place. `Module.to` fails where others are beside."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network
 
 
 def check_device(device: torch.device | str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
+import warnings
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from structures import KINDS, random_network
 from torch import nn
 from torch.nn import functional as F
 
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.data import DataSplits, Split, from_tensors
 from prune_env.evaluation import evaluator as evaluator_module
+from prune_env.evaluation.latency import latency
 from prune_env.evaluation.metric import identity, qualified_name
 from prune_env.finalise import accuracy, choose, distil_fully
 from prune_env.networks import create
@@ -401,3 +405,19 @@ class TestAnyNetwork:
         prune.l1_unstructured(model.features[0], "weight", amount=0.5)
         with pytest.raises(ValueError, match="made permanent first"):
             FilterPruneEnv(model, digits)
+
+    @pytest.mark.parametrize("kind", sorted(KINDS))
+    def test_every_structure_is_played_and_distilled(self, kind: str) -> None:
+        """Not found and proven alone: evaluated, trained, and timed, too."""
+        model, _ = random_network(["Plain", kind, "Plain"], "mean", 0)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (100, 3, 8, 8), generator=generator, dtype=torch.uint8)
+        data = from_tensors(images, torch.arange(100) % 5, images[:20], torch.arange(20) % 5)
+        config = EnvConfig(target_macs=0.9, reward_images=20, calibration_images=20, min_filters=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of what is protected, of random weights, of targets
+            env = FilterPruneEnv(model, data, config)
+        play(env)
+        network = distil_fully(env, env.plan, dataclasses.replace(SHORT, min_steps=1, epochs=1), progress=False)
+        assert network(data.normalise(data.test.images)).shape == (20, 5)
+        assert latency(network, (3, 8, 8), 2, warmup=1, seconds=0.01, min_runs=1).median_ms > 0

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -22,13 +23,20 @@ def near_equal(images: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
 
 
 def recalibrate(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
-    """Replaces the running statistics of every BatchNorm in `model` by those of `batches` [B, C, H, W].
+    """Replaces the running statistics of every BatchNorm in `model` by those of `batches` [B, C, H, W]."""
+    with estimating(model) as any_there, torch.inference_mode():
+        if any_there:
+            for batch in batches:
+                model(batch)
+
+
+@contextmanager
+def estimating(model: nn.Module) -> Iterator[bool]:
+    """Every BatchNorm takes the statistics of the batches that run inside; gives whether there is any.
 
     Only the BatchNorm layers run in training mode: dropout stays off. Every module's mode and momentum are restored.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    if not norms:
-        return
     modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
     model.eval()
@@ -37,9 +45,7 @@ def recalibrate(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
             norm.reset_running_stats()
             norm.momentum = None  # cumulative average
             norm.train()
-        with torch.inference_mode():
-            for batch in batches:
-                model(batch)
+        yield bool(norms)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -1,4 +1,4 @@
-"""How accurate is a plan? Build it, recalibrate BatchNorm, fold, count.
+"""How accurate is a plan? Select its weights, recalibrate BatchNorm, fold, count.
 
 A pure function of the plan: the images, the calibration crops and the filter ranking are fixed at construction.
 """
@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from ..data import DataSplits, Split
-from ..device import fast_dtype
-from ..pruning import Plan, PruningGroup, build
-from .batchnorm import fold, folding_pairs, near_equal, recalibrate
+from ..device import channels_last, fast_dtype
+from ..pruning import Plan, PruningGroup
+from .batchnorm import near_equal, recalibrate
 from .metric import Metric, check_metric, measure, qualified_name
+from .program import Program
 
 BATCH = 250
 RECALIBRATION_TOLERANCE = 0.003
@@ -39,7 +40,7 @@ class Evaluator:
         ranking: Mapping[str, torch.Tensor],
         *,
         reward_images: int = 1000,
-        calibration_images: int = 1000,
+        calibration_images: int = 500,
         metric: Metric | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
@@ -48,7 +49,7 @@ class Evaluator:
         self.device = torch.device(device)
         self.dtype = fast_dtype(self.device)
         self.evaluations = 0
-        self._model, self._groups, self._ranking = model, groups, ranking
+        self._ranking = ranking
         self._memo: dict[Plan, float] = {}
         split = data.reward.balanced(reward_images)
         self._metric = metric or _top1
@@ -58,9 +59,10 @@ class Evaluator:
         calibration = data.calibration.balanced(calibration_images)
         rows = torch.randperm(len(calibration), generator=generator)
         self._calibration = self._prepare(data.augmented(calibration.images[rows], generator))
-        self._pairs = folding_pairs(model, data.example_input)
+        self._program = Program(model, groups, data.example_input, dtype=self.dtype, device=self.device)
         full = tuple(group.filters for group in groups)
-        stored = self._measure(build(model, groups, ranking, full))
+        self._program.load(ranking, full)
+        stored = measure(self._metric, self._program.network, self._split)
         self.original_accuracy = self.accuracy(full)
         """Of the unpruned network, measured like every plan's."""
         self._warn_if_recalibration_hurts(stored, metric)
@@ -68,18 +70,18 @@ class Evaluator:
     def accuracy(self, plan: Plan) -> float:
         """Fraction of the reward images that the pruned network gets right, or its metric, before any fine-tuning."""
         if plan not in self._memo:
-            self._memo[plan] = self.accuracy_of(build(self._model, self._groups, self._ranking, plan))
+            self._program.load(self._ranking, plan)
+            self._memo[plan] = self._recalibrated_accuracy()
         return self._memo[plan]
 
     def accuracy_of(self, network: nn.Module) -> float:
-        """The same for a network of the caller's, which is used up: recalibrated, folded, converted."""
-        self.evaluations += 1
-        self.recalibrate(network)
-        return self._measure(network)
+        """The same for a network that was cut out of the model, and trained since, maybe; it is not changed."""
+        self._program.load_network(network)
+        return self._recalibrated_accuracy()
 
     def recalibrate(self, network: nn.Module) -> None:
         """Estimates the network's BatchNorm statistics on the fixed calibration crops, in place and on `device`."""
-        network.to(self.device).to(memory_format=torch.channels_last)
+        channels_last(network.to(self.device))
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             recalibrate(network, near_equal(self._calibration, BATCH))
 
@@ -90,11 +92,10 @@ class Evaluator:
     def _prepare(self, images: torch.Tensor) -> torch.Tensor:
         return images.to(self.device, self.dtype, memory_format=torch.channels_last)
 
-    def _measure(self, network: nn.Module) -> float:
-        network.eval().to(self.device)
-        fold(network, self._pairs)
-        network.to(self.dtype).to(memory_format=torch.channels_last)
-        return measure(self._metric, network, self._split)
+    def _recalibrated_accuracy(self) -> float:
+        self.evaluations += 1
+        self._program.recalibrate(near_equal(self._calibration, BATCH))
+        return measure(self._metric, self._program.network, self._split)
 
     def _warn_if_recalibration_hurts(self, stored: float, metric: Metric | None) -> None:
         known = self.original_accuracy

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .. import onnx_runtime
+from ..device import channels_last
 
 TURN = 4
 """Timed runs of one network before the next has its turn."""
@@ -120,7 +121,7 @@ def _ready(
         if device.type != "cpu":
             raise ValueError(f"device must be cpu to time the ONNX file {model}, got {device}")
         return onnx_runtime.runner(model), noise
-    network = copy.deepcopy(model).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = channels_last(copy.deepcopy(model).eval().to(device))
     return network, noise.to(device, _dtype(network), memory_format=torch.channels_last)
 
 

@@ -138,17 +138,25 @@ def cut(model: nn.Module, removed: Removed, share: bool = False) -> nn.Module:
     """
     model = uncompiled(model)
     tensors: dict[int, torch.Tensor] = {}  # id of an original tensor -> what takes its place
-    attributes: dict[str, dict[str, int]] = {}
+    smaller = cut_modules(model, removed)
+    for path, (changed, _) in smaller.items():
+        module = model.get_submodule(path)
+        tensors.update({id(getattr(module, name)): tensor for name, tensor in changed.items()})
+    result = _copy(model, tensors, share)
+    for path, (_, sizes) in smaller.items():
+        for name, value in sizes.items():
+            setattr(result.get_submodule(path), name, value)
+    return result
+
+
+def cut_modules(model: nn.Module, removed: Removed) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, int]]]:
+    """Path of every module that loses something -> its smaller tensors, and its attributes that say their sizes."""
+    smaller = {}
     for path in dict.fromkeys(path for path, _ in removed):
         module = _submodule(model, path)
         out, inp = (_kept(module, path, side, removed.get((path, side))) for side in ("out", "in"))
-        smaller, attributes[path] = _cut_module(module, out, inp)
-        tensors.update({id(getattr(module, name)): tensor for name, tensor in smaller.items()})
-    result = _copy(model, tensors, share)
-    for path, values in attributes.items():
-        for name, value in values.items():
-            setattr(result.get_submodule(path), name, value)
-    return result
+        smaller[path] = _cut_module(module, out, inp)
+    return smaller
 
 
 @torch.inference_mode(False)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..data import DataSplits
-from ..device import fast_dtype
+from ..device import channels_last, fast_dtype
 from ..evaluation.metric import Metric, identity
 from .fit import FitConfig, Loss, check_loss, cross_entropy, fit, state_digest
 
@@ -97,7 +97,7 @@ def distillation_loss(
     label_loss  default: cross-entropy
     classes     whether logits are those of classes, of which exactly one is right
     """
-    teacher = copy.deepcopy(teacher).to(device, fast_dtype(device)).to(memory_format=torch.channels_last).eval()
+    teacher = channels_last(copy.deepcopy(teacher).to(device, fast_dtype(device))).eval()
     teacher.requires_grad_(False)
     dtype = fast_dtype(device)
     temperature, alpha = config.temperature, config.alpha

@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ..data import DataSplits, Split
-from ..device import fast_dtype
+from ..device import channels_last, fast_dtype
 from ..evaluation.batchnorm import near_equal, recalibrate
 from ..evaluation.metric import Metric, check_metric, identity, measure
 from ..files import replacing
@@ -107,7 +107,7 @@ def fit(
         check_metric(metric, data)
         recipe += f" by {identity(metric)}" if metric else ""
     loss = loss or cross_entropy(config.label_smoothing)
-    model = copy.deepcopy(model).to(device).to(memory_format=torch.channels_last)
+    model = channels_last(copy.deepcopy(model).to(device))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         model.requires_grad_(True)  # frozen as a whole for inference; what is frozen in part stays so
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))

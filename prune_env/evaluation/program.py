@@ -1,0 +1,169 @@
+"""A network made ready to run one plan after another.
+
+Built once: its convolutions become units together with what follows them (`fusion.py`, `units.py`). A plan then only
+selects weights; no module is copied and nothing is compiled.
+
+Filter counts are rounded up to a multiple of 8, with filters that nobody reads: their weights in the layers behind are
+zero, which equals cutting them (the proof of `pruning.proof`). Vector units fill up odd counts anyway, more slowly, and
+every new shape costs oneDNN about a millisecond for each layer.
+
+At construction it is checked, in float32, that the program computes what the network computes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from ..device import channels_last
+from ..networks.resnet import ZeroPadShortcut
+from ..pruning.groups import Plan, PruningGroup
+from ..pruning.surgery import build, check_plan, cut_modules, removed_positions, twin
+from .batchnorm import estimating
+from .fusion import fused_graph, fused_modules
+from .units import Unit, converted
+
+SIZES = ("out_channels", "in_channels", "groups", "out_features", "in_features", "num_features", "num_parameters")
+TOLERANCE = 1e-3
+MULTIPLE = 8
+
+
+class Program:
+    """`network` runs the plan that was loaded last, in `dtype`; statistics and what is folded are kept in float32."""
+
+    network: nn.Module
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Sequence[PruningGroup],
+        example_input: torch.Tensor,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """model: in float32 and eval mode; it is copied. example_input: float32 [B, C, H, W]."""
+        self.dtype, self._device, self._groups = torch.float32, torch.device(device), tuple(groups)
+        self._source = channels_last(copy.deepcopy(twin(model)).to(device)).requires_grad_(False)
+        changing = {member.module for group in groups for member in group.members}
+        norms = {path for path, module in model.named_modules() if isinstance(module, _BatchNorm)}
+        self._changing = changing | norms  # paths of modules that a plan or a recalibration changes
+        order = {group.agent_id: torch.arange(group.filters).flip(0) for group in groups}
+        plan = tuple(max(1, group.filters // 2 - 1) for group in groups)
+        example = example_input.to(device).to(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            expected = build(self._source, groups, order, plan)(example)
+            for rewritten in (fused_graph, fused_modules):
+                try:
+                    self._take(rewritten(copy.deepcopy(self._source), example), MULTIPLE)
+                    self.load(order, plan)
+                    if _agree(self.network(example), expected):
+                        break
+                except Exception:  # whatever a foreign forward makes of symbolic inputs
+                    continue
+            else:
+                self._take(copy.deepcopy(self._source), 1)
+        self.dtype = dtype
+        self._put(self._source, self._holders)
+
+    @torch.inference_mode()
+    def load(self, ranking: Mapping[str, torch.Tensor], plan: Plan) -> None:
+        """Takes the weights of a plan's network, with the stored BatchNorm statistics; arguments as for `build`."""
+        check_plan(self._groups, plan)
+        present, silent = {}, {}
+        for group, kept in zip(self._groups, plan, strict=True):
+            order = ranking[group.agent_id]
+            rounded = min(group.filters, -(-kept // self._multiple) * self._multiple)
+            present[group.agent_id] = order[:rounded].sort().values
+            silent[group.agent_id] = order[kept:rounded]
+        removed = removed_positions(self._groups, present)
+        smaller = cut_modules(self._source, removed)
+        for group in self._groups:
+            for member in group.members:
+                positions = member.index[silent[group.agent_id]].flatten()
+                if member.side == "in" and len(positions):
+                    gone = removed.get((member.module, "in"))
+                    positions = positions if gone is None else positions - torch.searchsorted(gone, positions)
+                    tensors, _ = smaller.setdefault(member.module, ({}, {}))
+                    _silence(self._source.get_submodule(member.module), tensors, positions)
+        self._put(self._source, self._changing, smaller)
+
+    @torch.inference_mode()
+    def load_network(self, network: nn.Module) -> None:
+        """Takes the weights of a network that was cut out of the model, and trained since, maybe."""
+        self._put(network, self._holders)
+
+    @torch.inference_mode()
+    def recalibrate(self, batches: Iterable[torch.Tensor]) -> None:
+        """BatchNorm statistics become those of the batches, each [B, C, H, W] in the program's dtype."""
+        for unit in self._units:
+            unit.start_calibration(self.dtype)
+        with estimating(self.network) as others:
+            if others or any(unit.calibrating for unit in self._units):
+                for batch in batches:
+                    self.network(batch)
+        for unit in self._units:
+            unit.end_calibration(self.dtype)
+
+    def _take(self, network: nn.Module, multiple: int) -> None:
+        self.network, self._multiple = network.eval(), multiple
+        self._units = [module for module in network.modules() if isinstance(module, Unit)]
+        self._holders = dict(network.named_modules())  # path in the model -> the module that has its tensors now
+        for path, module in network.named_modules():
+            if isinstance(module, Unit):
+                self._holders[path] = module.conv
+                if module.norm is not None:
+                    self._holders[module.norm_path] = module.norm
+
+    def _put(
+        self,
+        origin: nn.Module,
+        paths: Iterable[str],
+        smaller: Mapping[str, tuple[dict[str, torch.Tensor], dict[str, int]]] = MappingProxyType({}),
+    ) -> None:
+        """Tensors and sizes of the origin's modules at `paths`, or what `smaller` has in their place; then folds."""
+        exact = {id(module) for unit in self._units for module in unit.held}
+        for path in paths:
+            holder = self._holders.get(path)
+            if holder is None:
+                continue
+            module = origin.get_submodule(path)
+            tensors, sizes = smaller.get(path, ({}, {}))
+            for name in SIZES:
+                if name in vars(module):
+                    setattr(holder, name, sizes.get(name, getattr(module, name)))
+            as_it_is = id(holder) in exact or isinstance(holder, _BatchNorm)
+            for kind in ("_parameters", "_buffers"):
+                for name, tensor in getattr(module, kind).items():
+                    if tensor is None or getattr(holder, kind).get(name) is None:
+                        continue
+                    tensor = tensors.get(name, tensor).detach().to(self._device)
+                    if tensor.is_floating_point() and not as_it_is:
+                        tensor = converted(tensor, self.dtype)
+                    if kind == "_buffers":  # a forward pass may write to it
+                        holder._buffers[name] = tensor.clone()
+                    else:
+                        holder._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        for unit in self._units:
+            unit.fold(self.dtype)
+
+
+def _silence(module: nn.Module, tensors: dict[str, torch.Tensor], positions: torch.Tensor) -> None:
+    """Makes a module deaf to some positions of its input; `tensors` holds those of its own that were cut."""
+    if isinstance(module, ZeroPadShortcut):
+        source = tensors.get("source", module.source)
+        tensors["source"] = source.masked_fill(torch.isin(source, positions.to(source.device)), -1)
+        return
+    weight = tensors["weight"] if "weight" in tensors else module.get_parameter("weight").clone()
+    axis = 0 if isinstance(module, _ConvTransposeNd) else 1
+    tensors["weight"] = weight.index_fill_(axis, positions.to(weight.device), 0)
+
+
+def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE * float(expected.abs().max()))
