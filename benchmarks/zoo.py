@@ -34,7 +34,7 @@ from prune_env.pruning.proof import TOLERANCE, zeros_at_consumers
 TRANSFORMERS = ("vit", "swin", "maxvit")
 TIMM = ("timm/resnest14d", "timm/ghostnet_100", "timm/dla34", "timm/hrnet_w18_small", "timm/cspresnet50")
 LARGE_IMAGES = {"inception_v3": 299, "timm/hrnet_w18_small": 64}
-TRIED = 12
+TRIED = 6
 """Convolutions of a network that torch-pruning is tried on: each try copies and traces the network."""
 
 

@@ -1,6 +1,6 @@
 """Prune a network with QMIX: load, search, distil, report.
 
-    python examples/train_qmix.py                                            # digits: under three minutes on 2 cores
+    python examples/train_qmix.py                                            # digits: about 80 seconds on 2 cores
     python examples/train_qmix.py --network vgg16 --data cifar10 --target-macs 0.4
 
 Everything goes to runs/<name>/. Ctrl-C and even kill -9 cost the episodes since the last checkpoint: --resume goes on.
