@@ -127,19 +127,28 @@ class Budget:
         return legal.astype(np.int8)
 
     @staticmethod
-    def nearest_legal(mask: NDArray[np.int8], action: int) -> int:
-        """The nearest legal action at or below `action`, in a group's mask [A]. Raises ValueError outside [0, A)."""
-        if not 0 <= action < len(mask):
-            raise ValueError(f"action {action} is none; it must be an index into the {len(mask)} rates")
-        return int(np.flatnonzero(mask[: action + 1])[-1])
+    def nearest_legal(masks: NDArray[np.int8], actions: Sequence[int]) -> IntArray:
+        """The nearest legal action at or below each of `actions` [G], in the masks [G, A]: [G].
 
-    def apply(self, plan: Sequence[int], actions: Sequence[int]) -> tuple[int, ...]:
-        """The plan after every group's action [G], an illegal one taken as its nearest legal one; not yet projected."""
+        Raises ValueError for an action outside [0, A).
+        """
+        wanted, rates = np.asarray(actions), np.arange(masks.shape[1])
+        if (outside := (wanted < 0) | (wanted >= len(rates))).any():
+            raise ValueError(f"action {wanted[outside][0]} is none; it must be an index into the {len(rates)} rates")
+        return np.where(masks.astype(bool) & (rates <= wanted[:, None]), rates, 0).max(1)
+
+    def apply(
+        self, plan: Sequence[int], actions: Sequence[int], masks: NDArray[np.int8] | None = None
+    ) -> tuple[int, ...]:
+        """The plan after every group's action [G], an illegal one taken as its nearest legal one; not yet projected.
+
+        masks  those of the plan, if they are known already
+        """
         if len(actions) != len(self.full_plan):
             raise ValueError(f"expected one action for each of the {len(self.full_plan)} groups, got {len(actions)}")
-        masks, removable = self.action_masks(plan), self.removable(plan)
-        legal = [self.nearest_legal(mask, action) for mask, action in zip(masks, actions, strict=True)]
-        return tuple(int(now - row[action]) for now, row, action in zip(plan, removable, legal, strict=True))
+        legal = self.nearest_legal(self.action_masks(plan) if masks is None else masks, actions)  # [G]
+        left = np.asarray(plan, np.int64) - self.removable(plan)[np.arange(len(legal)), legal]
+        return tuple(left.tolist())
 
     def project(self, previous: Sequence[int], wanted: Sequence[int], last: bool) -> tuple[int, ...]:
         """The plan that a round ends with: `wanted`, or what the module's rule makes of it.
@@ -247,6 +256,8 @@ class Budget:
     def _exchange(self, plan: IntArray, ceiling: IntArray) -> IntArray:
         """Exchanges filters between groups, by as few steps as it takes to come within the tolerance."""
         for reach in (1, 2, 4, 8, 16):
+            if self.macs(plan) >= self._enough:
+                break
             plan = self._exchange_pairs(plan, ceiling, reach)
             plan = self._exchange_with_all(plan, ceiling, reach)
         return plan

@@ -104,6 +104,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self.ranking = importance.ranking(scores)
         self.cost = Cost(model, self.groups, example)
         self.full_plan: Plan = tuple(group.filters for group in self.groups)
+        self._full_cost = self.cost.macs(self.full_plan), self.cost.params(self.full_plan)
         self.budget = Budget(
             self.cost.macs,
             self.full_plan,
@@ -178,7 +179,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         before, accuracy_before, macs_before = self._plan, self._accuracy, self._macs_ratio
         self._round += 1
         ends = self._round == self.config.rounds
-        self._plan = self.budget.project(before, self.budget.apply(before, wanted), last=ends)
+        self._plan = self.budget.project(before, self.budget.apply(before, wanted, self._masks), last=ends)
         self._last_rates = [1 - now / was for now, was in zip(self._plan, before, strict=True)]
         self._macs_ratio, self._params_ratio = self.cost_ratios(self._plan)
         if self._recovery.on:
@@ -228,8 +229,8 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
 
     def cost_ratios(self, plan: Plan) -> tuple[float, float]:
         """MACs and parameters of a plan as fractions of the unpruned network's."""
-        full = self.full_plan
-        return self.cost.macs(plan) / self.cost.macs(full), self.cost.params(plan) / self.cost.params(full)
+        macs, params = self._full_cost
+        return self.cost.macs(plan) / macs, self.cost.params(plan) / params
 
     @property
     def plan(self) -> Plan:
@@ -304,11 +305,13 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     def _checked(self, actions: Mapping[str, int]) -> list[int]:
         if not self.agents:
             raise RuntimeError("the episode is over, or was never begun; call reset() before step()")
-        wanted = []
+        wanted, count = [], len(self.config.rates)
         for agent in self.agents:
             if agent not in actions:
                 raise ValueError(f"no action for agent {agent!r}; every agent of env.agents acts in every round")
-            if not self.action_spaces[agent].contains(actions[agent]):
+            action = actions[agent]
+            legal = isinstance(action, (int, np.integer)) and 0 <= action < count  # `contains` is slow
+            if not legal and not self.action_spaces[agent].contains(action):
                 raise ValueError(
                     f"action {actions[agent]!r} of agent {agent!r} is not in {self.action_spaces[agent]}: it is an "
                     f"index into rates {self.config.rates}"

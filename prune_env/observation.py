@@ -49,7 +49,11 @@ class Observer:
         # Which layers' output filters an agent owns: [G, L].
         self._owns = np.array([[layer in group.layers for layer in cost.layers] for group in groups], dtype=np.float64)
         self._static = self._static_features(model, groups)  # [G, 9]
-        self._ranked = [_ranked(scores[group.agent_id]) for group in groups]
+        ranked = [_ranked(scores[group.agent_id]) for group in groups]
+        # One after the other, so that one look-up serves all agents; where each begins: [G, 1].
+        self._importance, self._mass = (np.concatenate(parts) for parts in zip(*ranked, strict=True))
+        starts = np.concatenate(([0], np.cumsum(self._full)[:-1]))[:, None]
+        self._importance_starts, self._mass_starts = starts, starts + np.arange(len(groups))[:, None]
         self.names: tuple[str, ...] = (
             *STATIC,
             *DYNAMIC,
@@ -71,9 +75,7 @@ class Observer:
         dynamic[:, 1] = self.macs_shares(plan)
         dynamic[:, 2:5] = macs_ratio, distance, rounds_left
         dynamic[:, 5] = last_rates
-        removable = self._budget.removable(plan)[:, 1:]  # [G, A - 1]
-        profile = np.stack([self._profile(group, plan[group], row) for group, row in enumerate(removable)])
-        return np.concatenate((self._static, dynamic, profile), 1).clip(0, 1).astype(np.float32)
+        return np.concatenate((self._static, dynamic, self._profile(plan)), 1).clip(0, 1).astype(np.float32)
 
     def state(self, plan: Plan, last_rates: Sequence[float], rounds_left: float) -> np.ndarray:
         """All agents' vectors and the network's totals: a fresh float32 array [G * F + 4]."""
@@ -94,11 +96,15 @@ class Observer:
         )
         return macs_ratio, self._cost.params(plan) / self._full_params, max(0.0, distance)
 
-    def _profile(self, group: int, kept: int, removable: np.ndarray) -> np.ndarray:
-        """Quantiles of the importance that remains, and its share that each rate above 0 would remove: [Q + A - 1]."""
-        importance, mass = self._ranked[group]
-        quantiles = importance[np.round((1 - np.array(QUANTILES)) * (kept - 1)).astype(int)]
-        return np.concatenate((quantiles, 1 - mass[kept - removable] / mass[kept]))
+    def _profile(self, plan: Plan) -> np.ndarray:
+        """Quantiles of the importance that remains, and its share that each rate above 0 would remove:
+        [G, Q + A - 1]."""
+        kept = np.asarray(plan)[:, None]  # [G, 1]
+        places = np.round((1 - np.array(QUANTILES)) * (kept - 1)).astype(int)  # [G, Q]
+        left = kept - self._budget.removable(plan)[:, 1:]  # [G, A - 1]
+        mass, starts = self._mass, self._mass_starts
+        lost = 1 - mass[starts + left] / mass[starts + kept]
+        return np.concatenate((self._importance[self._importance_starts + places], lost), 1)
 
     def _static_features(self, model: nn.Module, groups: Sequence[PruningGroup]) -> np.ndarray:
         full = tuple(self._full)

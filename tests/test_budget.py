@@ -197,13 +197,14 @@ def test_masks_say_exactly_what_is_legal(
 
 @pytest.mark.parametrize(("action", "nearest"), [(0, 0), (1, 1), (2, 1), (3, 3), (4, 3)])
 def test_nearest_legal_looks_down(action: int, nearest: int) -> None:
-    assert Budget.nearest_legal(np.array([1, 1, 0, 1, 0], np.int8), action) == nearest
+    masks = np.array([[1, 1, 0, 1, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]], np.int8)
+    assert Budget.nearest_legal(masks, [action] * 3).tolist() == [nearest, 0, action]
 
 
 @pytest.mark.parametrize("action", [-1, 3])
 def test_nearest_legal_refuses_what_is_no_action(action: int) -> None:
     with pytest.raises(ValueError, match=f"action {action} .* index into the 3 rates"):
-        Budget.nearest_legal(np.array([1, 1, 1], np.int8), action)
+        Budget.nearest_legal(np.ones((2, 3), np.int8), [0, action])
 
 
 def test_apply_takes_an_illegal_action_as_the_nearest_legal_one_below() -> None:

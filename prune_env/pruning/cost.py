@@ -103,21 +103,26 @@ class Cost:
         return x @ self._inputs.T, x @ self._outputs.T
 
     def _quadratic(self, form: Integers, plan: Plan | Integers) -> Any:
-        x = self._homogeneous(plan)
+        x = self._counts(plan)
+        linear = form[0, 1:] + form[1:, 0]
         if x.ndim == 1:
-            return int(x @ form @ x)
-        return ((x @ form) * x).sum(-1)
+            return int(form[0, 0] + (linear + form[1:, 1:] @ x) @ x)
+        return form[0, 0] + ((linear + x @ form[1:, 1:]) * x).sum(-1)
 
     def _homogeneous(self, plan: ArrayLike) -> Integers:
         """(1, plan): int64 [..., D]."""
-        counts = np.asarray(plan)
+        counts = self._counts(plan)
+        x = np.ones((*counts.shape[:-1], self._groups + 1), np.int64)
+        x[..., 1:] = counts
+        return x
+
+    def _counts(self, plan: ArrayLike) -> Integers:
+        counts = np.asarray(plan, np.int64)
         if counts.shape[-1:] != (self._groups,):
             raise ValueError(
                 f"plans have shape [..., {self._groups}], a filter count for each group; got {counts.shape}"
             )
-        x = np.ones((*counts.shape[:-1], self._groups + 1), np.int64)
-        x[..., 1:] = counts
-        return x
+        return counts
 
 
 def _slopes(groups: Sequence[PruningGroup]) -> dict[tuple[str, Side], Integers]:
