@@ -47,6 +47,8 @@ class Config:
     seed: int = 0
     """of the agent"""
     device: str = "cpu"
+    cache: Path | None = None
+    """a file that keeps accuracies for later runs on the same problem"""
     env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=EnvConfig)
     qmix: QMIXConfig = field(default_factory=lambda: QMIXConfig(eval_episodes=1))  # the game is deterministic
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
@@ -64,7 +66,7 @@ class Config:
 def main(config: Config) -> None:
     data = normalised_for(config.network, load(config.data))
     model = pretrained(config.network, data, config.weights, device=config.device)
-    env = FilterPruneEnv(model, data, config.env, device=config.device)
+    env = FilterPruneEnv(model, data, config.env, device=config.device, cache=config.cache)
     settings = dataclasses.asdict(dataclasses.replace(config, resume=False, name=None))
     directory = runs.directory(config.out, config.name, f"{config.network}-{data.name}", settings, config.resume)
     print(f"Writing to {directory}")

@@ -66,8 +66,11 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         loss: Loss | None = None,
         render_mode: str | None = None,
         device: torch.device | str = "cpu",
+        cache: str | Path | None = None,
     ) -> None:
-        """Functions of one's own:
+        """cache   a file that keeps accuracies for later runs and for other processes (SQLite); not with a metric
+
+        Functions of one's own:
 
         reward  in place of the one that `config` names
         metric  (model, split) -> float, in place of top-1 accuracy: more is better, above 0 for the unpruned network.
@@ -123,6 +126,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             metric=metric,
             seed=config.problem_seed,
             device=device,
+            cache=cache,
         )
         _check_original(self.evaluator.original_accuracy, metric, config)
         self.archive = Archive()
@@ -346,17 +350,19 @@ def make_env(
     *,
     render_mode: str | None = None,
     device: torch.device | str = "cpu",
+    cache: str | Path | None = None,
     progress: bool = True,
     **config: Any,
 ) -> FilterPruneEnv:
     """The environment of a registered network: loads the data, loads or trains the network, and wires them.
 
+    cache   see `FilterPruneEnv`
     config  fields of `EnvConfig`
     """
     settings = EnvConfig(**config)  # wrong settings are told before minutes of training
     splits = normalised_for(network, data if isinstance(data, DataSplits) else load(data))
     model = pretrained(network, splits, weights, device=device, progress=progress)
-    return FilterPruneEnv(model, splits, settings, render_mode=render_mode, device=device)
+    return FilterPruneEnv(model, splits, settings, render_mode=render_mode, device=device, cache=cache)
 
 
 def _calibration_batches(data: DataSplits, config: EnvConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -49,7 +49,7 @@ LAYERS = [
     {"pruning.inspection", "pruning"},
     {"evaluation.units"},
     {"evaluation.fusion"},
-    {"evaluation.program"},
+    {"evaluation.program", "evaluation.cache"},
     {"evaluation.evaluator", "archive", "budget", "reward", "observation", "recovery", "report", "saving", "export"},
     {"render"},
     {"env"},

@@ -5,8 +5,10 @@ A pure function of the plan: the images, the calibration crops and the filter ra
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -14,9 +16,15 @@ from torch import nn
 from ..data import DataSplits, Split
 from ..device import channels_last, fast_dtype
 from ..pruning import Plan, PruningGroup
+from ..training.fit import state_digest
+from . import units
 from .batchnorm import near_equal, recalibrate
+from .cache import PlanCache
 from .metric import Metric, check_metric, measure, qualified_name
 from .program import Program
+
+VERSION = 1
+"""To be raised with every change that gives other answers."""
 
 BATCH = 250
 RECALIBRATION_TOLERANCE = 0.003
@@ -29,6 +37,7 @@ class Evaluator:
     groups, ranking    what can go and in which order: `find_groups`, `importance.ranking`
     reward_images, calibration_images    class-balanced counts out of the two splits
     metric    in place of top-1 accuracy; called 'accuracy' everywhere
+    cache     a file that keeps answers for later runs and for other processes, see `PlanCache`
     Works in bfloat16 where the hardware is fast at it and in float32 elsewhere, channels_last in both.
     """
 
@@ -44,8 +53,14 @@ class Evaluator:
         metric: Metric | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        cache: str | Path | None = None,
     ) -> None:
         check_metric(metric, data)
+        if cache is not None and metric is not None:
+            raise ValueError(
+                f"cache {str(cache)!r} is for top-1 accuracy only: what metric {qualified_name(metric)} reads cannot "
+                "be known from outside, so a stale answer might be given; leave one of the two out"
+            )
         self.device = torch.device(device)
         self.dtype = fast_dtype(self.device)
         self.evaluations = 0
@@ -60,6 +75,10 @@ class Evaluator:
         rows = torch.randperm(len(calibration), generator=generator)
         self._calibration = self._prepare(data.augmented(calibration.images[rows], generator))
         self._program = Program(model, groups, data.example_input, dtype=self.dtype, device=self.device)
+        self.cache = None
+        if cache is not None:
+            settings = (reward_images, calibration_images, seed, self.device.type, str(self.dtype))
+            self.cache = PlanCache(Path(cache), _fingerprint(model, data, groups, ranking, settings))
         full = tuple(group.filters for group in groups)
         self._program.load(ranking, full)
         stored = measure(self._metric, self._program.network, self._split)
@@ -69,10 +88,16 @@ class Evaluator:
 
     def accuracy(self, plan: Plan) -> float:
         """Fraction of the reward images that the pruned network gets right, or its metric, before any fine-tuning."""
-        if plan not in self._memo:
+        known = self._memo.get(plan)
+        if known is None and self.cache is not None:
+            known = self.cache.get(plan)
+        if known is None:
             self._program.load(self._ranking, plan)
-            self._memo[plan] = self._recalibrated_accuracy()
-        return self._memo[plan]
+            known = self._recalibrated_accuracy()
+            if self.cache is not None:
+                self.cache.put(plan, known)
+        self._memo[plan] = known
+        return known
 
     def accuracy_of(self, network: nn.Module) -> float:
         """The same for a network that was cut out of the model, and trained since, maybe; it is not changed."""
@@ -112,6 +137,25 @@ class Evaluator:
                 "is not what the network was trained with",
                 stacklevel=3,
             )
+
+
+def _fingerprint(
+    model: nn.Module,
+    data: DataSplits,
+    groups: Sequence[PruningGroup],
+    ranking: Mapping[str, torch.Tensor],
+    settings: Sequence[object],
+) -> str:
+    """A digest of all that an accuracy depends on, the arithmetic of library and processor included."""
+    arithmetic = (VERSION, units.POSITIONS, BATCH, torch.__version__, torch.backends.cpu.get_cpu_capability())
+    digest = hashlib.blake2b(f"{state_digest(model)} {data.digest} {settings} {arithmetic}".encode(), digest_size=16)
+    # Two networks of equal weights can compute different things: what a forward does shows in what it returns.
+    with torch.inference_mode():
+        digest.update(model(data.example_input).numpy().tobytes())
+    for group in groups:
+        members = [(member.module, member.side, member.index.tolist()) for member in group.members]
+        digest.update(f"{members} {ranking[group.agent_id].tolist()}".encode())
+    return digest.hexdigest()
 
 
 def _top1(network: nn.Module, split: Split) -> float:
