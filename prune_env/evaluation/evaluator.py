@@ -73,7 +73,8 @@ class Evaluator:
         generator = torch.Generator().manual_seed(seed)
         calibration = data.calibration.balanced(calibration_images)
         rows = torch.randperm(len(calibration), generator=generator)
-        self._calibration = self._prepare(data.augmented(calibration.images[rows], generator))
+        self.calibration = self._prepare(data.augmented(calibration.images[rows], generator))
+        """The fixed crops, normalised, [N, C, H, W], on the device and in the precision that is run."""
         self._program = Program(model, groups, data.example_input, dtype=self.dtype, device=self.device)
         self.cache = None
         if cache is not None:
@@ -108,7 +109,7 @@ class Evaluator:
         """Estimates the network's BatchNorm statistics on the fixed calibration crops, in place and on `device`."""
         channels_last(network.to(self.device))
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            recalibrate(network, near_equal(self._calibration, BATCH))
+            recalibrate(network, near_equal(self.calibration, BATCH))
 
     def remember(self, plan: Plan, accuracy: float) -> None:
         """Takes a known answer, of a run that is resumed."""
@@ -119,7 +120,7 @@ class Evaluator:
 
     def _recalibrated_accuracy(self) -> float:
         self.evaluations += 1
-        self._program.recalibrate(near_equal(self._calibration, BATCH))
+        self._program.recalibrate(near_equal(self.calibration, BATCH))
         return measure(self._metric, self._program.network, self._split)
 
     def _warn_if_recalibration_hurts(self, stored: float, metric: Metric | None) -> None:
