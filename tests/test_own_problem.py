@@ -271,6 +271,33 @@ class TestMetric:
             with pytest.raises(ValueError, match=r"floating-point targets, .* give a metric"):
                 attempt()
 
+    def test_it_is_given_ordinary_networks(self, trained: nn.Module, digits: DataSplits) -> None:
+        """It may count parameters, call parts, differentiate, and even spoil the network: the next one is new."""
+        seen: list[int] = []
+
+        def curious(model: nn.Module, split: Split) -> float:
+            with torch.inference_mode(False), torch.enable_grad():
+                images = split.images[:2].clone().requires_grad_()
+                model(images).sum().backward()
+                assert images.grad is not None
+            model.features(split.images[:2])
+            seen.append(sum(parameter.numel() for parameter in model.parameters()))
+            right = float((model(split.images).argmax(1) == split.labels).float().mean())
+            with torch.no_grad():
+                for parameter in model.train().parameters():
+                    parameter.zero_()
+            return right
+
+        env = FilterPruneEnv(trained, digits, EnvConfig(**SETTINGS), metric=curious)  # type: ignore[arg-type]
+        first = env.evaluator.original_accuracy
+        half = tuple(count // 2 for count in env.full_plan)
+        assert first > 0.8
+        assert env.evaluator.accuracy(half) > 0.3
+        assert seen[-1] < 0.4 * seen[0]
+        assert (
+            FilterPruneEnv(trained, digits, EnvConfig(**SETTINGS), metric=curious).evaluator.original_accuracy == first
+        )  # type: ignore[arg-type]
+
 
 class TestLoss:
     def test_labels_without_classes_need_one(self, multi: nn.Module, several: DataSplits) -> None:

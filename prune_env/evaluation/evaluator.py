@@ -5,6 +5,7 @@ A pure function of the plan: the images, the calibration crops and the filter ra
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,10 @@ from torch import nn
 
 from ..data import DataSplits, Split
 from ..device import channels_last, fast_dtype
-from ..pruning import Plan, PruningGroup
+from ..pruning import Plan, PruningGroup, build
 from ..training.fit import state_digest
 from . import units
-from .batchnorm import near_equal, recalibrate
+from .batchnorm import fold, folding_pairs, near_equal, recalibrate
 from .cache import PlanCache
 from .metric import Metric, check_metric, measure, qualified_name
 from .program import Program
@@ -64,10 +65,9 @@ class Evaluator:
         self.device = torch.device(device)
         self.dtype = fast_dtype(self.device)
         self.evaluations = 0
-        self._ranking = ranking
+        self._model, self._groups, self._ranking = model, groups, ranking
         self._memo: dict[Plan, float] = {}
         split = data.reward.balanced(reward_images)
-        self._metric = metric or _top1
         self._split = Split(self._prepare(data.normalise(split.images)), split.labels.to(self.device))
         # Crops as in training: statistics of centred images are not those that the weights were trained under.
         generator = torch.Generator().manual_seed(seed)
@@ -75,14 +75,18 @@ class Evaluator:
         rows = torch.randperm(len(calibration), generator=generator)
         self.calibration = self._prepare(data.augmented(calibration.images[rows], generator))
         """The fixed crops, normalised, [N, C, H, W], on the device and in the precision that is run."""
-        self._program = Program(model, groups, data.example_input, dtype=self.dtype, device=self.device)
+        # A metric of the user's is given ordinary networks, which it may look into, and of which each is new.
+        self._metric = metric
+        self._pairs = folding_pairs(model, data.example_input) if metric else []
+        self._program = (
+            None if metric else Program(model, groups, data.example_input, dtype=self.dtype, device=self.device)
+        )
         self.cache = None
         if cache is not None:
             settings = (reward_images, calibration_images, seed, self.device.type, str(self.dtype))
             self.cache = PlanCache(Path(cache), _fingerprint(model, data, groups, ranking, settings))
         full = tuple(group.filters for group in groups)
-        self._program.load(ranking, full)
-        stored = measure(self._metric, self._program.network, self._split)
+        stored = self._measured(full, fresh_statistics=False)
         self.original_accuracy = self.accuracy(full)
         """Of the unpruned network, measured like every plan's."""
         self._warn_if_recalibration_hurts(stored, metric)
@@ -93,8 +97,7 @@ class Evaluator:
         if known is None and self.cache is not None:
             known = self.cache.get(plan)
         if known is None:
-            self._program.load(self._ranking, plan)
-            known = self._recalibrated_accuracy()
+            known = self._measured(plan)
             if self.cache is not None:
                 self.cache.put(plan, known)
         self._memo[plan] = known
@@ -102,8 +105,7 @@ class Evaluator:
 
     def accuracy_of(self, network: nn.Module) -> float:
         """The same for a network that was cut out of the model, and trained since, maybe; it is not changed."""
-        self._program.load_network(network)
-        return self._recalibrated_accuracy()
+        return self._measured(network)
 
     def recalibrate(self, network: nn.Module) -> None:
         """Estimates the network's BatchNorm statistics on the fixed calibration crops, in place and on `device`."""
@@ -118,10 +120,29 @@ class Evaluator:
     def _prepare(self, images: torch.Tensor) -> torch.Tensor:
         return images.to(self.device, self.dtype, memory_format=torch.channels_last)
 
-    def _recalibrated_accuracy(self) -> float:
-        self.evaluations += 1
-        self._program.recalibrate(near_equal(self.calibration, BATCH))
-        return measure(self._metric, self._program.network, self._split)
+    def _measured(self, what: Plan | nn.Module, fresh_statistics: bool = True) -> float:
+        self.evaluations += fresh_statistics
+        if self._program is None:
+            return self._measured_by_metric(what, fresh_statistics)
+        if isinstance(what, nn.Module):
+            self._program.load_network(what)
+        else:
+            self._program.load(self._ranking, what)
+        if fresh_statistics:
+            self._program.recalibrate(near_equal(self.calibration, BATCH))
+        return measure(_top1, self._program.network, self._split)
+
+    def _measured_by_metric(self, what: Plan | nn.Module, fresh_statistics: bool) -> float:
+        assert self._metric is not None
+        if isinstance(what, nn.Module):
+            network = copy.deepcopy(what)
+        else:
+            network = build(self._model, self._groups, self._ranking, what)
+        if fresh_statistics:
+            self.recalibrate(network)
+        network.eval().to(self.device)
+        fold(network, self._pairs)
+        return measure(self._metric, channels_last(network.to(self.dtype)), self._split)
 
     def _warn_if_recalibration_hurts(self, stored: float, metric: Metric | None) -> None:
         known = self.original_accuracy

@@ -22,7 +22,7 @@ from .units import Unit
 
 RELU: tuple[Any, ...] = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 ADD: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
-IN_PLACE: tuple[Any, ...] = (operator.iadd, "add_")
+IN_PLACE: tuple[Any, ...] = (operator.iadd, operator.imul, operator.isub, operator.itruediv)
 NOTHING_IN_EVAL_MODE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 Kind = TypeVar("Kind", bound=nn.Module)
@@ -45,6 +45,7 @@ def fused_graph(model: nn.Module, example: torch.Tensor) -> nn.Module:
         if conv is not None and _is_plain(conv):
             _fuse(_chain(node, network, calls), conv, network)
     network.delete_all_unused_submodules()
+    _let_overwrite(network)
     network.graph.lint()
     network.recompile()
     return network
@@ -71,17 +72,26 @@ class _Chain:
     norm_path: str = ""
     relu: bool = False
     other: fx.Node | None = None
-    overwrites: bool = False
 
     @property
     def next(self) -> fx.Node | None:
-        """The only node that uses the result so far."""
+        """The only node that uses the result so far; None, too, if going on would move the convolution past a node
+        that writes to memory: it might be the convolution's input."""
         users = list(self.nodes[-1].users)
-        return users[0] if len(users) == 1 and users[0].op != "output" else None
+        if len(users) != 1 or users[0].op == "output":
+            return None
+        between = self.nodes[-1].next
+        while between is not users[0]:
+            if _writes(between):
+                return None
+            between = between.next
+        return users[0]
 
 
 class _Tracer(fx.Tracer):
     """Looks into everything but torch's own layers and the shortcut that surgery knows as a whole."""
+
+    proxy_buffer_attributes = True  # what is computed from a buffer must follow it, into another precision, too
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, ZeroPadShortcut) or super().is_leaf_module(m, module_qualified_name)
@@ -95,7 +105,7 @@ def _chain(conv: fx.Node, network: nn.Module, calls: Counter[str]) -> _Chain:
             chain.norm, chain.norm_path = norm, str(after.target)
             chain.nodes.append(after)
     if (after := chain.next) is not None and (other := _added(after, chain.nodes[-1])) is not None:
-        chain.other, chain.overwrites = other, _is_last_user(after, other, network)
+        chain.other = other
         chain.nodes.append(after)
     if (after := chain.next) is not None and _is_relu(after, network):
         chain.relu = True
@@ -105,7 +115,7 @@ def _chain(conv: fx.Node, network: nn.Module, calls: Counter[str]) -> _Chain:
 
 def _fuse(chain: _Chain, conv: nn.Conv2d, network: fx.GraphModule) -> None:
     first, last = chain.nodes[0], chain.nodes[-1]
-    unit = Unit(conv, chain.norm, chain.norm_path, chain.relu, chain.overwrites)
+    unit = Unit(conv, chain.norm, chain.norm_path, chain.relu)
     network.add_submodule(str(first.target), unit)
     with network.graph.inserting_before(last):
         inputs = (first.args[0],) if chain.other is None else (first.args[0], chain.other)
@@ -137,19 +147,38 @@ def _added(node: fx.Node, to: fx.Node) -> fx.Node | None:
     if not isinstance(first, fx.Node) or not isinstance(second, fx.Node) or first is second:
         return None
     other = second if first is to else first
-    if other is first and node.target in IN_PLACE and len(other.users) > 1:
+    if other is first and _writes(node) and len(other.users) > 1:
         return None  # others read what is written to
     return other if _shape(other) is not None and _shape(other) == _shape(to) else None
 
 
-def _is_last_user(node: fx.Node, of: fx.Node, network: nn.Module) -> bool:
-    """Whether nobody needs the result of a unit any more, nor a view of it, when `node` has read it."""
-    places = {node: place for place, node in enumerate(node.graph.nodes)}
+def _let_overwrite(network: fx.GraphModule) -> None:
+    """Units whose `other` is another unit's result, which nobody but units before them has read, may write to it.
 
-    def is_unit(other: fx.Node) -> bool:
-        return other.op == "call_module" and isinstance(network.get_submodule(str(other.target)), Unit | nn.Conv2d)
+    Not if it is their own input, too. What else reads it might keep a view.
+    """
+    places = {node: place for place, node in enumerate(network.graph.nodes)}
+    units = {
+        node: unit
+        for node in places
+        if node.op == "call_module" and isinstance(unit := network.get_submodule(str(node.target)), Unit)
+    }
+    for node, unit in units.items():
+        other = node.args[1] if len(node.args) > 1 else None
+        if isinstance(other, fx.Node) and other in units and other is not node.args[0]:
+            unit.overwrites = all(user in units and places[user] <= places[node] for user in other.users)
 
-    return is_unit(of) and all(user is node or (is_unit(user) and places[user] < places[node]) for user in of.users)
+
+def _writes(node: fx.Node) -> bool:
+    """Whether a node may write to a tensor that it is given."""
+    if node.op == "call_module":
+        owner = node.graph.owning_module
+        return owner is None or bool(getattr(owner.get_submodule(str(node.target)), "inplace", False))
+    if node.op not in ("call_method", "call_function"):
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    flags = [argument for argument in (*node.args[1:], *node.kwargs.values()) if argument is True]  # `inplace`, maybe
+    return name.endswith("_") or node.target in IN_PLACE or name == "setitem" or bool(flags)
 
 
 def _shape(node: fx.Node) -> torch.Size | None:

@@ -4,16 +4,18 @@ Built once: its convolutions become units together with what follows them (`fusi
 selects weights; no module is copied and nothing is compiled.
 
 Filter counts are rounded up to a multiple of 8, with filters that nobody reads: their weights in the layers behind are
-zero, which equals cutting them (the proof of `pruning.proof`). Vector units fill up odd counts anyway, more slowly, and
+zero, which equals cutting them (what `pruning.proof` proves). Vector units fill up odd counts anyway, more slowly, and
 every new shape costs oneDNN about a millisecond for each layer.
 
-At construction it is checked, in float32, that the program computes what the network computes.
+At construction it is checked, in float32, that the program computes what plainly cut networks compute; what does not is
+run unfused.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -25,13 +27,14 @@ from ..device import channels_last
 from ..networks.resnet import ZeroPadShortcut
 from ..pruning.groups import Plan, PruningGroup
 from ..pruning.surgery import build, check_plan, cut_modules, removed_positions, twin
-from .batchnorm import estimating
+from .batchnorm import TOLERANCE, agree, estimating, recalibrate, stirred
 from .fusion import fused_graph, fused_modules
-from .units import Unit, converted
+from .units import POSITIONS, Unit, converted
 
 SIZES = ("out_channels", "in_channels", "groups", "out_features", "in_features", "num_features", "num_parameters")
-TOLERANCE = 1e-3
 MULTIPLE = 8
+
+logger = logging.getLogger(__name__)
 
 
 class Program:
@@ -48,29 +51,24 @@ class Program:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
-        """model: in float32 and eval mode; it is copied. example_input: float32 [B, C, H, W]."""
-        self.dtype, self._device, self._groups = torch.float32, torch.device(device), tuple(groups)
+        """model: in float32 and eval mode; it is copied. example_input: float32 [B, C, H, W], two images or more."""
+        self._device, self._groups = torch.device(device), tuple(groups)
         self._source = channels_last(copy.deepcopy(twin(model)).to(device)).requires_grad_(False)
         changing = {member.module for group in groups for member in group.members}
-        norms = {path for path, module in model.named_modules() if isinstance(module, _BatchNorm)}
+        norms = {path for path, module in self._source.named_modules() if isinstance(module, _BatchNorm)}
         self._changing = changing | norms  # paths of modules that a plan or a recalibration changes
-        order = {group.agent_id: torch.arange(group.filters).flip(0) for group in groups}
-        plan = tuple(max(1, group.filters // 2 - 1) for group in groups)
-        example = example_input.to(device).to(memory_format=torch.channels_last)
-        with torch.inference_mode():
-            expected = build(self._source, groups, order, plan)(example)
-            for rewritten in (fused_graph, fused_modules):
-                try:
-                    self._take(rewritten(copy.deepcopy(self._source), example), MULTIPLE)
-                    self.load(order, plan)
-                    if _agree(self.network(example), expected):
-                        break
-                except Exception:  # whatever a foreign forward makes of symbolic inputs
-                    continue
-            else:
-                self._take(copy.deepcopy(self._source), 1)
-        self.dtype = dtype
-        self._put(self._source, self._holders)
+        self.refused: list[str] = []
+        """Why the network could not be fused any further, for whoever wonders about its speed."""
+        for fused in (fused_graph, fused_modules):
+            reason = self._trial(fused, example_input.to(device), dtype)
+            if reason is None:
+                break
+            self.refused.append(f"{fused.__name__}: {reason}")
+            logger.info("%s is not fused by %s: %s", type(model).__name__, fused.__name__, reason)
+        else:
+            self._take(copy.deepcopy(self._source), 1)
+        self.dtype, self._foreign = dtype, True
+        self.load({group.agent_id: torch.arange(group.filters) for group in groups}, self._plans()[0])
 
     @torch.inference_mode()
     def load(self, ranking: Mapping[str, torch.Tensor], plan: Plan) -> None:
@@ -92,24 +90,70 @@ class Program:
                     positions = positions if gone is None else positions - torch.searchsorted(gone, positions)
                     tensors, _ = smaller.setdefault(member.module, ({}, {}))
                     _silence(self._source.get_submodule(member.module), tensors, positions)
-        self._put(self._source, self._changing, smaller)
+        # A network that was trained on may have left its weights anywhere.
+        self._put(self._source, self._holders if self._foreign else self._changing, smaller)
+        self._foreign = False
 
     @torch.inference_mode()
     def load_network(self, network: nn.Module) -> None:
         """Takes the weights of a network that was cut out of the model, and trained since, maybe."""
+        self._foreign = True
         self._put(network, self._holders)
 
     @torch.inference_mode()
     def recalibrate(self, batches: Iterable[torch.Tensor]) -> None:
         """BatchNorm statistics become those of the batches, each [B, C, H, W] in the program's dtype."""
-        for unit in self._units:
-            unit.start_calibration(self.dtype)
-        with estimating(self.network) as others:
-            if others or any(unit.calibrating for unit in self._units):
-                for batch in batches:
-                    self.network(batch)
-        for unit in self._units:
-            unit.end_calibration(self.dtype)
+        try:
+            for unit in self._units:
+                unit.start_calibration(self.dtype)
+            with estimating(self.network) as others:
+                if others or any(unit.calibrating for unit in self._units):
+                    for batch in batches:
+                        self.network(batch)
+        finally:
+            for unit in self._units:
+                unit.end_calibration(self.dtype)
+
+    def _plans(self) -> tuple[Plan, Plan, Plan]:
+        """The whole network, and two that are cut to odd counts."""
+        full = tuple(group.filters for group in self._groups)
+        return full, tuple(max(1, count // 2 - 1) for count in full), tuple(-(-2 * count // 3) for count in full)
+
+    @torch.inference_mode()
+    def _trial(
+        self, fused: Callable[[nn.Module, torch.Tensor], nn.Module], example: torch.Tensor, dtype: torch.dtype
+    ) -> str | None:
+        """Takes the fused network; gives what speaks against it. Everything is compared with plainly cut networks."""
+        source, self.dtype, self._foreign = self._source, torch.float32, True
+        self._source = stirred(copy.deepcopy(source))
+        ranking = {group.agent_id: torch.arange(group.filters).flip(0) for group in self._groups}
+        images = torch.cat((example, example.flip(-1), -example)).to(memory_format=torch.channels_last)
+        try:
+            self._take(fused(copy.deepcopy(self._source), example.clone()), MULTIPLE)
+            for unit in self._units:
+                unit.positions = images[0, 0].numel() * len(images)  # all of them
+            for plan in self._plans():
+                network = build(self._source, self._groups, ranking, plan)
+                self.load(ranking, plan)
+                for batch in (images, example):
+                    if not agree(self.network(batch.clone()), network(batch.clone())):
+                        return f"plan {plan} gives other outputs"
+                recalibrate(network, (images.clone(),))
+                self.recalibrate((images.clone(),))
+                if not agree(self.network(images.clone()), network(images.clone()), 10 * TOLERANCE):
+                    return f"plan {plan} gives other outputs once its BatchNorm is recalibrated"
+            self.dtype, self._foreign = dtype, True
+            self.load(ranking, plan)
+            self.recalibrate((images.to(dtype),))
+            if not torch.equal(self.network(images.to(dtype)).isfinite(), network(images.clone()).isfinite()):
+                return f"it overflows in {dtype}"
+            for unit in self._units:
+                unit.positions = POSITIONS
+        except Exception as error:  # whatever a foreign forward makes of symbolic inputs
+            return f"{type(error).__name__}: {error}"
+        finally:
+            self._source = source
+        return None
 
     def _take(self, network: nn.Module, multiple: int) -> None:
         self.network, self._multiple = network.eval(), multiple
@@ -163,7 +207,3 @@ def _silence(module: nn.Module, tensors: dict[str, torch.Tensor], positions: tor
     weight = tensors["weight"] if "weight" in tensors else module.get_parameter("weight").clone()
     axis = 0 if isinstance(module, _ConvTransposeNd) else 1
     tensors["weight"] = weight.index_fill_(axis, positions.to(weight.device), 0)
-
-
-def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    return torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE * float(expected.abs().max()))

@@ -29,8 +29,12 @@ class Unit(nn.Module):
 
     conv, norm    hold float32 tensors, from which `fold` makes what runs
     norm_path     where the model has `norm`
-    overwrites    nobody else needs `other` afterwards: its memory takes the result
     """
+
+    overwrites: bool
+    """Nobody needs `other` afterwards: its memory takes the result."""
+    positions: int
+    """At least so many values of a batch and channel give its statistics."""
 
     def __init__(
         self,
@@ -38,11 +42,12 @@ class Unit(nn.Module):
         norm: nn.BatchNorm2d | None = None,
         norm_path: str = "",
         relu: bool = False,
-        overwrites: bool = False,
     ) -> None:
         super().__init__()
         self._held = (conv, norm)  # no submodules: whoever looks for a BatchNorm must not find this one
-        self.norm_path, self.relu, self.overwrites = norm_path, relu, overwrites
+        self.norm_path, self.relu = norm_path, relu
+        self.overwrites = False
+        self.positions = POSITIONS
         self.calibrating = False
         self._weight: torch.Tensor
         self._bias: torch.Tensor | None
@@ -79,12 +84,12 @@ class Unit(nn.Module):
 
     def end_calibration(self, dtype: torch.dtype) -> None:
         """The averages become the stored statistics, if any batch came by."""
-        self.calibrating = False
         if self.norm is not None and self._means:
             self.norm.running_mean = torch.stack(self._means).mean(0)
             self.norm.running_var = torch.stack(self._variances).mean(0)
             if self.conv.bias is not None:
                 self.norm.running_mean += self.conv.bias
+        self.calibrating, self._means, self._variances = False, [], []
         self.fold(dtype)
 
     def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
@@ -101,7 +106,7 @@ class Unit(nn.Module):
 
     def _statistics_of(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and biased variance of y [B, K, H, W], float32 [K]; the average is of unbiased ones, as in training."""
-        values = sample(y)  # [N, K]
+        values = sample(y, self.positions)  # [N, K]
         if len(values) < 2:
             raise ValueError("BatchNorm statistics need more than one value for each channel; give more images")
         mean, variance = y.new_zeros(2, y.shape[1], dtype=torch.float32)
@@ -111,18 +116,19 @@ class Unit(nn.Module):
         return mean, biased
 
 
-def sample(y: torch.Tensor) -> torch.Tensor:
-    """[B, K, H, W] -> [N, K], the values that statistics are taken from: all of them, or some lines of every image.
+def sample(y: torch.Tensor, positions: int = POSITIONS) -> torch.Tensor:
+    """[B, K, H, W] -> [N, K], the values that statistics are taken from: at least `positions`, if there are as many.
 
-    Other images give other lines, so that all lines count alike.
+    Some lines of every image, spread over its height and other ones in other images, so that no part counts more.
     """
     count, channels, height, width = y.shape
     lines = y.permute(0, 2, 3, 1).reshape(count * height, width * channels)  # as they lie in memory
-    taken = max(1, POSITIONS // (count * width))
+    taken = -(-positions // (count * width))  # lines of each image
     if taken < height:
-        images = torch.arange(count, device=y.device)[:, None]
-        offsets = torch.arange(taken, device=y.device) * (height // taken)
-        lines = lines.index_select(0, (images * height + (images + offsets) % height).flatten())
+        # Every image's lines are evenly apart; from image to image they move on by the same part of that distance.
+        number = torch.arange(count * taken, device=y.device).view(taken, count).T  # [B, taken]
+        first = torch.arange(count, device=y.device)[:, None] * height
+        lines = lines.index_select(0, (first + number * height // (count * taken)).flatten())
     return lines.view(-1, channels)
 
 
@@ -146,7 +152,7 @@ def convolution(
         if other is None:
             return fused(x, weight, bias, padding, stride, dilation, groups, "relu" if relu else "none", [], "")
         other = other.contiguous(memory_format=torch.channels_last)
-        if _channels_last(x) and _channels_last(other):
+        if _channels_last(x) and _channels_last(other) and other.dtype == x.dtype:
             after: tuple[Any, ...] = (padding, stride, dilation, groups, "add", 1.0, "relu" if relu else None, [], "")
             if overwrites or groups > 1:  # convolutions in groups are fused in place only
                 result = other if overwrites else other.clone()

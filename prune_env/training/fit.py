@@ -18,13 +18,12 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ..data import DataSplits, Split
 from ..device import channels_last, fast_dtype
-from ..evaluation.batchnorm import near_equal, recalibrate
+from ..evaluation.batchnorm import folding_pairs, near_equal, recalibrate
 from ..evaluation.metric import Metric, check_metric, identity, measure
 from ..files import replacing
 from .muon import Muon
@@ -47,8 +46,8 @@ class FitConfig:
     warmup: float = 0.2
     """Share of the steps that go up."""
     muon_lr: float = 0.0
-    """Peak learning rate of Muon for all convolutions but the first, which BatchNorm must follow; 0: SGD for these,
-    too."""
+    """Peak learning rate of Muon for the convolutions that a BatchNorm follows, the first of them excepted; 0: SGD for
+    all."""
     momentum: float = 0.9
     """Of SGD."""
     weight_decay: float = 5e-4
@@ -95,8 +94,8 @@ def fit(
     metric      what `select_best` goes by, in place of accuracy
     recipe      what `loss` depends on, in words, if its code does not say it: what makes a checkpoint that of one run
     checkpoint  written after every epoch; an existing one of the same run is resumed
-    Raises FloatingPointError when the loss is no longer finite, and ValueError for a checkpoint of another run or for
-    labels without classes that lack a loss or a metric.
+    Raises FloatingPointError when the loss is no longer finite, and ValueError for a checkpoint of another run, for
+    labels without classes that lack a loss or a metric, and for a muon_lr that has no convolution to work on.
     """
     config = config or FitConfig()
     device = torch.device(device)
@@ -112,7 +111,7 @@ def fit(
         model.requires_grad_(True)  # frozen as a whole for inference; what is frozen in part stays so
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     # Momentum is kept in new buffers, for the parameters of this very copy.
-    optimizers = _optimizers(model, config)
+    optimizers = _optimizers(model, config, data.example_input.to(device))
     steps_per_epoch = max(1, len(data.train) // config.batch_size)
     steps = max(1, config.min_steps, round(config.epochs * steps_per_epoch))
     step, best = 0, (-math.inf, model.state_dict())
@@ -269,13 +268,18 @@ def _one_cycle(progress: float, warmup: float) -> float:
     return progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
 
 
-def _optimizers(model: nn.Module, config: FitConfig) -> dict[torch.optim.Optimizer, float]:
+def _optimizers(model: nn.Module, config: FitConfig, example_input: torch.Tensor) -> dict[torch.optim.Optimizer, float]:
     """Fresh optimizers of the model's parameters, and the peak learning rate of each."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     turned: list[torch.Tensor] = []
     if config.muon_lr:
-        _, *others = (m.weight for m in model.modules() if isinstance(m, _ConvNd))
-        turned = [weight for weight in others if weight.requires_grad]
+        normalised = [model.get_parameter(f"{conv}.weight") for conv, _ in folding_pairs(model, example_input)]
+        turned = [weight for weight in normalised[1:] if weight.requires_grad]
+        if not turned:
+            raise ValueError(
+                f"muon_lr={config.muon_lr} is for convolutions that a BatchNorm follows, and this network has no two "
+                "of them that learn; set it to 0"
+            )
     of_muon = {id(weight) for weight in turned}
     rest = [parameter for parameter in parameters if id(parameter) not in of_muon]
     groups = [

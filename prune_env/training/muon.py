@@ -1,9 +1,9 @@
-"""Muon for convolutions: momentum SGD whose update is made orthogonal, on weights of constant norm.
+"""Muon for convolutions: momentum SGD whose update is made orthogonal, on weights that are kept at one norm.
 
 Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/: the update G of a weight matrix with the singular value
 decomposition U S V^T is replaced by U V^T, so that every direction learns alike. torch.optim.Muon has it for matrices;
-a convolution's weight [K, C, h, w] is one of K rows. Behind BatchNorm the length of a weight does not matter, but for
-how far a step turns it: it is held at sqrt(K), in place of weight decay.
+a convolution's weight [K, C, h, w] is one of K rows. In front of BatchNorm the length of a weight does not matter, but
+for how far a step turns it: every step begins at sqrt(K), in place of weight decay.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 class Muon(torch.optim.Optimizer):
     """For weights of layers that BatchNorm follows; biases and everything else need another optimizer.
 
-    lr        how far a step turns a weight, in radians where all singular values of the update are 1
+    lr        length of a step, as a fraction of the weight's: both have a norm of about sqrt(K)
     momentum  of the gradients, with Nesterov's look ahead
     Raises ValueError for a parameter that is no weight of a layer: fewer than two dimensions.
     """
@@ -32,7 +32,9 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every weight that has a gradient."""
+        """One update of every weight that has a gradient. Raises ValueError for a closure, which it has no use for."""
+        if closure is not None:
+            raise ValueError("Muon takes one step along gradients that are there; it calls no closure")
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:

@@ -57,6 +57,21 @@ def test_biases_are_refused() -> None:
         Muon([nn.Parameter(torch.zeros(3))], lr=0.1)
 
 
+def test_a_network_without_such_convolutions_is_refused(digits: DataSplits) -> None:
+    for model in (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())):
+        with pytest.raises(ValueError, match=r"muon_lr=0\.1 is for convolutions that a BatchNorm follows"):
+            fit(model, digits, FitConfig(muon_lr=0.1), progress=False)
+
+
+def test_a_convolution_without_batchnorm_keeps_its_own_norm(digits: DataSplits) -> None:
+    layers = [nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 10, 4)]
+    trained = fit(
+        nn.Sequential(*layers, nn.Flatten()), digits, FitConfig(epochs=1, muon_lr=0.01, ema_decay=0), progress=False
+    )
+    assert trained[2].weight.norm().item() == pytest.approx(8**0.5, rel=0.02)
+    assert trained[4].weight.norm().item() < 0.8 * 10**0.5
+
+
 def test_training_with_it_learns_every_parameter(digits: DataSplits) -> None:
     model = create("small_cnn", 10, 1)
     trained = fit(model, digits, FitConfig(epochs=6, batch_size=64, muon_lr=0.1, ema_decay=0.9), progress=False)
