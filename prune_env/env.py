@@ -31,6 +31,7 @@ from .observation import Observer
 from .pruning import Cost, Plan, build, importance, trusted
 from .recovery import Recovery
 from .reward import RewardFunction, RewardInput, RoundReward, get_reward
+from .rounds import Position, Rounds
 from .training.fit import Loss, state_digest
 
 RENDER_MODES = ("ansi", "rgb_array")
@@ -107,7 +108,6 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self.ranking = importance.ranking(scores)
         self.cost = Cost(model, self.groups, example)
         self.full_plan: Plan = tuple(group.filters for group in self.groups)
-        self._full_cost = self.cost.macs(self.full_plan), self.cost.params(self.full_plan)
         self.budget = Budget(
             self.cost.macs,
             self.full_plan,
@@ -144,14 +144,10 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self.state_space = spaces.Box(0.0, 1.0, (len(self.state_names),), np.float32)
         self.agents: list[str] = []
         self.np_random, self.np_random_seed = seeding.np_random()
-        self._plan: Plan
-        self._round: int
-        self._last_rates: list[float]
+        self._rounds = Rounds(self.budget, self.cost, self._observer, config.rounds)
+        self._position: Position
         self._accuracy: float
-        self._macs_ratio: float
-        self._params_ratio: float
         self._return: float
-        self._masks: np.ndarray  # int8 [G, A]
         self._start()
 
     def observation_space(self, agent: str) -> spaces.Space:
@@ -180,25 +176,21 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         Raises ValueError for a missing agent or an action outside its space, RuntimeError after the episode's end.
         """
         wanted = self._checked(actions)
-        before, accuracy_before, macs_before = self._plan, self._accuracy, self._macs_ratio
-        self._round += 1
-        ends = self._round == self.config.rounds
-        self._plan = self.budget.project(before, self.budget.apply(before, wanted, self._masks), last=ends)
-        self._last_rates = [1 - now / was for now, was in zip(self._plan, before, strict=True)]
-        self._macs_ratio, self._params_ratio = self.cost_ratios(self._plan)
+        before, accuracy_before = self._position, self._accuracy
+        now = self._position = self._rounds.after(before, wanted)
+        ends = now.number == self.config.rounds
         if self._recovery.on:
-            self._recovery.step(self._plan, self._round)
+            self._recovery.step(now.plan, now.number)
         if ends or self.config.every_round:
             self._accuracy = self._measure()
-        self._masks = self.budget.action_masks(self._plan)
 
         result = self._reward(
             RewardInput(
                 accuracy_before=accuracy_before,
                 accuracy_after=self._accuracy,
                 original_accuracy=self.evaluator.original_accuracy,
-                macs_before=macs_before,
-                macs_after=self._macs_ratio,
+                macs_before=before.macs_ratio,
+                macs_after=now.macs_ratio,
                 last=ends,
             )
         )
@@ -207,9 +199,9 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         reward, collapsed = result
         self._return += reward
         terminated = ends or collapsed
-        truncated = self._round >= self.max_cycles and not terminated
+        truncated = now.number >= self.max_cycles and not terminated
         if terminated:
-            self.archive.add(Entry(self._plan, self._accuracy, self._macs_ratio, self._params_ratio, self._return))
+            self.archive.add(Entry(now.plan, self._accuracy, now.macs_ratio, now.params_ratio, self._return))
         agents = self.agents
         if terminated or truncated:
             self.agents = []
@@ -223,7 +215,8 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
 
     def state(self) -> np.ndarray:
         """All observations and the network's totals, float32 [S]; also after the last step."""
-        return self._observer.state(self._plan, self._last_rates, self._rounds_left())
+        now = self._position
+        return self._observer.state(now.plan, now.last_rates, self._rounds.left(now))
 
     def pruned_model(self) -> nn.Module:
         """The current plan's network: a new, smaller module with recalibrated BatchNorm statistics, on the CPU."""
@@ -233,13 +226,12 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
 
     def cost_ratios(self, plan: Plan) -> tuple[float, float]:
         """MACs and parameters of a plan as fractions of the unpruned network's."""
-        macs, params = self._full_cost
-        return self.cost.macs(plan) / macs, self.cost.params(plan) / params
+        return self._rounds.cost_ratios(plan)
 
     @property
     def plan(self) -> Plan:
         """Filters kept in each group now, in the order of the agents."""
-        return self._plan
+        return self._position.plan
 
     @cached_property
     def problem(self) -> str:
@@ -258,12 +250,13 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         """A line for every agent and one for the network (`ansi`), or the same as a picture (`rgb_array`)."""
         if self.render_mode is None:
             return None
-        macs = self._observer.macs_shares(self._plan)
+        now = self._position
+        macs = self._observer.macs_shares(now.plan)
         rows = [
             render.RenderRow(group.agent_id, group.layers, group.filters, kept, float(share), float(rate))
-            for group, kept, share, rate in zip(self.groups, self._plan, macs, self._last_rates, strict=True)
+            for group, kept, share, rate in zip(self.groups, now.plan, macs, now.last_rates, strict=True)
         ]
-        totals = (self._accuracy, self._macs_ratio, self._params_ratio, self._round, self.config.rounds)
+        totals = (self._accuracy, now.macs_ratio, now.params_ratio, now.number, self.config.rounds)
         return render.ansi(rows, *totals) if self.render_mode == "ansi" else render.rgb_array(rows, *totals)
 
     def close(self) -> None:
@@ -289,22 +282,19 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
                 self.evaluator.remember(entry.plan, entry.accuracy)
 
     def _start(self) -> None:
-        self._plan, self._round = self.full_plan, 0
-        self._last_rates = [0.0] * len(self.groups)
-        self._accuracy, self._macs_ratio, self._params_ratio = self.evaluator.original_accuracy, 1.0, 1.0
-        self._return = 0.0
-        self._masks = self.budget.action_masks(self._plan)
+        self._position = self._rounds.start
+        self._accuracy, self._return = self.evaluator.original_accuracy, 0.0
         self._recovery.reset()
 
     def _network(self) -> nn.Module:
         if self._recovery.on:
             return self._recovery.network()
-        return build(self.model, self.groups, self.ranking, self._plan)
+        return build(self.model, self.groups, self.ranking, self.plan)
 
     def _measure(self) -> float:
         if self._recovery.on:
             return self.evaluator.accuracy_of(self._recovery.network())
-        return self.evaluator.accuracy(self._plan)
+        return self.evaluator.accuracy(self.plan)
 
     def _checked(self, actions: Mapping[str, int]) -> list[int]:
         if not self.agents:
@@ -323,23 +313,20 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             wanted.append(int(actions[agent]))
         return wanted
 
-    def _rounds_left(self) -> float:
-        return 1 - self._round / self.config.rounds
-
     def _observations(self) -> dict[str, np.ndarray]:
-        rows = self._observer.observe(self._plan, self._last_rates, self._rounds_left())  # [G, F]
-        return {agent: row.copy() for agent, row in zip(self.possible_agents, rows, strict=True)}
+        rows = self._position.observations.copy()  # fresh at every call
+        return dict(zip(self.possible_agents, rows, strict=True))
 
     def _infos(self) -> dict[str, dict[str, Any]]:
+        now, masks = self._position, self._position.masks.copy()
+        network = {
+            "accuracy": float(self._accuracy),
+            "macs_ratio": float(now.macs_ratio),
+            "params_ratio": float(now.params_ratio),
+        }
         return {
-            agent: {
-                "action_mask": self._masks[index].copy(),
-                "applied_rate": float(self._last_rates[index]),
-                "accuracy": float(self._accuracy),
-                "macs_ratio": float(self._macs_ratio),
-                "params_ratio": float(self._params_ratio),
-            }
-            for index, agent in enumerate(self.possible_agents)
+            agent: {"action_mask": mask, "applied_rate": float(rate), **network}
+            for agent, mask, rate in zip(self.possible_agents, masks, now.last_rates, strict=True)
         }
 
 

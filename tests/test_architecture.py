@@ -51,7 +51,7 @@ LAYERS = [
     {"evaluation.fusion"},
     {"evaluation.program", "evaluation.cache"},
     {"evaluation.evaluator", "archive", "budget", "reward", "observation", "recovery", "report", "saving", "export"},
-    {"render"},
+    {"render", "rounds"},
     {"env"},
     {"filter_prune_v0", "finalise", "runs", "__main__"},
     {""},

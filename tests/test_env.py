@@ -328,6 +328,18 @@ class TestRules:
         with pytest.raises(ValueError, match="belongs to another problem"):
             make_env(importance="random").load_state_dict(state)
 
+    def test_what_is_handed_out_may_be_written_to(self, make_env: EnvMaker) -> None:
+        """Rounds that were played before are remembered; their arrays are not those of the players."""
+        env = make_env()
+        expected = play(env, 0)
+        observations, infos = env.reset()
+        while env.agents:
+            for agent in env.agents:
+                observations[agent].fill(7)
+                infos[agent]["action_mask"].fill(0)
+            observations, *_, infos = env.step(dict.fromkeys(env.agents, 1))
+        assert equal(play(env, 0), expected)
+
     def test_pickles(self, make_env: EnvMaker) -> None:
         env = make_env()
         twin = pickle.loads(pickle.dumps(env))
