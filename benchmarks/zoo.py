@@ -61,7 +61,8 @@ def main(config: Config) -> None:
 def all_names() -> tuple[str, ...]:
     """Ours, every convolutional classifier of torchvision, and five of timm."""
     everything = torchvision.models.list_models(module=torchvision.models)
-    return (*NETWORKS, *(name for name in everything if not name.startswith(TRANSFORMERS)), *TIMM)
+    theirs = [name for name in everything if not name.startswith(TRANSFORMERS)]
+    return (*NETWORKS, *(f"torchvision/{name}" if name in NETWORKS else name for name in theirs), *TIMM)
 
 
 def make(name: str) -> tuple[nn.Module, torch.Tensor]:
@@ -77,7 +78,7 @@ def make(name: str) -> tuple[nn.Module, torch.Tensor]:
 
             model, size = timm.create_model(name.removeprefix("timm/")), (64, 64)
         else:
-            model, size = torchvision.models.get_model(name, weights=None), (64, 64)
+            model, size = torchvision.models.get_model(name.removeprefix("torchvision/"), weights=None), (64, 64)
         for module in model.modules():
             if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
                 nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -164,9 +165,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
+        reasons = sorted({re.sub(r" \(.*\)", "", reason) for reason in row["reasons"]})
         lines.append(
             f"| {row['name']} | {row['convolutions']} | {row['agents']} | {len(row['protected'])} "
-            f"| {'; '.join(row['reasons'])} | {row['difference']:.0e} "
+            f"| {'; '.join(reasons)} | {row['difference']:.0e} "
             f"| {row['trace_seconds']:.1f}, {row['prove_seconds']:.1f} | {100 * row['removable']:.1f} % "
             f"| {row['torch_pruning']} |"
         )
