@@ -2,7 +2,8 @@
 
     python -m benchmarks.surgery_speed --repeats 7
 
-Both get the same random plans, in turn; medians, and the ratio of medians.
+All get the same random plans, in turn; medians, and ratios of medians. `load` is what the environment does at every
+step: the plan's weights, folded and converted, go into the evaluator's program. `build` makes a new module.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 import tyro
 from torch import nn
 
+from prune_env.device import fast_dtype
+from prune_env.evaluation.program import Program
 from prune_env.pruning import Plan, PruningGroup, build, find_groups
 
 from .zoo import make
@@ -28,21 +31,25 @@ class Config:
 
 
 def main(config: Config) -> None:
-    print("| network | build (ms) | copy + torch-pruning (ms) | copy + prune, traced before (ms) | ratio |")
-    print("|---|---|---|---|---|")
+    print("| network | load (ms) | build (ms) | copy + torch-pruning (ms) | traced before (ms) | / load | / build |")
+    print("|---|---|---|---|---|---|---|")
     for name in config.networks:
         model, images = make(name)
         groups = find_groups(model, images)
         generator = torch.Generator().manual_seed(0)
         ranking = {g.agent_id: torch.randperm(g.filters, generator=generator) for g in groups}
-        times: list[list[float]] = [[], [], []]
+        program = Program(model, groups, images, dtype=fast_dtype())
+        times: list[list[float]] = [[], [], [], []]
         for _ in range(config.repeats + 1):
             plan = tuple(int(torch.randint(g.filters // 4, g.filters + 1, (), generator=generator)) for g in groups)
-            ours, theirs, traced = times_of(model, images, groups, ranking, plan)
-            for column, seconds in zip(times, (ours, theirs, traced), strict=True):
+            start = time.perf_counter()
+            program.load(ranking, plan)
+            loaded = time.perf_counter() - start
+            for column, seconds in zip(times, (loaded, *times_of(model, images, groups, ranking, plan)), strict=True):
                 column.append(1000 * seconds)
-        ours, theirs, traced = (median(column[1:]) for column in times)  # the first round warms up
-        print(f"| {name} | {ours:.1f} | {theirs:.1f} | {traced:.1f} | {theirs / ours:.1f} |", flush=True)
+        load, ours, theirs, traced = (median(column[1:]) for column in times)  # the first round warms up
+        figures = f"{load:.1f} | {ours:.1f} | {theirs:.1f} | {traced:.1f}"
+        print(f"| {name} | {figures} | {theirs / load:.1f} | {theirs / ours:.1f} |", flush=True)
 
 
 def times_of(
