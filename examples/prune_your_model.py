@@ -33,12 +33,20 @@ class Config:
     size: int = 32
     """pixels of a side that images are resized to"""
     target_macs: float = 0.5
+    """the fraction of the MACs that may stay"""
     episodes: int = 60
+    """of the search"""
     finalists: int = 2
     """the best plans, which all get a short distillation"""
     out: Path = Path("runs/own")
+    """the folder of the pruned network"""
     training: FitConfig = field(default_factory=lambda: FitConfig(epochs=8, batch_size=64, lr=0.05, ema_decay=0.98))
     distillation: DistillationConfig = field(default_factory=lambda: DistillationConfig(batch_size=64, min_steps=100))
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.episodes, self.finalists) < 1:
+            raise ValueError("size, episodes and finalists must be at least 1")
+        EnvConfig(target_macs=self.target_macs)  # a wrong one is told before minutes of training
 
 
 def images(source: str, size: int) -> DataSplits:

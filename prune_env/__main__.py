@@ -94,6 +94,8 @@ def _inspect(arguments: argparse.Namespace) -> None:
             "PACKAGE.MODULE:FUNCTION"
         )
     channels, *size = arguments.shape or (3, *image_size(spec))
+    if min(channels, *size) < 1:
+        raise ValueError(f"--shape takes three numbers of at least 1 (C H W), got {channels} {size[0]} {size[1]}")
     network = create(spec, in_channels=channels) if spec in NETWORKS else _made_by(spec)
     images = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
     print(inspect(network, images, prove=not arguments.no_proof))

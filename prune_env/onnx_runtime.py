@@ -20,7 +20,7 @@ def missing(packages: Sequence[str] = PACKAGES) -> list[str]:
 def require(packages: Sequence[str] = PACKAGES) -> None:
     """Raises ImportError that says what is missing and how to get it."""
     if names := missing(packages):
-        raise ImportError(f"ONNX needs {', '.join(names)}, not installed: pip install prune-env[export]")
+        raise ImportError(f'ONNX needs {", ".join(names)}, not installed: pip install -e ".[export]" in the clone')
 
 
 def runner(file: Path) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -102,7 +102,7 @@ def test_missing_packages(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert main(["export", str(run[0])]) == 2
-    assert "pip install prune-env[export]" in capsys.readouterr().err
+    assert 'pip install -e ".[export]"' in capsys.readouterr().err
     assert not (run[0] / "pruned.onnx").exists()
 
 

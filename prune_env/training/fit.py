@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -118,7 +119,7 @@ def fit(
     run = repr((sorted(asdict(config).items()), data.digest, state_digest(model), select_best, recipe))
     if checkpoint is not None and checkpoint.is_file():
         step, best = _restore(checkpoint, run, model, averaged, optimizers)
-    dtype = fast_dtype(device)
+    dtype = torch.float32 if _bf16_is_broken(model, data.example_input.to(device)) else fast_dtype(device)
     # Every image is seen both ways in any two epochs (alternating flip, Jordan 2024): better than chance in short runs.
     first_flip = torch.rand(len(data.train), generator=torch.Generator().manual_seed(config.seed)) < 0.5
 
@@ -266,6 +267,28 @@ def cross_entropy(label_smoothing: float) -> Loss:
 def _one_cycle(progress: float, warmup: float) -> float:
     """Share of the peak learning rate at `progress` in (0, 1)."""
     return progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
+
+
+def _bf16_is_broken(model: nn.Module, example_input: torch.Tensor) -> bool:
+    """Whether a convolution with a stride is given maps of a single pixel and a wider kernel.
+
+    oneDNN's bfloat16 gradient of such a weight holds uninitialised memory where the kernel sees padding alone (torch
+    2.14): noise at every run, sometimes not a number.
+    """
+    found = []
+
+    def look(module: _ConvNd, inputs: tuple[torch.Tensor, ...]) -> None:
+        if inputs and inputs[0].shape[2:].numel() == 1 and max(module.kernel_size) > 1 and max(module.stride) > 1:
+            found.append(module)
+
+    handles = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, _ConvNd)]
+    try:
+        with _evaluating(model), torch.inference_mode():
+            model(example_input)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return bool(found)
 
 
 def _optimizers(model: nn.Module, config: FitConfig, example_input: torch.Tensor) -> dict[torch.optim.Optimizer, float]:

@@ -210,3 +210,30 @@ def test_what_is_frozen_in_part_stays_and_what_is_frozen_as_a_whole_learns(digit
     assert not torch.equal(trained.classifier.weight, model.classifier.weight)
     whole = fit(model.requires_grad_(False), digits, SHORT, progress=False)
     assert not torch.equal(whole.features[0].weight, first.weight)
+
+
+class Strided(nn.Module):
+    """Maps of one pixel in front of a convolution with a stride, as ResNet-18 has them on 16x16 images."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 32, 8)
+        self.second = nn.Conv2d(32, 64, 3, stride=stride, padding=1)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.first(x).relu()).relu().mean((2, 3)))
+
+
+def test_a_stride_on_maps_of_one_pixel_trains_the_same_every_time(digits: DataSplits) -> None:
+    """In bfloat16 oneDNN leaves uninitialised memory in the weight's gradient."""
+    model = Strided(2)
+    trained = []
+    for _ in range(4):
+        junk = [torch.full((size,), float("nan")) for size in (1 << 14, 1 << 16, 1 << 18, 1 << 20) for _ in range(4)]
+        del junk
+        trained.append(fit(model, digits, dataclasses.replace(SHORT, epochs=1), progress=False))
+    assert all(same(trained[0], other) for other in trained[1:])
+    assert fit_module._bf16_is_broken(model, digits.example_input)
+    assert not fit_module._bf16_is_broken(Strided(1), digits.example_input)
+    assert not fit_module._bf16_is_broken(create("small_cnn", 10, 1), digits.example_input)
