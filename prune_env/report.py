@@ -287,7 +287,9 @@ def new_figure(width: float, height: float, dpi: int = 200) -> Figure:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("pictures need matplotlib, which is not installed: pip install prune-env[train]") from error
+        raise ImportError(
+            'pictures need matplotlib, which is not installed: pip install -e ".[train]" in the clone'
+        ) from error
     figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     return figure

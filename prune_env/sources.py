@@ -52,7 +52,7 @@ def digits() -> Source:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DataError("data 'digits' needs scikit-learn: pip install prune-env[train]") from error
+        raise DataError("data 'digits' needs scikit-learn: pip install -e '.[train]' in the clone") from error
     bunch = load_digits()
     grey = torch.from_numpy(np.round(bunch.images * (255 / 16)).astype(np.uint8))[:, None]  # [N, 1, 8, 8]
     images, labels = by_class(grey, torch.from_numpy(bunch.target.astype(np.int64)))
