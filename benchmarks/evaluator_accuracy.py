@@ -22,6 +22,7 @@ from prune_env.evaluation.batchnorm import near_equal, recalibrate
 from prune_env.evaluation.evaluator import BATCH, Evaluator
 from prune_env.networks.pretrained import normalised_for, pretrained
 from prune_env.pruning import build, find_groups, importance
+from prune_env.training.fit import correct
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,12 @@ def main(config: Config) -> None:
     images = {"reward_images": config.reward_images, "calibration_images": config.calibration_images}
     evaluator = Evaluator(model, data, groups, ranking, **images)  # type: ignore[arg-type]
     reward = data.reward.balanced(config.reward_images)
-    inputs, crops = data.normalise(reward.images), evaluator.calibration.float()
+    crops = evaluator.calibration.float()
 
     def exact(plan: tuple[int, ...]) -> float:
         network = build(model, groups, ranking, plan)
         recalibrate(network, near_equal(crops, BATCH))
-        with torch.inference_mode():
-            found = torch.cat([network.eval()(batch).argmax(1) for batch in inputs.split(BATCH)])
-        return float((found == reward.labels).float().mean())
+        return correct(network, data, reward) / len(reward)
 
     generator = torch.Generator().manual_seed(config.seed)
     plans = [tuple(group.filters for group in groups)]

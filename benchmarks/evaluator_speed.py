@@ -32,11 +32,13 @@ from tqdm import tqdm
 
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.data import from_tensors
+from prune_env.device import channels_last
 from prune_env.evaluation import program
 from prune_env.evaluation.batchnorm import fold, folding_pairs, recalibrate
 from prune_env.evaluation.evaluator import BATCH
 from prune_env.pruning import Plan, build
 
+from .surgery_speed import prune_along
 from .zoo import make
 
 WAYS = ("env step", "bare, rounded", "bare, fused", "bare, module", "obvious")
@@ -101,7 +103,7 @@ def measure(name: str, config: Config, peak: float) -> dict[str, Any]:
             bare.load(env.ranking, plan)
         module = build(env.model, env.groups, env.ranking, plan)
         fold(module, pairs)
-        module.to(dtype).to(memory_format=torch.channels_last)
+        channels_last(module.to(dtype))
         turns = [step] + [timed(partial(forward, net, batches)) for net in (rounded.network, fused.network, module)]
         if number % config.obvious_every == 0:
             turns.append(timed(partial(obvious, env, plan, exact, config.calibration_images)))
@@ -126,11 +128,7 @@ def obvious(env: FilterPruneEnv, plan: Plan, images: torch.Tensor, calibration_i
     network = copy.deepcopy(env.model)
     try:
         graph = tp.DependencyGraph().build_dependency(network, env.data.example_input, verbose=False)
-        for group, kept in zip(env.groups, plan, strict=True):
-            layer = network.get_submodule(group.layers[0])
-            gone = env.ranking[group.agent_id][kept:].tolist()
-            if gone:
-                graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, gone).prune()
+        prune_along(graph, network, env.groups, env.ranking, plan)
         with torch.inference_mode():
             network(images[:2])
     except Exception:  # ResNets with zero-padded shortcuts: torch-pruning leaves a network that does not run

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 import tyro
@@ -66,13 +68,20 @@ def times_of(
     copied = time.perf_counter() - start
     graph = tp.DependencyGraph().build_dependency(pruned, images, verbose=False)
     traced = time.perf_counter()
+    prune_along(graph, pruned, groups, ranking, plan)
+    end = time.perf_counter()
+    return ours, end - start, copied + end - traced
+
+
+def prune_along(
+    graph: Any, network: nn.Module, groups: Sequence[PruningGroup], ranking: Mapping[str, torch.Tensor], plan: Plan
+) -> None:
+    """A plan by torch-pruning, in place; `graph` is the network's DependencyGraph."""
     for group, kept in zip(groups, plan, strict=True):
-        layer = pruned.get_submodule(group.layers[0])
+        layer = network.get_submodule(group.layers[0])
         gone = ranking[group.agent_id][kept:].tolist()
         if gone:
             graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, gone).prune()
-    end = time.perf_counter()
-    return ours, end - start, copied + end - traced
 
 
 if __name__ == "__main__":

@@ -33,20 +33,12 @@ class Config:
     size: int = 32
     """pixels of a side that images are resized to"""
     target_macs: float = 0.5
-    """the fraction of the MACs that may stay"""
     episodes: int = 60
-    """of the search"""
     finalists: int = 2
     """the best plans, which all get a short distillation"""
     out: Path = Path("runs/own")
-    """the folder of the pruned network"""
     training: FitConfig = field(default_factory=lambda: FitConfig(epochs=8, batch_size=64, lr=0.05, ema_decay=0.98))
     distillation: DistillationConfig = field(default_factory=lambda: DistillationConfig(batch_size=64, min_steps=100))
-
-    def __post_init__(self) -> None:
-        if min(self.size, self.episodes, self.finalists) < 1:
-            raise ValueError("size, episodes and finalists must be at least 1")
-        EnvConfig(target_macs=self.target_macs)  # a wrong one is told before minutes of training
 
 
 def images(source: str, size: int) -> DataSplits:
@@ -61,17 +53,17 @@ def images(source: str, size: int) -> DataSplits:
 
 
 def main(config: Config) -> None:
+    if min(config.size, config.episodes, config.finalists) < 1:
+        raise ValueError("size, episodes and finalists must be at least 1")
+    settings = EnvConfig(target_macs=config.target_macs, reward_images=300)  # wrong ones are told before training
     data = images(config.data, config.size)
     model: nn.Module = resnet18(weights=None)
     model.fc = nn.Linear(512, len(data.classes))
     model = fit(model, data, config.training)
-
-    env = FilterPruneEnv(model, data, EnvConfig(target_macs=config.target_macs, reward_images=300))
+    env = FilterPruneEnv(model, data, settings)
     QMIX(env, seed=0).learn(config.episodes)
-    plans = [entry.plan for entry in env.archive.best(config.finalists)]
-    winner = choose(env, plans, config.distillation)[0].plan
+    winner = choose(env, [entry.plan for entry in env.archive.best(config.finalists)], config.distillation)[0].plan
     network = distil_fully(env, winner, config.distillation)
-
     save_pruned(config.out, network, winner, groups=env.groups, ranking=env.ranking, data=data)
     loaded = load_pruned(config.out, base_model=model)
     print(f"\n{'network':<10} {'test accuracy':>13} {'MACs':>14} {'parameters':>12}")

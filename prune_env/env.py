@@ -216,7 +216,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     def state(self) -> np.ndarray:
         """All observations and the network's totals, float32 [S]; also after the last step."""
         now = self._position
-        return self._observer.state(now.plan, now.last_rates, self._rounds.left(now))
+        return self._observer.state(now.plan, now.last_rates, now.left)
 
     def pruned_model(self) -> nn.Module:
         """The current plan's network: a new, smaller module with recalibrated BatchNorm statistics, on the CPU."""

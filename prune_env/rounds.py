@@ -24,6 +24,8 @@ class Position:
     """After `number` rounds. Arrays are shared: copy what you hand out."""
 
     number: int
+    left: float
+    """The fraction of the rounds that is still to come."""
     plan: Plan
     last_rates: tuple[float, ...]
     macs_ratio: float
@@ -57,14 +59,11 @@ class Rounds:
             found = self._known[key] = self._position(number, plan, rates)
         return found
 
-    def left(self, position: Position) -> float:
-        """The fraction of the rounds that is still to come."""
-        return 1 - position.number / self.count
-
     def cost_ratios(self, plan: Plan) -> tuple[float, float]:
         """MACs and parameters as fractions of the unpruned network's."""
         return self._cost.macs(plan) / self._full[0], self._cost.params(plan) / self._full[1]
 
     def _position(self, number: int, plan: Plan, rates: tuple[float, ...]) -> Position:
-        seen = self._observer.observe(plan, rates, 1 - number / self.count)
-        return Position(number, plan, rates, *self.cost_ratios(plan), self._budget.action_masks(plan), seen)
+        left = 1 - number / self.count
+        seen = self._observer.observe(plan, rates, left)
+        return Position(number, left, plan, rates, *self.cost_ratios(plan), self._budget.action_masks(plan), seen)

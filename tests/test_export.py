@@ -210,6 +210,6 @@ def test_a_missing_package_is_named(
     assert not onnx_runtime.missing()
     monkeypatch.setitem(sys.modules, package, None)
     assert onnx_runtime.missing() == [package]
-    with pytest.raises(ImportError, match=rf"ONNX needs {package}, .*pip install -e "):
+    with pytest.raises(ImportError, match=rf"ONNX needs {package}, .*pip install -e \"\.\[export\]\""):
         to_onnx(Tiny(), tmp_path / "a.onnx", images)
     assert to_torch_export(Tiny(), tmp_path / "a.pt2", images) <= 1e-6

@@ -91,5 +91,5 @@ def test_text_needs_no_matplotlib_and_the_picture_says_how_to_get_it(monkeypatch
     for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
         monkeypatch.setitem(sys.modules, name, None)
     assert ansi(ROWS, *TOTALS)
-    with pytest.raises(ImportError, match=r"pip install -e "):
+    with pytest.raises(ImportError, match=r"pip install -e \"\.\[train\]\""):
         rgb_array(ROWS, *TOTALS)

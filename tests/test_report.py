@@ -276,7 +276,7 @@ def test_nothing_to_show() -> None:
 def test_a_missing_matplotlib_is_told(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.ticker"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=r"pip install -e "):
+    with pytest.raises(ImportError, match=r"pip install -e \"\.\[train\]\""):
         DRAWINGS[name](tmp_path / "x.png")
     assert not list(tmp_path.iterdir())
 

@@ -96,7 +96,7 @@ class TestMainScript:
         code = f"import sys; sys.argv = {arguments!r}; {code}"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500, cwd=ROOT)
         assert done.returncode == 0, done.stderr
-        assert "No ONNX file: ONNX needs onnxscript, not installed: pip install -e" in done.stdout
+        assert 'No ONNX file: ONNX needs onnxscript, not installed: pip install -e ".[export]"' in done.stdout
         assert "ONNX, ms" not in done.stdout
         assert re.search(r"^L1, unrounded( +-){2} +\d", done.stdout, re.MULTILINE)
         assert "the same budget with round-to 1" in done.stdout

@@ -171,7 +171,7 @@ class Program:
         paths: Iterable[str],
         smaller: Mapping[str, tuple[dict[str, torch.Tensor], dict[str, int]]] = MappingProxyType({}),
     ) -> None:
-        """Tensors and sizes of the origin's modules at `paths`, or what `smaller` has in their place; then folds."""
+        """Tensors and sizes of the origin's modules at `paths`, or what `smaller` has in their place."""
         exact = {id(module) for unit in self._units for module in unit.held}
         for path in paths:
             holder = self._holders.get(path)
@@ -195,7 +195,7 @@ class Program:
                     else:
                         holder._parameters[name] = nn.Parameter(tensor, requires_grad=False)
         for unit in self._units:
-            unit.fold(self.dtype)
+            unit.forget()
 
 
 def _silence(module: nn.Module, tensors: dict[str, torch.Tensor], positions: torch.Tensor) -> None:

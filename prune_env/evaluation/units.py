@@ -49,7 +49,7 @@ class Unit(nn.Module):
         self.overwrites = False
         self.positions = POSITIONS
         self.calibrating = False
-        self._weight: torch.Tensor
+        self._weight: torch.Tensor | None = None  # None until it is folded
         self._bias: torch.Tensor | None
         self._means: list[torch.Tensor] = []  # of each batch, float32 [K]
         self._variances: list[torch.Tensor] = []
@@ -66,6 +66,10 @@ class Unit(nn.Module):
     @property
     def norm(self) -> nn.BatchNorm2d | None:
         return self._held[1]
+
+    def forget(self) -> None:
+        """What was folded is out of date; the next forward pass folds anew, in the precision of its images."""
+        self._weight = None
 
     def fold(self, dtype: torch.dtype) -> None:
         """Makes convolution and stored statistics one weight and one bias."""
@@ -97,6 +101,9 @@ class Unit(nn.Module):
         conv, norm = self._held
         assert not isinstance(conv.padding, str)
         geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        if self._weight is None:
+            self.fold(x.dtype)
+        assert self._weight is not None
         if not self.calibrating:
             return convolution(x, self._weight, self._bias, geometry, other, self.relu, self.overwrites)
         assert norm is not None

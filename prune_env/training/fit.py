@@ -112,14 +112,17 @@ def fit(
         model.requires_grad_(True)  # frozen as a whole for inference; what is frozen in part stays so
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     # Momentum is kept in new buffers, for the parameters of this very copy.
-    optimizers = _optimizers(model, config, data.example_input.to(device))
+    example = data.example_input.to(device)
+    optimizers = _optimizers(model, config, example)
     steps_per_epoch = max(1, len(data.train) // config.batch_size)
     steps = max(1, config.min_steps, round(config.epochs * steps_per_epoch))
     step, best = 0, (-math.inf, model.state_dict())
     run = repr((sorted(asdict(config).items()), data.digest, state_digest(model), select_best, recipe))
     if checkpoint is not None and checkpoint.is_file():
         step, best = _restore(checkpoint, run, model, averaged, optimizers)
-    dtype = torch.float32 if _bf16_is_broken(model, data.example_input.to(device)) else fast_dtype(device)
+    dtype = fast_dtype(device)
+    if dtype == torch.bfloat16 and _bf16_is_broken(model, example):
+        dtype = torch.float32
     # Every image is seen both ways in any two epochs (alternating flip, Jordan 2024): better than chance in short runs.
     first_flip = torch.rand(len(data.train), generator=torch.Generator().manual_seed(config.seed)) < 0.5
 
