@@ -25,8 +25,9 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from ..device import channels_last
 from ..networks.resnet import ZeroPadShortcut
+from ..pruning.copies import twin
 from ..pruning.groups import Plan, PruningGroup
-from ..pruning.surgery import build, check_plan, cut_modules, removed_positions, twin
+from ..pruning.surgery import build, check_plan, cut_modules, removed_positions
 from .batchnorm import TOLERANCE, agree, estimating, recalibrate, stirred
 from .fusion import fused_graph, fused_modules
 from .units import POSITIONS, Unit, converted

@@ -10,11 +10,12 @@ inspection  all that can be said of a network before it is pruned
 """
 
 from . import importance
+from .copies import PruningError
 from .cost import Cost
 from .groups import Member, Plan, Protected, PruningGroup, find_groups
 from .inspection import Inspection, inspect, trusted
 from .proof import prove, switched_off
-from .surgery import PruningError, build, build_from_indices, kept_indices, restrict
+from .surgery import build, build_from_indices, kept_indices, restrict
 
 __all__ = [
     "Cost",

@@ -16,8 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from .copies import PruningError, twin
 from .groups import Plan, PruningGroup
-from .surgery import PruningError, Side, channels, first_input, twin
+from .surgery import Side, channels, first_input
 from .trace import Example, inputs_for
 
 Integers = NDArray[np.int64]

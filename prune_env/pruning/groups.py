@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from .surgery import PruningError, Side, channels
+from .copies import PruningError
+from .surgery import Side, channels
 from .trace import Example, Trace
 
 Plan = tuple[int, ...]

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from .copies import twin
 from .groups import PruningGroup
-from .surgery import channels, twin
+from .surgery import channels
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 """Normalised images [B, C, H, W] and their labels [B]."""

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from .copies import PruningError, twin
 from .groups import Protected, PruningGroup
-from .surgery import PruningError, Removed, cut, first_input, removed_positions, twin
+from .surgery import Removed, cut, first_input, removed_positions
 from .trace import Example, inputs_for, output_tensors
 
 TOLERANCE = 1e-4

@@ -5,18 +5,18 @@ The original is never written to. Letters: C filters of a group, m positions tha
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ..networks.resnet import ZeroPadShortcut
+from .copies import PruningError, copied, uncompiled
 
 if TYPE_CHECKING:
     from .groups import Plan, PruningGroup
@@ -25,19 +25,9 @@ Side = Literal["out", "in"]
 Removed = dict[tuple[str, Side], torch.Tensor]
 """(module path, side) -> the positions of its channel axis that go, ascending."""
 
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 
-
-class PruningError(ValueError):
-    """The network cannot be copied, traced or pruned."""
+PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
+"""Tensors with one number for each channel; a weight of more dimensions has a kernel for each."""
 
 
 def build(
@@ -110,11 +100,12 @@ def removed_positions(groups: Sequence[PruningGroup], keep: Mapping[str, torch.T
     unknown = set(keep) - {group.agent_id for group in groups}
     if unknown:
         raise ValueError(f"kept filters are given for {', '.join(sorted(unknown))}, which no group has as agent id")
-    parts: dict[tuple[str, Side], list[torch.Tensor]] = {}
+    # NumPy, because a plan touches hundreds of short index arrays, and torch takes several times as long for each.
+    parts: dict[tuple[str, Side], list[np.ndarray]] = {}
     for group in groups:
         if group.agent_id not in keep:
             raise ValueError(f"kept filters of group {group.agent_id} ({', '.join(group.layers)}) are missing")
-        stays = torch.as_tensor(keep[group.agent_id], dtype=torch.long)
+        stays = np.asarray(keep[group.agent_id], dtype=np.int64)
         ascending = stays.ndim == 1 and bool((stays[1:] > stays[:-1]).all())
         if not ascending or len(stays) == 0 or stays[0] < 0 or stays[-1] >= group.filters:
             raise ValueError(
@@ -123,11 +114,14 @@ def removed_positions(groups: Sequence[PruningGroup], keep: Mapping[str, torch.T
             )
         if len(stays) == group.filters:
             continue
-        goes = torch.ones(group.filters, dtype=torch.bool)
+        goes = np.ones(group.filters, dtype=bool)
         goes[stays] = False
         for member in group.members:
-            parts.setdefault((member.module, member.side), []).append(member.index[goes].flatten())
-    return {key: torch.cat(indices).sort().values for key, indices in parts.items()}
+            parts.setdefault((member.module, member.side), []).append(member.index.numpy()[goes].ravel())
+    return {
+        side: torch.from_numpy(np.sort(np.concatenate(indices) if len(indices) > 1 else indices[0]))
+        for side, indices in parts.items()
+    }
 
 
 @torch.inference_mode(False)  # under a caller's inference mode, too, the copy's tensors are ordinary ones
@@ -137,39 +131,37 @@ def cut(model: nn.Module, removed: Removed, share: bool = False) -> nn.Module:
     share  tensors that lose nothing keep the original's storage, for a copy that is only looked at
     """
     model = uncompiled(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
     tensors: dict[int, torch.Tensor] = {}  # id of an original tensor -> what takes its place
-    smaller = cut_modules(model, removed)
+    smaller = _cut_modules(modules, removed)
     for path, (changed, _) in smaller.items():
-        module = model.get_submodule(path)
-        tensors.update({id(getattr(module, name)): tensor for name, tensor in changed.items()})
-    result = _copy(model, tensors, share)
+        tensors.update({id(getattr(modules[path], name)): tensor for name, tensor in changed.items()})
+    copies = copied(model, tensors, share)
     for path, (_, sizes) in smaller.items():
-        for name, value in sizes.items():
-            setattr(result.get_submodule(path), name, value)
-    return result
+        vars(copies[id(modules[path])]).update(sizes)
+    return copies[id(model)]
 
 
 def cut_modules(model: nn.Module, removed: Removed) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, int]]]:
     """Path of every module that loses something -> its smaller tensors, and its attributes that say their sizes."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return _cut_modules(modules, removed)
+
+
+def _cut_modules(
+    modules: Mapping[str, nn.Module], removed: Removed
+) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, int]]]:
     smaller = {}
     for path in dict.fromkeys(path for path, _ in removed):
-        module = _submodule(model, path)
+        module = modules.get(path)
+        if module is None:
+            raise ValueError(
+                f"the groups do not fit the network: it has no module {path!r}; groups belong to the network that "
+                "find_groups was given"
+            )
         out, inp = (_kept(module, path, side, removed.get((path, side))) for side in ("out", "in"))
         smaller[path] = _cut_module(module, out, inp)
     return smaller
-
-
-@torch.inference_mode(False)
-def twin(model: nn.Module) -> nn.Module:
-    """A copy without hooks that shares the parameters' storage and owns its buffers: to trace, hook and look at."""
-    return _copy(uncompiled(model), {}, share=True)
-
-
-def uncompiled(model: nn.Module) -> nn.Module:
-    """What torch.compile was given, if it was: compiled code knows the sizes that it was compiled for."""
-    original = getattr(model, "_orig_mod", model)
-    assert isinstance(original, nn.Module)
-    return original
 
 
 def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
@@ -201,15 +193,15 @@ def _kept(module: nn.Module, path: str, side: Side, gone: torch.Tensor | None) -
     """Positions that stay, None for all of them."""
     if gone is None:
         return None
-    size = channels(module, side)
-    if gone[-1] >= size:
+    size, positions = channels(module, side), gone.numpy()
+    if positions[-1] >= size:
         raise ValueError(
             f"the groups do not fit the network: {path} has {size} channels on its {side} side, position "
-            f"{int(gone[-1])} should go; groups belong to the unpruned network that find_groups was given"
+            f"{positions[-1]} should go; groups belong to the unpruned network that find_groups was given"
         )
-    stays = torch.ones(size, dtype=torch.bool)
-    stays[gone] = False
-    return stays.nonzero()[:, 0]
+    stays = np.ones(size, dtype=bool)
+    stays[positions] = False
+    return torch.from_numpy(np.flatnonzero(stays))
 
 
 def _size_attributes(module: nn.Module) -> dict[str, Side]:
@@ -238,23 +230,27 @@ def _cut_module(
     if isinstance(module, _ConvNd) and module.groups > 1:
         sizes["groups"] = module.groups * sizes["out_channels"] // module.out_channels
         sizes["in_channels"] = module.in_channels // module.groups * sizes["groups"]
-    transposed = isinstance(module, _ConvTransposeNd)  # its weight is [in, out, ...]
-    names = ("weight",) if out is None else ("weight", "bias", "running_mean", "running_var")
-    tensors = {
-        name: _select(tensor, (inp, out) if transposed and name == "weight" else (out, inp))
-        for name in names
-        if (tensor := getattr(module, name, None)) is not None
-    }
+    tensors = {}
+    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is not None and name == "weight" and tensor.ndim > 1:
+            transposed = isinstance(module, _ConvTransposeNd)  # its weight is [in, out, ...]
+            tensors[name] = _select(tensor.detach(), *((inp, out) if transposed else (out, inp)))
+        elif tensor is not None and name in PER_CHANNEL and out is not None:
+            tensors[name] = tensor.detach().index_select(0, out.to(tensor.device))
     return tensors, sizes
 
 
-def _select(tensor: torch.Tensor, kept: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    """What stays along the first dimensions, None for all of one; biases and statistics have only the first."""
-    tensor = tensor.detach()
-    for axis, indices in enumerate(kept[: tensor.ndim]):
+def _select(weight: torch.Tensor, rows: torch.Tensor | None, columns: torch.Tensor | None) -> torch.Tensor:
+    """What stays along the first two dimensions, None for all of one."""
+    if rows is not None and columns is not None and weight.is_contiguous() and weight[0, 0].numel() > 1:
+        # Both at once: a kernel is long enough to be copied on its own, and nothing is read or written twice.
+        places = rows[:, None] * weight.shape[1] + columns
+        chosen = weight.flatten(0, 1).index_select(0, places.flatten().to(weight.device))
+        return chosen.view(len(rows), len(columns), *weight.shape[2:])
+    for axis, indices in enumerate((rows, columns)):
         if indices is not None:
-            tensor = tensor.index_select(axis, indices.to(tensor.device))
-    return tensor
+            weight = weight.index_select(axis, indices.to(weight.device))
+    return weight
 
 
 def _cut_source(module: ZeroPadShortcut, out: torch.Tensor | None, inp: torch.Tensor | None) -> torch.Tensor:
@@ -265,48 +261,3 @@ def _cut_source(module: ZeroPadShortcut, out: torch.Tensor | None, inp: torch.Te
     renumbered = torch.full((module.in_channels + 1,), -1, device=source.device)  # the last entry is that of source -1
     renumbered[inp.to(source.device)] = torch.arange(len(inp), device=source.device)
     return renumbered[source]
-
-
-def _copy(model: nn.Module, tensors: Mapping[int, torch.Tensor], share: bool) -> nn.Module:
-    """A deep copy in which `tensors` (by the original's id) take the originals' place. No tensor is copied in vain.
-
-    Parameters that are not replaced are cloned, or share their storage; buffers are always the copy's own, because a
-    forward pass may write to them.
-    """
-    for path, module in model.named_modules():
-        if module._forward_pre_hooks and "weight" in vars(module):  # computed before every call
-            raise PruningError(
-                f"the network cannot be copied (a hook of {path} computes its weight); it must be made permanent first "
-                "by torch.nn.utils.prune.remove or remove_spectral_norm; parametrizations need no such step"
-            )
-    memo: dict[int, Any] = {}  # what deepcopy takes for an object it meets, by the object's id
-    for parameter in model.parameters():
-        data = tensors.get(id(parameter))
-        if data is None:
-            data = parameter.detach()
-            data = data if share and not data.is_inference() else data.clone()
-        memo[id(parameter)] = nn.Parameter(data, requires_grad=parameter.requires_grad)
-    for buffer in model.buffers():
-        memo[id(buffer)] = tensors[id(buffer)] if id(buffer) in tensors else buffer.detach().clone()
-    for module in model.modules():
-        for name, value in vars(module).items():
-            # Hooks stay behind. The many empty dicts of a module are most of what deepcopy would spend its time on.
-            if type(value) in (dict, OrderedDict) and (name in HOOKS or not value):
-                memo[id(value)] = type(value)()
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise PruningError(
-            f"the network cannot be copied ({type(error).__name__}: {error}); masks, weight norms and other computed "
-            "weights must be made permanent first, for instance by torch.nn.utils.prune.remove"
-        ) from error
-
-
-def _submodule(model: nn.Module, path: str) -> nn.Module:
-    try:
-        return model.get_submodule(path)
-    except AttributeError as error:
-        raise ValueError(
-            f"the groups do not fit the network: it has no module {path!r}; groups belong to the network that "
-            "find_groups was given"
-        ) from error

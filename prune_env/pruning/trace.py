@@ -22,9 +22,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..networks.resnet import ZeroPadShortcut
+from .copies import PruningError, twin
 from .labels import Labels
 from .rules import PRODUCERS, RULES, SEVERAL, Rule, elementwise, is_elementwise
-from .surgery import PruningError, Side, first_input, refusal, twin
+from .surgery import Side, first_input, refusal
 
 Example = torch.Tensor | Sequence[torch.Tensor]
 
