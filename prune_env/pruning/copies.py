@@ -102,7 +102,9 @@ def _attributes(module: nn.Module, memo: dict[int, Any]) -> dict[str, Any]:
         if kind in (dict, OrderedDict, set, list) and (not value or name in HOOKS):
             state[name] = memo.setdefault(id(value), kind())
         elif name in HELD and kind in (dict, OrderedDict):
-            state[name] = kind((key, None if item is None else memo[id(item)]) for key, item in value.items())
+            state[name] = kind(
+                (key, memo[id(item)] if id(item) in memo else copy.deepcopy(item, memo)) for key, item in value.items()
+            )
         else:
             state[name] = copy.deepcopy(value, memo)
     return state

@@ -261,3 +261,38 @@ def test_groups_of_another_network(make: Any) -> None:
         build_from_indices(smaller, groups, {"conv_0": [0], "conv_1": [0], "conv_2": [0]})
     with pytest.raises(ValueError, match="groups do not fit the network: it has no module"):
         build(make("flatten")[0], groups, shuffled(groups), (2, 3, 4))
+
+
+def test_a_copy_is_what_deepcopy_would_have_made():
+    class Odd(nn.Module):  # attributes of many kinds, and one that names a module a second time
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.empty = nn.Conv2d(3, 8, 3), nn.Sequential()
+            self.settings, self.sizes = {"deep": [1, {"er": (2, 3)}]}, [4, 5]
+            self.listed = [self.conv, torch.ones(2)]
+            self.register_parameter("nothing", None)
+            self.register_buffer("passing", torch.arange(3.0), persistent=False)
+
+        def __len__(self) -> int:  # false in a condition
+            return 0
+
+    model = nn.Sequential(Odd(), nn.BatchNorm2d(8), nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 4, 1)))
+    model[0].conv.compile()
+    ours, theirs = build(model, (), {}, ()), copy.deepcopy(model)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for mine, other, original in zip(ours.modules(), theirs.modules(), model.modules(), strict=True):
+        assert type(mine) is type(other)
+        assert vars(mine).keys() == vars(other).keys()
+        assert mine is not original
+        for name, value in vars(original).items():
+            if isinstance(value, (dict, list, set)):
+                assert vars(mine)[name] is not value, name
+    assert ours[0].listed[0] is ours[0].conv
+    assert ours[0].listed[1] is not model[0].listed[1]
+    assert ours[0].settings == model[0].settings
+    assert ours[0].settings["deep"] is not model[0].settings["deep"]
+    assert "passing" in ours[0]._non_persistent_buffers_set
+    assert ours[0].conv._compiled_call_impl is None
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor)
+        assert ours.state_dict()[name].data_ptr() != tensor.data_ptr()
