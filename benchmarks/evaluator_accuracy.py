@@ -19,7 +19,8 @@ from tqdm import tqdm
 from prune_env.data import load
 from prune_env.device import fast_dtype
 from prune_env.evaluation.batchnorm import near_equal, recalibrate
-from prune_env.evaluation.evaluator import BATCH, Evaluator
+from prune_env.evaluation.evaluator import Evaluator
+from prune_env.evaluation.measurer import BATCH
 from prune_env.networks.pretrained import normalised_for, pretrained
 from prune_env.pruning import build, find_groups, importance
 from prune_env.training.fit import correct
@@ -44,7 +45,7 @@ def main(config: Config) -> None:
     images = {"reward_images": config.reward_images, "calibration_images": config.calibration_images}
     evaluator = Evaluator(model, data, groups, ranking, **images)  # type: ignore[arg-type]
     reward = data.reward.balanced(config.reward_images)
-    crops = evaluator.calibration.float()
+    crops = evaluator.task.calibration.float()
 
     def exact(plan: tuple[int, ...]) -> float:
         network = build(model, groups, ranking, plan)

@@ -35,7 +35,7 @@ from prune_env.data import from_tensors
 from prune_env.device import channels_last
 from prune_env.evaluation import program
 from prune_env.evaluation.batchnorm import fold, folding_pairs, recalibrate
-from prune_env.evaluation.evaluator import BATCH
+from prune_env.evaluation.measurer import BATCH
 from prune_env.pruning import Plan, build
 
 from .surgery_speed import prune_along
@@ -83,7 +83,7 @@ def measure(name: str, config: Config, peak: float) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # random weights
         env = FilterPruneEnv(model, data, settings)
-    dtype = env.evaluator.dtype
+    dtype = env.evaluator.task.dtype
     total = config.reward_images + config.calibration_images
     batches = data.normalise(images[:total]).to(dtype, memory_format=torch.channels_last).split(BATCH)
     exact = data.normalise(images[:total]).contiguous()

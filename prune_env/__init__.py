@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import EnvConfig
     from .data import DataSplits
-    from .env import FilterPruneEnv, make_env
+    from .env import FilterPruneEnv
+    from .making import make_env
     from .saving import load_pruned, save_pruned
 
 __version__ = "0.1.0"
@@ -18,7 +19,7 @@ _HOMES = {
     "EnvConfig": "config",
     "FilterPruneEnv": "env",
     "load_pruned": "saving",
-    "make_env": "env",
+    "make_env": "making",
     "save_pruned": "saving",
 }
 

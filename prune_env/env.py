@@ -6,9 +6,10 @@ in `reward`, what is seen in `observation`.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,11 +23,13 @@ from torch import nn
 from . import render
 from .archive import Archive, Entry
 from .budget import Budget
-from .config import EnvConfig
-from .data import DataSplits, load
+from .checks import calibration_batches, check_budget, check_head, check_original
+from .config import EnvConfig, EvaluatorKind
+from .data import DataSplits
 from .evaluation.evaluator import Evaluator
-from .evaluation.metric import Metric, check_metric, identity, qualified_name
-from .networks.pretrained import normalised_for, pretrained
+from .evaluation.metric import Metric, check_metric, identity
+from .evaluation.racing import Race
+from .evaluation.workers import backend
 from .observation import Observer
 from .pruning import Cost, Plan, build, importance, trusted
 from .recovery import Recovery
@@ -35,6 +38,10 @@ from .rounds import Position, Rounds
 from .training.fit import Loss, state_digest
 
 RENDER_MODES = ("ansi", "rgb_array")
+RACED_FOR = 10
+"""Place in the archive that a plan must be able to reach for an exact count, where counts may end early."""
+
+StepResult = tuple[dict[str, np.ndarray], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]
 
 
 class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
@@ -68,8 +75,14 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         render_mode: str | None = None,
         device: torch.device | str = "cpu",
         cache: str | Path | None = None,
+        evaluator: EvaluatorKind = "local",
+        workers: int | None = None,
     ) -> None:
         """cache   a file that keeps accuracies for later runs and for other processes (SQLite); not with a metric
+        evaluator   where plans are measured: "local" is this process; "processes", `workers` of them on this machine;
+                    "ray", actors on a cluster (see README). Workers pay where several episodes are played at once,
+                    through `clone`, `step_async` and `step_wait`
+        workers     how many; None for one to each processor
 
         Functions of one's own:
 
@@ -90,11 +103,8 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         model = self.model
         self.max_cycles = config.max_cycles or config.rounds
         example = data.example_input
-        _check_head(model, data)
-        if reward is None and config.reward == "budget" and config.target_macs is None:
-            raise ValueError(
-                "reward 'budget' pays for accuracy alone and needs target_macs; set it, or take 'tradeoff'"
-            )
+        check_head(model, data)
+        check_budget(config, reward, metric)
         self.inspection = trusted(model, example, prove=config.prove)
         """What can be pruned, what is protected and why, and how well that is proven; prints as a table."""
         self.groups = list(self.inspection.groups)
@@ -102,7 +112,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             config.importance,
             model,
             self.groups,
-            batches=_calibration_batches(data, config),
+            batches=calibration_batches(data, config),
             seed=config.problem_seed,
         )
         self.ranking = importance.ranking(scores)
@@ -127,12 +137,14 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             seed=config.problem_seed,
             device=device,
             cache=cache,
+            workers=backend(evaluator, workers),
         )
-        _check_original(self.evaluator.original_accuracy, metric, config)
+        check_original(self.evaluator.original_accuracy, metric, config)
         self.archive = Archive()
         """Every finished plan with its accuracy, over all episodes."""
         self._reward = get_reward(reward or config.reward)
-        self._recovery = Recovery(model, data, self.groups, self.ranking, config, device, loss)
+        self._new_recovery = partial(Recovery, model, data, self.groups, self.ranking, config, device, loss)
+        self._recovery = self._new_recovery()
         self._observer = Observer(model, self.groups, self.cost, self.budget, scores)
 
         self.possible_agents = [group.agent_id for group in self.groups]
@@ -146,6 +158,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self.np_random, self.np_random_seed = seeding.np_random()
         self._rounds = Rounds(self.budget, self.cost, self._observer, config.rounds)
         self._position: Position
+        self._ahead: tuple[Position, Race | None] | None = None  # where `step_async` leads
         self._accuracy: float
         self._return: float
         self._start()
@@ -168,21 +181,34 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self.agents = list(self.possible_agents)
         return self._observations(), self._infos()
 
-    def step(
-        self, actions: Mapping[str, int]
-    ) -> tuple[dict[str, np.ndarray], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]:
+    def step(self, actions: Mapping[str, int]) -> StepResult:
         """Prunes once. Every agent acts; an illegal action becomes the nearest legal rate below, seen in the infos.
 
         Raises ValueError for a missing agent or an action outside its space, RuntimeError after the episode's end.
         """
-        wanted = self._checked(actions)
+        self.step_async(actions)
+        return self.step_wait()
+
+    def step_async(self, actions: Mapping[str, int]) -> None:
+        """The first half of `step`: workers, if there are any, begin to measure what the actions lead to."""
+        ahead = self._rounds.after(self._position, self._checked(actions))
+        race = self._race() if ahead.number == self.config.rounds else None
+        self._ahead = ahead, race
+        if self._measures(ahead) and not self._recovery.on:
+            self.evaluator.submit(ahead.plan, race)
+
+    def step_wait(self) -> StepResult:
+        """The second half of `step`. Raises RuntimeError unless `step_async` came before."""
+        if self._ahead is None:
+            raise RuntimeError("nothing to wait for; call step_async(actions) first")
         before, accuracy_before = self._position, self._accuracy
-        now = self._position = self._rounds.after(before, wanted)
+        now, race = self._ahead
+        self._position, self._ahead = now, None
         ends = now.number == self.config.rounds
         if self._recovery.on:
             self._recovery.step(now.plan, now.number)
-        if ends or self.config.every_round:
-            self._accuracy = self._measure()
+        if self._measures(now):
+            self._accuracy = self._measure(race)
 
         result = self._reward(
             RewardInput(
@@ -259,8 +285,18 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         totals = (self._accuracy, now.macs_ratio, now.params_ratio, now.number, self.config.rounds)
         return render.ansi(rows, *totals) if self.render_mode == "ansi" else render.rgb_array(rows, *totals)
 
+    def clone(self) -> FilterPruneEnv:
+        """The same game for another episode beside this one: network, evaluator and archive are shared."""
+        other = copy.copy(self)
+        other.observation_spaces, other.action_spaces = copy.deepcopy((self.observation_spaces, self.action_spaces))
+        other.np_random, other.np_random_seed = seeding.np_random()
+        other.agents, other._ahead, other._recovery = [], None, self._new_recovery()
+        other._start()
+        return other
+
     def close(self) -> None:
-        """Nothing is held open."""
+        """Ends the workers, if there are any; they start again when needed."""
+        self.evaluator.close()
 
     def state_dict(self) -> dict[str, Any]:
         """What episodes leave behind: the archive, and which problem it belongs to. Plain lists, numbers and text."""
@@ -284,6 +320,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     def _start(self) -> None:
         self._position = self._rounds.start
         self._accuracy, self._return = self.evaluator.original_accuracy, 0.0
+        self._ahead = None
         self._recovery.reset()
 
     def _network(self) -> nn.Module:
@@ -291,10 +328,19 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             return self._recovery.network()
         return build(self.model, self.groups, self.ranking, self.plan)
 
-    def _measure(self) -> float:
+    def _measures(self, position: Position) -> bool:
+        return self.config.every_round or position.number == self.config.rounds
+
+    def _measure(self, race: Race | None) -> float:
         if self._recovery.on:
             return self.evaluator.accuracy_of(self._recovery.network())
-        return self.evaluator.accuracy(self.plan)
+        return self.evaluator.accuracy(self.plan, race)
+
+    def _race(self) -> Race | None:
+        """What a finished plan is raced against, None for an exact count."""
+        if self.config.racing is None or len(self.archive) < RACED_FOR:
+            return None
+        return Race(self.archive.best(RACED_FOR)[-1].accuracy, self.config.racing)
 
     def _checked(self, actions: Mapping[str, int]) -> list[int]:
         if not self.agents:
@@ -328,74 +374,3 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             agent: {"action_mask": mask, "applied_rate": float(rate), **network}
             for agent, mask, rate in zip(self.possible_agents, masks, now.last_rates, strict=True)
         }
-
-
-def make_env(
-    network: str,
-    data: str | Path | DataSplits = "digits",
-    weights: str | Path | None = None,
-    *,
-    render_mode: str | None = None,
-    device: torch.device | str = "cpu",
-    cache: str | Path | None = None,
-    progress: bool = True,
-    **config: Any,
-) -> FilterPruneEnv:
-    """The environment of a registered network: loads the data, loads or trains the network, and wires them.
-
-    cache   see `FilterPruneEnv`
-    config  fields of `EnvConfig`
-    """
-    settings = EnvConfig(**config)  # wrong settings are told before minutes of training
-    splits = normalised_for(network, data if isinstance(data, DataSplits) else load(data))
-    model = pretrained(network, splits, weights, device=device, progress=progress)
-    return FilterPruneEnv(model, splits, settings, render_mode=render_mode, device=device, cache=cache)
-
-
-def _calibration_batches(data: DataSplits, config: EnvConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Normalised calibration images and their labels, for first-order importance."""
-    if config.importance != "taylor":
-        return []
-    if not data.classes:
-        raise ValueError(
-            f"importance 'taylor' differentiates the cross-entropy, which needs classes; data {data.name!r} has "
-            "floating-point targets: choose another importance"
-        )
-    split = data.calibration.balanced(config.calibration_images)
-    batches = zip(split.images.split(125), split.labels.split(125), strict=True)
-    return [(data.normalise(images), labels) for images, labels in batches]
-
-
-def _check_original(accuracy: float, metric: Metric | None, config: EnvConfig) -> None:
-    """Rewards are ratios to the unpruned network's accuracy, and AMC's pays for an error of at most 1."""
-    if accuracy <= 0:
-        raise ValueError(
-            "the unpruned network gets none of the reward images right, so nothing can be lost; train it, "
-            "and check that data and normalisation are those it was trained with"
-            if metric is None
-            else f"metric {qualified_name(metric)} is {accuracy} for the unpruned network; it must be above 0 there, "
-            "since rewards are ratios to it, and more must be better: train the network, or shift or invert the metric"
-        )
-    if metric is not None and config.reward == "amc" and accuracy > 1:
-        raise ValueError(
-            f"metric {qualified_name(metric)} is {accuracy} for the unpruned network; reward 'amc' pays for the error "
-            "1 - metric, which needs a metric of at most 1: take 'budget' or 'tradeoff'"
-        )
-
-
-def _check_head(model: nn.Module, data: DataSplits) -> None:
-    """The network must take the images, and name every class if there are any."""
-    try:
-        with torch.inference_mode():
-            logits = model(data.example_input)
-    except RuntimeError as error:
-        raise ValueError(f"the network takes no images of shape {data.image_shape} (C, H, W): {error}") from error
-    if not isinstance(logits, torch.Tensor):
-        raise ValueError(f"the network must return one tensor of logits [B, K], it returned a {type(logits).__name__}")
-    if not data.classes:
-        return
-    if logits.ndim != 2 or logits.shape[1] < len(data.classes):
-        raise ValueError(
-            f"the network's output is {tuple(logits.shape)}; data {data.name!r} has {len(data.classes)} classes, "
-            "so it must return [B, K] logits with K at least that"
-        )

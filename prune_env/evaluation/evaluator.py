@@ -1,12 +1,12 @@
-"""How accurate is a plan? Select its weights, recalibrate BatchNorm, fold, count.
+"""How accurate is a plan? Asked once, remembered in memory and on disk, and computed here or by workers.
 
 A pure function of the plan: the images, the calibration crops and the filter ranking are fixed at construction.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,20 +15,22 @@ import torch
 from torch import nn
 
 from ..data import DataSplits, Split
-from ..device import channels_last, fast_dtype
-from ..pruning import Plan, PruningGroup, build
+from ..device import fast_dtype
+from ..pruning import Plan, PruningGroup
 from ..training.fit import state_digest
 from . import units
-from .batchnorm import fold, folding_pairs, near_equal, recalibrate
 from .cache import PlanCache
-from .metric import Metric, check_metric, measure, qualified_name
-from .program import Program
+from .measurer import BATCH, Measurer, Task
+from .metric import Metric, check_metric, qualified_name
+from .racing import Race
+from .workers import Backend, Pool
 
-VERSION = 1
+VERSION = 2
 """To be raised with every change that gives other answers."""
 
-BATCH = 250
 RECALIBRATION_TOLERANCE = 0.003
+
+logger = logging.getLogger(__name__)
 
 
 class Evaluator:
@@ -39,6 +41,7 @@ class Evaluator:
     reward_images, calibration_images    class-balanced counts out of the two splits
     metric    in place of top-1 accuracy; called 'accuracy' everywhere
     cache     a file that keeps answers for later runs and for other processes, see `PlanCache`
+    workers   where plans are measured, in place of this process: see `workers.py`
     Works in bfloat16 where the hardware is fast at it and in float32 elsewhere, channels_last in both.
     """
 
@@ -55,6 +58,7 @@ class Evaluator:
         seed: int = 0,
         device: torch.device | str = "cpu",
         cache: str | Path | None = None,
+        workers: Backend | None = None,
     ) -> None:
         check_metric(metric, data)
         if cache is not None and metric is not None:
@@ -62,87 +66,86 @@ class Evaluator:
                 f"cache {str(cache)!r} is for top-1 accuracy only: what metric {qualified_name(metric)} reads cannot "
                 "be known from outside, so a stale answer might be given; leave one of the two out"
             )
-        self.device = torch.device(device)
-        self.dtype = fast_dtype(self.device)
-        self.evaluations = 0
-        self._model, self._groups, self._ranking = model, groups, ranking
+        device, dtype = torch.device(device), fast_dtype(torch.device(device))
+        self.evaluations, self.hits = 0, 0
+        """Plans and networks measured, and questions that were answered from memory or disk."""
         self._memo: dict[Plan, float] = {}
-        split = data.reward.balanced(reward_images)
-        self._split = Split(self._prepare(data.normalise(split.images)), split.labels.to(self.device))
-        # Crops as in training: statistics of centred images are not those that the weights were trained under.
         generator = torch.Generator().manual_seed(seed)
+        # Crops as in training: statistics of centred images are not those that the weights were trained under.
         calibration = data.calibration.balanced(calibration_images)
         rows = torch.randperm(len(calibration), generator=generator)
-        self.calibration = self._prepare(data.augmented(calibration.images[rows], generator))
-        """The fixed crops, normalised, [N, C, H, W], on the device and in the precision that is run."""
-        # A metric of the user's is given ordinary networks, which it may look into, and of which each is new.
-        self._metric = metric
-        self._pairs = folding_pairs(model, data.example_input) if metric else []
-        self._program = (
-            None if metric else Program(model, groups, data.example_input, dtype=self.dtype, device=self.device)
-        )
+        crops = data.augmented(calibration.images[rows], generator)
+        split = data.reward.balanced(reward_images)
+        if metric is None:  # a race needs a random order
+            rows = torch.randperm(len(split), generator=generator)
+            split = Split(split.images[rows], split.labels[rows])
+
+        def prepared(images: torch.Tensor) -> torch.Tensor:
+            return images.to(device, dtype, memory_format=torch.channels_last)
+
+        split = Split(prepared(data.normalise(split.images)), split.labels.to(device))
+        groups, ranking = tuple(groups), dict(ranking)
+        self.task = Task(model, groups, ranking, data.example_input, prepared(crops), split, metric, device, dtype)
+        self._measurer = Measurer(self.task)
+        self._pool = Pool(workers, self.task) if workers is not None else None
         self.cache = None
         if cache is not None:
-            settings = (reward_images, calibration_images, seed, self.device.type, str(self.dtype))
+            settings = (reward_images, calibration_images, seed, device.type, str(dtype))
             self.cache = PlanCache(Path(cache), _fingerprint(model, data, groups, ranking, settings))
         full = tuple(group.filters for group in groups)
-        stored = self._measured(full, fresh_statistics=False)
+        stored = self._measurer.accuracy(full, fresh_statistics=False)
         self.original_accuracy = self.accuracy(full)
         """Of the unpruned network, measured like every plan's."""
         self._warn_if_recalibration_hurts(stored, metric)
 
-    def accuracy(self, plan: Plan) -> float:
-        """Fraction of the reward images that the pruned network gets right, or its metric, before any fine-tuning."""
-        known = self._memo.get(plan)
-        if known is None and self.cache is not None:
-            known = self.cache.get(plan)
-        if known is None:
-            known = self._measured(plan)
-            if self.cache is not None:
-                self.cache.put(plan, known)
-        self._memo[plan] = known
-        return known
+    def submit(self, plan: Plan, race: Race | None = None) -> None:
+        """Says that `accuracy` will be asked for this plan soon: workers, if there are any, begin with it."""
+        if self._pool is not None and self._known(plan) is None:
+            self._pool.submit(plan, race)
+
+    def accuracy(self, plan: Plan, race: Race | None = None) -> float:
+        """Fraction of the reward images that the pruned network gets right, or its metric, before any fine-tuning.
+
+        race   lets a count end early; its answer is remembered, but not kept on disk. Not with a metric
+        """
+        known = self._known(plan)
+        if known is not None:
+            self.hits += 1
+            return known
+        self.evaluations += 1
+        measure = self._measurer.accuracy if self._pool is None else self._pool.result
+        answer = measure(plan, race)
+        self._memo[plan] = answer
+        if self.cache is not None and (race is None or answer >= race.threshold):
+            self.cache.put(plan, answer)
+        return answer
 
     def accuracy_of(self, network: nn.Module) -> float:
         """The same for a network that was cut out of the model, and trained since, maybe; it is not changed."""
-        return self._measured(network)
+        self.evaluations += 1
+        return self._measurer.accuracy(network)
 
     def recalibrate(self, network: nn.Module) -> None:
-        """Estimates the network's BatchNorm statistics on the fixed calibration crops, in place and on `device`."""
-        channels_last(network.to(self.device))
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            recalibrate(network, near_equal(self.calibration, BATCH))
+        """Estimates the network's BatchNorm statistics on the fixed calibration crops, in place and on the device."""
+        self._measurer.recalibrate(network)
 
     def remember(self, plan: Plan, accuracy: float) -> None:
         """Takes a known answer, of a run that is resumed."""
         self._memo[plan] = accuracy
 
-    def _prepare(self, images: torch.Tensor) -> torch.Tensor:
-        return images.to(self.device, self.dtype, memory_format=torch.channels_last)
+    def close(self) -> None:
+        """Ends the workers; they start again when a plan needs them. Logs how often memory and cache had the answer."""
+        logger.info("%d plans measured, %d questions answered from memory or cache", self.evaluations, self.hits)
+        if self._pool is not None:
+            self._pool.close()
 
-    def _measured(self, what: Plan | nn.Module, fresh_statistics: bool = True) -> float:
-        self.evaluations += fresh_statistics
-        if self._program is None:
-            return self._measured_by_metric(what, fresh_statistics)
-        if isinstance(what, nn.Module):
-            self._program.load_network(what)
-        else:
-            self._program.load(self._ranking, what)
-        if fresh_statistics:
-            self._program.recalibrate(near_equal(self.calibration, BATCH))
-        return measure(_top1, self._program.network, self._split)
-
-    def _measured_by_metric(self, what: Plan | nn.Module, fresh_statistics: bool) -> float:
-        assert self._metric is not None
-        if isinstance(what, nn.Module):
-            network = copy.deepcopy(what)
-        else:
-            network = build(self._model, self._groups, self._ranking, what)
-        if fresh_statistics:
-            self.recalibrate(network)
-        network.eval().to(self.device)
-        fold(network, self._pairs)
-        return measure(self._metric, channels_last(network.to(self.dtype)), self._split)
+    def _known(self, plan: Plan) -> float | None:
+        known = self._memo.get(plan)
+        if known is None and self.cache is not None:
+            known = self.cache.get(plan)
+            if known is not None:
+                self._memo[plan] = known
+        return known
 
     def _warn_if_recalibration_hurts(self, stored: float, metric: Metric | None) -> None:
         known = self.original_accuracy
@@ -153,7 +156,7 @@ class Evaluator:
             scale = abs(stored)
             told = f"{loss:.4g} of metric {qualified_name(metric)} on the reward images ({stored:.4g} with stored "
             told += f"statistics, {known:.4g} without)"
-        if loss > (RECALIBRATION_TOLERANCE + 1 / len(self._split)) * scale:
+        if loss > (RECALIBRATION_TOLERANCE + 1 / len(self.task.split)) * scale:
             warnings.warn(
                 f"BatchNorm recalibration costs the unpruned network {told}: the calibration split or the augmentation "
                 "is not what the network was trained with",
@@ -178,10 +181,3 @@ def _fingerprint(
         members = [(member.module, member.side, member.index.tolist()) for member in group.members]
         digest.update(f"{members} {ranking[group.agent_id].tolist()}".encode())
     return digest.hexdigest()
-
-
-def _top1(network: nn.Module, split: Split) -> float:
-    right = 0
-    for images, labels in zip(split.images.split(BATCH), split.labels.split(BATCH), strict=True):
-        right += int((network(images).argmax(1) == labels).sum())
-    return right / len(split)

@@ -1,0 +1,100 @@
+"""The measurement itself: select a plan's weights, recalibrate BatchNorm, fold, count. Remembers nothing.
+
+A `Task` holds all that an answer depends on, so that it can be sent to another process or another machine.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from ..data import Split
+from ..device import channels_last
+from ..pruning import Plan, PruningGroup, build
+from .batchnorm import fold, folding_pairs, near_equal, recalibrate
+from .metric import Metric, measure
+from .program import Program
+from .racing import Race
+
+BATCH = 250
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is measured, and on what. Tensors of images are normalised, in the precision that is run."""
+
+    model: nn.Module
+    """The trained, unpruned network in float32 and eval mode."""
+    groups: Sequence[PruningGroup]
+    ranking: Mapping[str, torch.Tensor]
+    example_input: torch.Tensor  # float32 [2, C, H, W]
+    calibration: torch.Tensor  # [N, C, H, W], the fixed crops
+    split: Split
+    """The reward images, in an order that a race may stop at."""
+    metric: Metric | None
+    device: torch.device
+    dtype: torch.dtype
+
+
+class Measurer:
+    """Accuracy of plans and networks on a task's images; equal questions get equal answers."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        # A metric of the user's is given ordinary networks, which it may look into, and of which each is new.
+        self._pairs = folding_pairs(task.model, task.example_input) if task.metric else []
+        self._program = None
+        if task.metric is None:
+            self._program = Program(task.model, task.groups, task.example_input, dtype=task.dtype, device=task.device)
+
+    def accuracy(self, what: Plan | nn.Module, race: Race | None = None, *, fresh_statistics: bool = True) -> float:
+        """Of a plan, or of a network that was cut out of the model and trained since, maybe; it is not changed.
+
+        race   may end the count early; what was counted is then the answer
+        fresh_statistics   whether BatchNorm is recalibrated first
+        """
+        task = self.task
+        if self._program is None:
+            return self._by_metric(what, fresh_statistics)
+        if isinstance(what, nn.Module):
+            self._program.load_network(what)
+        else:
+            self._program.load(task.ranking, what)
+        if fresh_statistics:
+            self._program.recalibrate(near_equal(task.calibration, BATCH))
+        return measure(partial(_top1, race), self._program.network, task.split)
+
+    def recalibrate(self, network: nn.Module) -> None:
+        """Estimates the network's BatchNorm statistics on the fixed calibration crops, in place and on the device."""
+        device, dtype = self.task.device, self.task.dtype
+        channels_last(network.to(device))
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            recalibrate(network, near_equal(self.task.calibration, BATCH))
+
+    def _by_metric(self, what: Plan | nn.Module, fresh_statistics: bool) -> float:
+        task = self.task
+        assert task.metric is not None
+        if isinstance(what, nn.Module):
+            network = copy.deepcopy(what)
+        else:
+            network = build(task.model, task.groups, task.ranking, what)
+        if fresh_statistics:
+            self.recalibrate(network)
+        network.eval().to(task.device)
+        fold(network, self._pairs)
+        return measure(task.metric, channels_last(network.to(task.dtype)), task.split)
+
+
+def _top1(race: Race | None, network: nn.Module, split: Split) -> float:
+    right, seen = 0, 0
+    for images, labels in zip(split.images.split(BATCH), split.labels.split(BATCH), strict=True):
+        right += int((network(images).argmax(1) == labels).sum())
+        seen += len(labels)
+        if race is not None and race.is_lost(right, seen, len(split)):
+            break
+    return right / seen

@@ -1,0 +1,259 @@
+"""A pool of measurers in other processes, or on other machines, that answers as one would.
+
+The pool hands out one plan at a time to each worker, gives those of a worker that died to another, and starts a new
+one in its place. Every worker computes with the same number of threads whatever their number, so that answers depend
+neither on it nor on the order in which they arrive.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import traceback
+from collections import Counter, deque
+from collections.abc import Hashable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol, get_args
+
+import torch
+
+from ..config import EvaluatorKind
+from ..pruning import Plan
+from .measurer import Measurer, Task
+from .metric import qualified_name
+from .racing import Race
+
+TRIES = 3
+"""Workers that may die over one plan."""
+
+Question = tuple[Plan, Race | None]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A measurement raised: the traceback, as text."""
+
+    traceback: str
+
+
+@dataclass(frozen=True)
+class Died:
+    """A worker is gone: why, as far as is known."""
+
+    reason: str
+
+
+Answer = float | Failed | Died
+
+
+class Backend(Protocol):
+    """Where workers live."""
+
+    count: int
+
+    def start(self, task: Task) -> Hashable:
+        """A new worker, which gets the task before anything else."""
+
+    def ask(self, worker: Any, question: Question) -> None:
+        """Sends a question; a worker that has died is found out by `answers`."""
+
+    def answers(self, workers: Sequence[Any]) -> list[tuple[Any, Answer]]:
+        """Waits until at least one of the workers, all of which were asked, has answered or died."""
+
+    def stop(self, workers: Sequence[Any]) -> None:
+        """Ends workers at once."""
+
+
+class WorkerError(RuntimeError):
+    """Workers died, or a measurement failed in one."""
+
+
+class Pool:
+    """Workers start with the first question, and again after `close` or unpickling."""
+
+    def __init__(self, backend: Backend, task: Task) -> None:
+        self._backend, self._task = backend, task
+        self._reset()
+
+    def submit(self, plan: Plan, race: Race | None = None) -> None:
+        """Asks for a plan; nothing happens if that was done already."""
+        if plan not in self._asked:
+            self._asked.add(plan)
+            self._waiting.append((plan, race))
+            self._hand_out()
+
+    def result(self, plan: Plan, race: Race | None = None) -> float:
+        """The accuracy of a plan, once. Raises WorkerError."""
+        self.submit(plan, race)
+        try:
+            while plan not in self._answered:
+                self._collect()
+        except BaseException:
+            self.close()  # what was asked is forgotten, so that a later question starts afresh
+            raise
+        self._asked.remove(plan)
+        return self._answered.pop(plan)
+
+    def close(self) -> None:
+        """Ends the workers and forgets what was asked."""
+        self._backend.stop([*self._idle, *self._busy])
+        self._reset()
+
+    def _reset(self) -> None:
+        self._asked: set[Plan] = set()
+        self._waiting: deque[Question] = deque()
+        self._answered: dict[Plan, float] = {}
+        self._idle: list[Hashable] = []
+        self._busy: dict[Hashable, Question] = {}
+        self._deaths: Counter[Plan] = Counter()
+
+    def _hand_out(self) -> None:
+        while self._waiting and (self._idle or len(self._busy) < self._backend.count):
+            worker = self._idle.pop() if self._idle else self._backend.start(self._task)
+            self._busy[worker] = self._waiting.popleft()
+            self._backend.ask(worker, self._busy[worker])
+
+    def _collect(self) -> None:
+        for worker, answer in self._backend.answers(list(self._busy)):
+            question = self._busy.pop(worker)
+            plan = question[0]
+            if isinstance(answer, Failed):
+                raise WorkerError(f"plan {plan} could not be measured; in the worker:\n{answer.traceback}")
+            if isinstance(answer, Died):
+                self._deaths[plan] += 1
+                if self._deaths[plan] == TRIES:
+                    raise WorkerError(
+                        f"{TRIES} workers ended while they measured plan {plan}: {answer.reason}. Where the first ones "
+                        "do, and at once: a script that uses worker processes needs `if __name__ == "
+                        '"__main__":` around what it runs. Killed by signal 9 often means too little memory: take '
+                        "fewer workers"
+                    )
+                self._waiting.appendleft(question)
+            else:
+                self._idle.append(worker)
+                self._answered[plan] = answer
+        self._hand_out()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_backend": self._backend, "_task": self._task}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+
+@dataclass(eq=False)
+class _Process:
+    process: Any
+    connection: Connection
+
+
+@dataclass
+class Processes:
+    """Workers as processes of this machine, started afresh (spawn), with `threads` threads each."""
+
+    count: int
+    threads: int = 1
+    _payload: bytes | None = field(default=None, repr=False)
+
+    def start(self, task: Task) -> _Process:
+        """Raises WorkerError where the task cannot be sent."""
+        if self._payload is None:
+            self._payload = _pickled(task)
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self.threads), daemon=True, name="prune_env worker")
+        process.start()
+        theirs.close()
+        worker = _Process(process, ours)
+        self._send(worker, self._payload)
+        return worker
+
+    def ask(self, worker: _Process, question: Question) -> None:
+        """See `Backend`."""
+        self._send(worker, pickle.dumps(question))
+
+    def answers(self, workers: Sequence[_Process]) -> list[tuple[_Process, Answer]]:
+        """See `Backend`."""
+        ready = set(wait([worker.connection for worker in workers]))
+        return [(worker, self._receive(worker)) for worker in workers if worker.connection in ready]
+
+    def stop(self, workers: Sequence[_Process]) -> None:
+        """See `Backend`."""
+        for worker in workers:
+            worker.connection.close()
+            worker.process.kill()
+        for worker in workers:
+            worker.process.join()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"count": self.count, "threads": self.threads, "_payload": None}
+
+    def _send(self, worker: _Process, message: bytes) -> None:
+        with suppress(OSError):  # it has died, which `answers` will tell
+            worker.connection.send_bytes(message)
+
+    def _receive(self, worker: _Process) -> Answer:
+        try:
+            answer: Answer = worker.connection.recv()
+            return answer
+        except (EOFError, OSError):
+            worker.connection.close()
+            worker.process.join(timeout=5)
+            code = worker.process.exitcode
+            ended = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+            return Died(f"the last one by {ended}")
+
+
+def _pickled(task: Task) -> bytes:
+    try:
+        return pickle.dumps(task)
+    except Exception as error:
+        metric = "" if task.metric is None else f" or metric {qualified_name(task.metric)}"
+        raise WorkerError(
+            f"the network{metric} cannot be sent to worker processes ({type(error).__name__}: {error}); define its "
+            'class and functions at the top of a module, or take evaluator="local"'
+        ) from error
+
+
+def _serve(connection: Connection, threads: int) -> None:
+    """A worker's life: a task, then questions until the connection closes."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    torch.set_num_threads(threads)
+    measurer: Measurer | None = None
+    while True:
+        try:
+            message = connection.recv_bytes()
+        except (EOFError, OSError):
+            return
+        try:
+            content = pickle.loads(message)
+            if measurer is None:
+                measurer = Measurer(content)
+                continue
+            connection.send(measurer.accuracy(*content))
+        except Exception:
+            connection.send(Failed(traceback.format_exc()))
+
+
+def backend(kind: EvaluatorKind, workers: int | None) -> Backend | None:
+    """What `evaluator` and `workers` of an environment mean; None for this process."""
+    if kind == "local":
+        if workers is not None:
+            raise ValueError(f'workers={workers} needs evaluator="processes" or "ray"')
+        return None
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be a whole number of at least 1, got {workers}")
+    if kind == "processes":
+        affinity = getattr(os, "sched_getaffinity", None)
+        return Processes(workers or (len(affinity(0)) if affinity else os.cpu_count() or 1))
+    if kind == "ray":
+        from .ray_workers import RayActors
+
+        return RayActors(workers)
+    raise ValueError(f"evaluator {kind!r} is unknown; choose one of {', '.join(get_args(EvaluatorKind))}")
