@@ -20,7 +20,7 @@ from prune_env.data import load
 from prune_env.device import fast_dtype
 from prune_env.evaluation.batchnorm import near_equal, recalibrate
 from prune_env.evaluation.evaluator import Evaluator
-from prune_env.evaluation.measurer import BATCH
+from prune_env.evaluation.measurer import BATCHES
 from prune_env.networks.pretrained import normalised_for, pretrained
 from prune_env.pruning import build, find_groups, importance
 from prune_env.training.fit import correct
@@ -49,7 +49,7 @@ def main(config: Config) -> None:
 
     def exact(plan: tuple[int, ...]) -> float:
         network = build(model, groups, ranking, plan)
-        recalibrate(network, near_equal(crops, BATCH))
+        recalibrate(network, near_equal(crops, BATCHES["cpu"]))
         return correct(network, data, reward) / len(reward)
 
     generator = torch.Generator().manual_seed(config.seed)

@@ -35,7 +35,7 @@ from prune_env.data import from_tensors
 from prune_env.device import channels_last
 from prune_env.evaluation import program
 from prune_env.evaluation.batchnorm import fold, folding_pairs, recalibrate
-from prune_env.evaluation.measurer import BATCH
+from prune_env.evaluation.measurer import BATCHES
 from prune_env.pruning import Plan, build
 
 from .surgery_speed import prune_along
@@ -52,13 +52,15 @@ class Config:
     """the obvious way takes its turn on every so many plans"""
     reward_images: int = 1000
     calibration_images: int = 500
+    device: str = "cpu"
     out: Path = Path("runs/evaluator_speed")
 
 
 def main(config: Config) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
-    peak = matmul_peak(torch.bfloat16)
-    print(f"{torch.get_num_threads()} threads, bfloat16 matmul {peak / 1e9:.0f} GFLOP/s")
+    peak = matmul_peak(torch.bfloat16, config.device)
+    where = torch.cuda.get_device_name() if config.device == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"{where}, bfloat16 matmul {peak / 1e9:.0f} GFLOP/s")
     results = {name: measure(name, config, peak) for name in config.networks}
     (config.out / "results.json").write_text(json.dumps({"peak": peak, "networks": results}, indent=1) + "\n")
     print(table(results))
@@ -82,12 +84,15 @@ def measure(name: str, config: Config, peak: float) -> dict[str, Any]:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # random weights
-        env = FilterPruneEnv(model, data, settings)
+        env = FilterPruneEnv(model, data, settings, device=config.device)
     dtype = env.evaluator.task.dtype
     total = config.reward_images + config.calibration_images
-    batches = data.normalise(images[:total]).to(dtype, memory_format=torch.channels_last).split(BATCH)
-    exact = data.normalise(images[:total]).contiguous()
-    rounded, fused = (program.Program(env.model, env.groups, data.example_input, dtype=dtype) for _ in range(2))
+    ready = data.normalise(images[:total]).to(config.device, dtype, memory_format=torch.channels_last)
+    batches = ready.split(BATCHES[config.device])
+    exact = data.normalise(images[:total]).contiguous().to(config.device)
+    rounded, fused = (
+        program.Program(env.model, env.groups, data.example_input, dtype=dtype, device=config.device) for _ in range(2)
+    )
     fused._multiple = 1  # the cut network as it is
     pairs = folding_pairs(env.model, data.example_input)
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -103,7 +108,7 @@ def measure(name: str, config: Config, peak: float) -> dict[str, Any]:
             bare.load(env.ranking, plan)
         module = build(env.model, env.groups, env.ranking, plan)
         fold(module, pairs)
-        channels_last(module.to(dtype))
+        channels_last(module.to(config.device, dtype))
         turns = [step] + [timed(partial(forward, net, batches)) for net in (rounded.network, fused.network, module)]
         if number % config.obvious_every == 0:
             turns.append(timed(partial(obvious, env, plan, exact, config.calibration_images)))
@@ -125,16 +130,16 @@ def obvious(env: FilterPruneEnv, plan: Plan, images: torch.Tensor, calibration_i
     """deepcopy, torch-pruning where it can (else our build), and float32 passes of the plain network."""
     import torch_pruning as tp
 
-    network = copy.deepcopy(env.model)
+    network, size = copy.deepcopy(env.model), BATCHES[images.device.type]
     try:
         graph = tp.DependencyGraph().build_dependency(network, env.data.example_input, verbose=False)
         prune_along(graph, network, env.groups, env.ranking, plan)
         with torch.inference_mode():
-            network(images[:2])
+            network.to(images.device)(images[:2])
     except Exception:  # ResNets with zero-padded shortcuts: torch-pruning leaves a network that does not run
-        network = build(env.model, env.groups, env.ranking, plan)
-    recalibrate(network, images[:calibration_images].split(BATCH))
-    forward(network.eval(), images[calibration_images:].split(BATCH))
+        network = build(env.model, env.groups, env.ranking, plan).to(images.device)
+    recalibrate(network, images[:calibration_images].split(size))
+    forward(network.eval(), images[calibration_images:].split(size))
 
 
 def forward(network: nn.Module, batches: Any) -> None:
@@ -144,14 +149,19 @@ def forward(network: nn.Module, batches: Any) -> None:
 
 
 def timed(function: Callable[[], object]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     start = time.perf_counter()
     function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def matmul_peak(dtype: torch.dtype, size: int = 3072) -> float:
+def matmul_peak(dtype: torch.dtype, device: str) -> float:
     """FLOP/s of a square matrix product, the best of five."""
-    a, b = torch.randn(2, size, size).to(dtype)
+    size = 8192 if device == "cuda" else 3072
+    a, b = torch.randn(2, size, size).to(device, dtype)
     return 2 * size**3 / min(timed(lambda: a @ b) for _ in range(5))
 
 

@@ -20,7 +20,7 @@ from ..pruning import Plan, PruningGroup
 from ..training.fit import state_digest
 from . import units
 from .cache import PlanCache
-from .measurer import BATCH, Measurer, Task
+from .measurer import Measurer, Task
 from .metric import Metric, check_metric, qualified_name
 from .racing import Race
 from .workers import Backend, Pool
@@ -90,7 +90,7 @@ class Evaluator:
         self._pool = Pool(workers, self.task) if workers is not None else None
         self.cache = None
         if cache is not None:
-            settings = (reward_images, calibration_images, seed, device.type, str(dtype))
+            settings = (reward_images, calibration_images, seed, device.type, str(dtype), self._measurer.batch)
             self.cache = PlanCache(Path(cache), _fingerprint(model, data, groups, ranking, settings))
         full = tuple(group.filters for group in groups)
         stored = self._measurer.accuracy(full, fresh_statistics=False)
@@ -172,7 +172,7 @@ def _fingerprint(
     settings: Sequence[object],
 ) -> str:
     """A digest of all that an accuracy depends on, the arithmetic of library and processor included."""
-    arithmetic = (VERSION, units.POSITIONS, BATCH, torch.__version__, torch.backends.cpu.get_cpu_capability())
+    arithmetic = (VERSION, units.POSITIONS, torch.__version__, torch.backends.cpu.get_cpu_capability())
     digest = hashlib.blake2b(f"{state_digest(model)} {data.digest} {settings} {arithmetic}".encode(), digest_size=16)
     # Two networks of equal weights can compute different things: what a forward does shows in what it returns.
     with torch.inference_mode():

@@ -21,7 +21,8 @@ from .metric import Metric, measure
 from .program import Program
 from .racing import Race
 
-BATCH = 250
+BATCHES = {"cpu": 250, "cuda": 2000}
+"""Images at a time: as many as fit a processor's cache, or keep a GPU busy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,7 @@ class Measurer:
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        self.batch = BATCHES.get(task.device.type, BATCHES["cpu"])
         # A metric of the user's is given ordinary networks, which it may look into, and of which each is new.
         self._pairs = folding_pairs(task.model, task.example_input) if task.metric else []
         self._program = None
@@ -66,15 +68,15 @@ class Measurer:
         else:
             self._program.load(task.ranking, what)
         if fresh_statistics:
-            self._program.recalibrate(near_equal(task.calibration, BATCH))
-        return measure(partial(_top1, race), self._program.network, task.split)
+            self._program.recalibrate(near_equal(task.calibration, self.batch))
+        return measure(partial(_top1, race, self.batch), self._program.network, task.split)
 
     def recalibrate(self, network: nn.Module) -> None:
         """Estimates the network's BatchNorm statistics on the fixed calibration crops, in place and on the device."""
         device, dtype = self.task.device, self.task.dtype
         channels_last(network.to(device))
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            recalibrate(network, near_equal(self.task.calibration, BATCH))
+            recalibrate(network, near_equal(self.task.calibration, self.batch))
 
     def _by_metric(self, what: Plan | nn.Module, fresh_statistics: bool) -> float:
         task = self.task
@@ -90,9 +92,9 @@ class Measurer:
         return measure(task.metric, channels_last(network.to(task.dtype)), task.split)
 
 
-def _top1(race: Race | None, network: nn.Module, split: Split) -> float:
+def _top1(race: Race | None, batch: int, network: nn.Module, split: Split) -> float:
     right, seen = 0, 0
-    for images, labels in zip(split.images.split(BATCH), split.labels.split(BATCH), strict=True):
+    for images, labels in zip(split.images.split(batch), split.labels.split(batch), strict=True):
         right += int((network(images).argmax(1) == labels).sum())
         seen += len(labels)
         if race is not None and race.is_lost(right, seen, len(split)):

@@ -6,12 +6,18 @@ where there is none. Network and images are put into the object store once; plan
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from .measurer import Measurer, Task
 from .workers import Answer, Died, Failed, Question, WorkerError
+
+PATIENCE = 60
+"""Seconds without any answer, after which a warning says that the cluster may be too small."""
+
+logger = logging.getLogger(__name__)
 
 
 class RayActors:
@@ -41,7 +47,12 @@ class RayActors:
     def answers(self, workers: Sequence[Any]) -> list[tuple[Any, Answer]]:
         """Waits for the first, and takes all that are there."""
         asked = {self._pending[worker]: worker for worker in workers}
-        self._ray.wait(list(asked), num_returns=1)
+        while not self._ray.wait(list(asked), num_returns=1, timeout=PATIENCE)[0]:
+            free, there = (of().get("CPU", 0) for of in (self._ray.available_resources, self._ray.cluster_resources))
+            logger.warning(
+                f"none of {len(asked)} Ray workers has answered for {PATIENCE} s; is the cluster short of processors? "
+                f"They need {self.threads * self.count}, and {free:g} of {there:g} are free"
+            )
         ready, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=0)
         return [(asked[reference], self._answer(self._pending.pop(asked[reference]))) for reference in ready]
 

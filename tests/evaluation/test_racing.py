@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.data import DataSplits
 from prune_env.env import RACED_FOR
+from prune_env.evaluation.measurer import BATCHES
 from prune_env.evaluation.racing import Race
 
 TOTAL, LOOKS = 1000, (250, 500, 750)
@@ -45,7 +46,7 @@ def test_hopeless_plans_end_at_the_first_look() -> None:
 def test_a_search_that_races_finds_the_same_best_plans(
     make_env: Callable[..., FilterPruneEnv], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prune_env.evaluation.measurer.BATCH", 50)
+    monkeypatch.setitem(BATCHES, "cpu", 50)
     rng = np.random.default_rng(0)
     exact, raced = (make_env(reward_images=300, target_macs=0.2, racing=racing) for racing in (None, 0.01))
     for _ in range(60):
