@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import onnxruntime
@@ -15,7 +17,7 @@ from torch import nn
 from prune_env import save_pruned
 from prune_env.__main__ import check_images, main
 from prune_env.data import DataSplits
-from prune_env.pruning import build, find_groups, importance
+from prune_env.pruning import build, find_groups, importance, proof, trace
 from prune_env.saving import read_record
 
 PLAN = (16, 20, 30, 40, 100)
@@ -145,6 +147,135 @@ def test_inspect_shows_agents_and_what_is_protected(tmp_path: Path, capsys: pyte
     assert "protected  0 (8 filters): group_norm in 1 normalises across them" in printed
     assert "1 agents" in printed
     assert "not proven" in printed
+
+
+NETWORKS = """
+from functools import partial
+from torch import nn
+
+class Wide(nn.Sequential):
+    def __init__(self, width):
+        super().__init__(nn.Conv2d(3, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4))
+
+class Narrow(Wide):
+    def __init__(self):
+        super().__init__(8)
+
+def make(width=8):
+    return Wide(width)
+
+def inside():
+    return partial(nn.Conv2d, 3, 7)(3, groups=2)
+
+def several_lines():
+    raise RuntimeError("one\\ntwo")
+
+def leaves():
+    raise SystemExit("bye")
+
+def plain():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 4))
+
+def head():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten())
+
+model = make()
+number = 3
+"""
+
+
+@pytest.fixture
+def networks(tmp_path: Path) -> Path:
+    file = tmp_path / "networks.py"
+    file.write_text(NETWORKS)
+    return file
+
+
+@pytest.mark.parametrize("name", ["make", "Narrow", "model"])
+def test_functions_classes_and_networks_can_be_inspected(
+    networks: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", f"{networks}:{name}"]) == 0
+    assert "1 agents; at most" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "plain",
+            "no group of filters can be pruned: the network needs a convolution whose output feeds another layer; it ",
+        ),
+        (
+            "head",
+            "protected  0 (8 filters): their channels are the network's output\nno group of filters can be pruned",
+        ),
+    ],
+)
+def test_nothing_to_prune_is_said_and_has_a_status_of_its_own(
+    networks: Path, name: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", f"{networks}:{name}"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.startswith(message)
+    assert "difference" not in printed, "no table without rows"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "FILE alone does not say what makes the network; give FILE:FUNCTION"),
+        (":", "FILE alone does not say what makes the network; give FILE:FUNCTION"),
+        (":make()", "FILE has no 'make()'; give FILE:FUNCTION, a function that makes it without arguments. The file "
+         "defines Wide, Narrow, make, inside, several_lines, leaves, plain, head, model\n"),
+        (":Wide", "FILE:Wide cannot be called without arguments (missing a required argument: 'width')"),
+        (":number", "FILE:number cannot be called without arguments (3 is not a callable object)"),
+        (":inside", "FILE:inside failed when it was called (ValueError: in_channels must be divisible by groups, in "
+         "FILE, line 17)"),
+        (":several_lines", "FILE:several_lines failed when it was called (RuntimeError: one two, in FILE, line 20)"),
+        (":leaves", "FILE:leaves failed when it was called (SystemExit: bye, in FILE, line 23)"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_network_is_told_in_the_users_own_names(
+    networks: Path, name: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", f"{networks}{name}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: " + message.replace("FILE", str(networks), 3))
+    assert error.count("\n") == 1
+    assert "prune_env_inspected" not in error
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "import torch\n\ntorch.zeros(2, 3).view(4)",
+            "RuntimeError: shape '[4]' is invalid for input of size 6, in FILE, line 3",
+        ),
+        ("raise SystemExit(3)", "SystemExit: 3, in FILE, line 1"),
+        ("def make(:", "SyntaxError: invalid syntax (networks.py, line 1)"),
+    ],
+)
+def test_a_file_that_fails_is_told_with_its_line(
+    networks: Path, source: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    networks.write_text(source)
+    assert main(["inspect", f"{networks}:make"]) == 2
+    assert f"{networks} cannot be imported ({message.replace('FILE', str(networks))})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prove", [[], ["--no-proof"]])
+def test_progress_is_shown_where_it_takes_long(
+    prove: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (trace, proof):
+        monkeypatch.setattr(module, "progress_bar", partial(trace.progress_bar, delay=1e-9, mininterval=0))
+    assert main(["inspect", "small_cnn", "--shape", "1", "8", "8", *prove]) == 0
+    shown = capsys.readouterr().err
+    assert re.search(r"tracing: \d+ layers", shown)
+    assert ("| 3/5 [" in shown) == ("proving all together: 100%" in shown) == (not prove)
+    assert not shown.replace("\r", "\n").split("\n")[-1].strip(), "it is gone at the end"
 
 
 @pytest.mark.parametrize(
