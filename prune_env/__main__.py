@@ -50,7 +50,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="python -m prune_env", description="What can be done with pruned networks.")
+    parser = _Parser(
+        prog="python -m prune_env", description="Look into a network before it is pruned, and export a pruned one."
+    )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_export(commands)
     _add_inspect(commands)

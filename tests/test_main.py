@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -296,3 +298,47 @@ def test_inspect_tells_mistakes_in_one_line(
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = {
+    f"{folder}.{file.stem}": file
+    for folder in ("examples", "benchmarks")
+    for file in sorted((ROOT / folder).glob("*.py"))
+    if "tyro.cli(" in file.read_text() and file.stem != "compare"
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [*SCRIPTS, "prune_env", "prune_env export", "prune_env inspect"])
+def test_help_explains_every_option(program: str) -> None:
+    file = SCRIPTS.get(program)
+    script = [str(file)] if program.startswith("examples") else ["-m", *program.split()]
+    done = subprocess.run(
+        [sys.executable, *script, "--help"],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    if script[0] == "-m":
+        assert lines[0].startswith(f"usage: python -m {program} "), "what was typed, not where it lies"
+    if file is not None:
+        docstring = ast.get_docstring(ast.parse(file.read_text())) or ""
+        commands = {line.strip() for line in docstring.splitlines() if "python " in line}
+        assert commands
+        assert commands <= {line.strip() for line in lines}, "each on a line of its own"
+    options: list[str] = []
+    for line in lines:
+        if re.match(r"(│ |  )(-|\[|[A-Z]+\b)", line):  # a name; what explains it stands further right
+            options.append(line.strip("│ "))
+        elif options:
+            options[-1] += f"  {line.strip('│ ')}"
+    assert options
+    for option in options:
+        name, _, explanation = option.partition("  ")
+        assert re.search("[A-Za-z]{2}", re.sub(r"\(default:.*?\)", "", explanation)), f"{name} has no help"
+    for box in re.findall(r"\n╭─ \w+ options ─+╮\n│ (.*?) *│\n│ ─", "\n".join(lines)):
+        assert re.fullmatch("[A-Z].*[.]", box), f"{box!r} is no sentence: a comment was picked up"
