@@ -29,12 +29,19 @@ from prune_env.training.fit import correct
 @dataclass(frozen=True)
 class Config:
     network: str = "small_cnn"
+    """small_cnn (for digits), alexnet, vgg16, resnet20 or resnet56"""
     data: str = "digits"
+    """digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*"""
     weights: Path | None = None
+    """trained weights; without them the network is trained once and cached"""
     plans: int = 50
+    """random plans to compare on"""
     reward_images: int = 1000
+    """images that an accuracy is measured on"""
     calibration_images: int = 500
+    """images that BatchNorm statistics are estimated from"""
     seed: int = 0
+    """of the plans"""
 
 
 def main(config: Config) -> None:
@@ -79,4 +86,4 @@ def kendall(pairs: list[tuple[float, float]]) -> float:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(tyro.cli(Config, prog="python -m benchmarks.evaluator_accuracy", description=__doc__))

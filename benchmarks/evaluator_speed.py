@@ -47,13 +47,19 @@ WAYS = ("env step", "bare, rounded", "bare, fused", "bare, module", "obvious")
 @dataclass(frozen=True)
 class Config:
     networks: tuple[str, ...] = ("vgg16", "resnet20", "resnet56")
+    """our own, of torchvision, or of timm as timm/NAME"""
     plans: int = 12
+    """random plans that are timed on each network"""
     obvious_every: int = 3
     """the obvious way takes its turn on every so many plans"""
     reward_images: int = 1000
+    """images that an accuracy is measured on"""
     calibration_images: int = 500
+    """images that BatchNorm statistics are estimated from"""
     device: str = "cpu"
+    """cpu or cuda"""
     out: Path = Path("runs/evaluator_speed")
+    """folder of results.json and speed.png"""
 
 
 def main(config: Config) -> None:
@@ -199,4 +205,4 @@ def picture(results: dict[str, Any], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(tyro.cli(Config, prog="python -m benchmarks.evaluator_speed", description=__doc__))

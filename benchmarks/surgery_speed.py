@@ -29,7 +29,9 @@ from .zoo import make
 @dataclass(frozen=True)
 class Config:
     networks: tuple[str, ...] = ("vgg16", "resnet56", "mobilenet_v2")
+    """our own, of torchvision, or of timm as timm/NAME"""
     repeats: int = 7
+    """random plans that are timed on each network"""
 
 
 def main(config: Config) -> None:
@@ -85,4 +87,4 @@ def prune_along(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(tyro.cli(Config, prog="python -m benchmarks.surgery_speed", description=__doc__))

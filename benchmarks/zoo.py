@@ -41,8 +41,9 @@ TRIED = 6
 @dataclass(frozen=True)
 class Config:
     names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """default: all"""
+    """our own, of torchvision, or of timm as timm/NAME; none given: all"""
     out: Path = Path("runs/zoo.jsonl")
+    """one JSON row a network"""
 
 
 def main(config: Config) -> None:
@@ -176,4 +177,4 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(tyro.cli(Config, prog="python -m benchmarks.zoo", description=__doc__))

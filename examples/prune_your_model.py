@@ -1,7 +1,9 @@
 """Prune a network of your own on images of your own: train, search, distil, save, load.
 
-python examples/prune_your_model.py                      # digits as 32x32 colour images: a few minutes on 2 cores
-python examples/prune_your_model.py --data PATH --size 64 # PATH/{train,test}/<class>/*, images of any size
+    python examples/prune_your_model.py                       # digits as 32x32 colour images: minutes on 2 cores
+    python examples/prune_your_model.py --data PATH --size 64 # PATH/{train,test}/<class>/*, images of any size
+
+The pruned network goes to runs/own/, and is loaded from there.
 """
 
 from __future__ import annotations
@@ -28,15 +30,12 @@ from qmix_agent import QMIX
 
 @dataclass(frozen=True)
 class Config:
-    data: str = "digits"
-    """digits, or a folder PATH/{train,test}/<class>/* of images"""
-    size: int = 32
-    """pixels of a side that images are resized to"""
-    target_macs: float = 0.5
-    episodes: int = 60
-    finalists: int = 2
-    """the best plans, which all get a short distillation"""
-    out: Path = Path("runs/own")
+    data: str = "digits"  # digits, or a folder PATH/{train,test}/<class>/* of images
+    size: int = 32  # pixels of a side that images are resized to
+    target_macs: float = 0.5  # fraction of the MACs that may stay
+    episodes: int = 60  # of the search; each ends with one plan
+    finalists: int = 2  # the best plans, which all get a short distillation
+    out: Path = Path("runs/own")  # folder of the pruned network
     training: FitConfig = field(default_factory=lambda: FitConfig(epochs=8, batch_size=64, lr=0.05, ema_decay=0.98))
     distillation: DistillationConfig = field(default_factory=lambda: DistillationConfig(batch_size=64, min_steps=100))
 

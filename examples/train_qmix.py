@@ -37,21 +37,29 @@ class Config:
     name: str | None = None
     """of the folder under `out`; by default network, data and a number"""
     out: Path = Path("runs")
+    """folder of all runs"""
     resume: bool = False
     """go on with the run of this name, or with the latest of this network and data"""
     episodes: int = 400
+    """of the search; each ends with one plan"""
     checkpoint_every: int = 10
+    """episodes between checkpoints"""
     finalists: int = 4
     """the best plans, which all get the short distillation"""
     short_epochs: float = 1.0
+    """passes over the training images in the short distillation"""
     seed: int = 0
     """of the agent"""
     device: str = "cpu"
+    """of all networks, as torch names it: cpu, cuda, cuda:1"""
     cache: Path | None = None
     """a file that keeps accuracies for later runs on the same problem"""
     env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=EnvConfig)
+    """The game: what agents may do, what pays, and how plans are evaluated."""
     qmix: QMIXConfig = field(default_factory=lambda: QMIXConfig(eval_episodes=1))  # the game is deterministic
+    """The agent: its networks, learning, exploration and evaluation."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    """The training after the search, of the winner and of the uniform network."""
 
     def __post_init__(self) -> None:
         if min(self.episodes, self.checkpoint_every, self.finalists) < 1 or self.short_epochs <= 0:

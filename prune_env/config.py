@@ -27,11 +27,11 @@ class EnvConfig:
     target_macs: float | None = 0.5
     """Fraction of the MACs that may stay at the end of an episode; None for no budget."""
     reward: Reward = "budget"
-    """What pays, see `prune_env.reward`. tradeoff plays without a budget, budget needs one."""
+    """What pays. budget: accuracy; amc: few errors and few MACs; tradeoff: the sum of both, only without a budget."""
     every_round: bool = False
     """Evaluate after every round; otherwise the last round only, and earlier rounds pay 0."""
     importance: Importance = "l1"
-    """What ranks the filters of a group, see `prune_env.pruning.importance`."""
+    """What ranks a group's filters: norms, BatchNorm's scale, geometric median (fpgm), first order (taylor), chance."""
     min_filters: int = 2
     """Filters that stay in every group."""
     round_to: int = 1
@@ -39,8 +39,9 @@ class EnvConfig:
     reward_images: int = 1000
     """Images of the reward split that an accuracy is measured on, the same for every plan."""
     calibration_images: int = 500
-    """Images of the calibration split that BatchNorm statistics are estimated from. 1000 change nothing that 5,000
-    reward images show on VGG-16 and ResNet-20; 250 cost the unpruned networks 0.1 to 0.2 points."""
+    """Images of the calibration split that BatchNorm statistics are estimated from."""
+    # 1000 change nothing that 5,000 reward images show on VGG-16 and ResNet-20; 250 cost the unpruned networks 0.1 to
+    # 0.2 points.
     racing: float | None = None
     """A probability, 0.01 say: counting ends early where a plan is none of the ten best so far, with at most this
     chance of being wrong at each look. Its accuracy is then that of the images seen. None counts all, always."""
@@ -49,8 +50,7 @@ class EnvConfig:
     prove: bool = True
     """Check at construction, group by group, that cutting filters equals switching them off."""
     problem_seed: int = 0
-    """Of what is random in the problem itself: calibration crops, the `random` importance, recovery. The episodes'
-    seed is `reset`'s."""
+    """Of what is random in the problem itself: crops, `random` importance, recovery. `reset` has a seed of its own."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rates", tuple(self.rates))

@@ -235,7 +235,7 @@ def plot_tradeoff(
 
     Every pair is (MACs as a fraction of the original's, accuracy as a fraction), all accuracies measured alike.
     With a budget all plans cost nearly the same; then the picture shows that narrow range, and the original, far to
-    the right, as a horizontal line.
+    the right, as a horizontal line. What lies in one place is one mark with all names.
 
     Raises ValueError if there are no points.
     """
@@ -256,16 +256,20 @@ def plot_tradeoff(
         low, high = min(low, 100 * original[0]), max(high, 100 * original[0])
     margin = max(0.06 * (high - low), 0.25 - (high - low) / 2)  # half a point at least
     axes.set_xlim(low - margin, high + margin)
-    marks = [("winner", winner, "*", ORANGE, 260), ("uniform", uniform, "s", PURPLE, 70)]
+    marks = [("winner", winner, "*", ORANGE, 260), ("uniform", uniform, "s", PURPLE, 90)]
     if near:
         marks.insert(0, ("original", original, "D", INK, 60))
     else:
         label = f"original: {_percent(original[1], 1)} (at {_percent(original[0], 0)} of MACs)"
         axes.axhline(100 * original[1], color=INK, linewidth=1.2, linestyle="--", label=label)
     for name, pair, marker, colour, size in marks:
-        if pair is not None:
-            style: dict[str, Any] = {"marker": marker, "color": colour, "s": size, "edgecolors": "white", "zorder": 4}
-            axes.scatter([100 * pair[0]], [100 * pair[1]], label=f"{name}: {_percent(pair[1], 1)}", **style)
+        names = [other for other, place, *_ in marks if place == pair]
+        if pair is not None and name == names[0]:  # the others in this place would hide it, or be hidden
+            style: dict[str, Any] = {"marker": marker, "color": colour, "s": size, "edgecolors": "white"}
+            style["zorder"] = 5 if name == "winner" else 4  # a star lets corners of what lies below be seen
+            axes.scatter(
+                [100 * pair[0]], [100 * pair[1]], label=f"{' = '.join(names)}: {_percent(pair[1], 1)}", **style
+            )
     if budget is not None:
         label = f"budget: {100 * budget:g} %"
         axes.axvline(100 * budget, color=GREY, linewidth=1.4, linestyle=":", zorder=1, label=label)

@@ -47,13 +47,26 @@ def directory(out: Path, name: str | None, stem: str, settings: Mapping[str, Any
         return folder
     if not record.is_file():
         raise FileNotFoundError(f"there is no run to resume: {record} does not exist")
-    before, now = json.loads(record.read_text(encoding="utf-8")), json.loads(text)
-    if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
+    before, now = _fields(json.loads(record.read_text(encoding="utf-8"))), _fields(json.loads(text))
+    changed = [
+        f"{name}: {before.get(name)!r} in the run, {now.get(name)!r} now"
+        for name in now | before
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
         raise ValueError(
-            f"{folder} was begun with other settings ({', '.join(changed)}); see {record}, and give the same ones or "
+            f"{folder} was begun with other settings ({'; '.join(changed)}); see {record}, and give the same ones or "
             "start a new run"
         )
     return folder
+
+
+def _fields(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their full names: {"env": {"rounds": 3}} -> {"env.rounds": 3}."""
+    fields: dict[str, Any] = {}
+    for name, value in settings.items():
+        fields |= _fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return fields
 
 
 def figures(
@@ -68,8 +81,10 @@ def figures(
 ) -> list[report.NetworkFigures]:
     """The rows of the final table: costs, files and latencies of the networks, all timed in turn.
 
-    The winner's ONNX file stays in the folder, as pruned.onnx.
+    A network with the plan of one before it is named after both. The winner's ONNX file stays in the folder, as
+    pruned.onnx.
     """
+    first = {plan: name for name, plan in reversed(list(plans.items()))}
     with TemporaryDirectory() as scratch:
         onnx = _onnx_files(Path(scratch), env, networks)
         if onnx:
@@ -82,7 +97,7 @@ def figures(
         )
         return [
             report.NetworkFigures(
-                name=name,
+                name=name if (same := first[plans[name]]) == name else f"{name} = {same}",
                 accuracy=accuracies.get(name),
                 macs=env.cost.macs(plans[name]),
                 params=env.cost.params(plans[name]),

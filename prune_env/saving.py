@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from .data import DataSplits
+from .factory import imported
 from .files import replacing
 from .networks.registry import NETWORKS, create, image_size
 from .pruning import Member, Plan, PruningGroup, build_from_indices, kept_indices
@@ -58,8 +58,8 @@ def save_pruned(
 
     model    the pruned network, as `build` made it from `plan`, fine-tuned or not; tensors keep their dtype
     network  its name in the registry
-    base     for a user's own network, `package.module:factory`: a callable without arguments that makes the unpruned
-             one. `load_pruned` imports it, so it must be importable there. Or the unpruned network itself: it is not
+    base     for a user's own network, `package.module:factory`: the unpruned one, or what makes it without arguments.
+             `load_pruned` imports it, so it must be importable there. Or the unpruned network itself: it is not
              recorded, the model is checked against it. With neither `network` nor a path `load_pruned` needs
              `base_model`, and what of the model is not the plan's may be noticed only then
     metrics  numbers to keep with it
@@ -170,44 +170,12 @@ def load_pruned(directory: str | Path, base_model: nn.Module | None = None) -> n
     return network.cpu().eval()
 
 
-def import_base(path: str) -> nn.Module:
-    """The network that `package.module:factory` makes when called without arguments.
-
-    Raises ValueError where it cannot be imported or called, or gives no network. Torch's random state is left alone.
-    """
-    module, _, name = path.partition(":")
-    if not all(part.isidentifier() for part in [*module.split("."), *name.split(".")]):
-        raise ValueError(f"import path {path!r} must read 'package.module:factory'")
-    if module == "__main__":
-        raise ValueError(f"import path {path!r} means another module in every program; move the factory to a file")
-    try:
-        factory: Any = import_module(module)
-        for part in name.split("."):
-            factory = getattr(factory, part)
-    except Exception as error:  # whatever the user's module raises when it is run
-        raise ValueError(
-            f"import path {path!r} cannot be imported ({type(error).__name__}: {error}); install its package, or run "
-            "Python where it can be imported"
-        ) from error
-    try:
-        with torch.random.fork_rng(devices=[]):
-            network = factory()
-    except Exception as error:
-        raise ValueError(
-            f"import path {path!r} cannot be called without arguments ({type(error).__name__}: {error}); name a "
-            "function that makes the unpruned network"
-        ) from error
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"import path {path!r} makes a {type(network).__name__}; it must make the unpruned network")
-    return network
-
-
 def _recorded_base(record: Mapping[str, Any]) -> nn.Module | None:
     """The unpruned network that a record names, None if it names none. Raises ValueError where it cannot be made."""
     network = record["network"]
     name = network["name"]
     if network["base"] is not None:
-        return import_base(network["base"])
+        return imported(network["base"])
     if name is None:
         return None
     if name not in NETWORKS:

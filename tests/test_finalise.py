@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from prune_env import FilterPruneEnv, runs
+from prune_env import EnvConfig, FilterPruneEnv, runs
+from prune_env.config import DEFAULT_RATES
 from prune_env.data import Split
-from prune_env.finalise import accuracy, choose, distil_fully
+from prune_env.finalise import accuracy, choose, distil_fully, recalibrated
 from prune_env.training.distillation import DistillationConfig
 
 SHORT = DistillationConfig(epochs=2, min_steps=20, batch_size=64)
@@ -53,6 +56,24 @@ def test_no_plans(env: FilterPruneEnv) -> None:
         choose(env, [], SHORT)
 
 
+def test_a_row_says_whose_plan_it_has(
+    make_env: Callable[..., FilterPruneEnv], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = make_env()
+    monkeypatch.setattr(runs, "_onnx_files", lambda *_: {})
+    plans = {
+        "original": env.full_plan,
+        "uniform L1": PLANS[0],
+        "QMIX": PLANS[0],
+        "other": PLANS[1],
+        "whole": env.full_plan,
+    }
+    networks = {name: recalibrated(env, plan) for name, plan in plans.items()}
+    rows = runs.figures(tmp_path, env, networks, plans, {"QMIX": 0.5}, {}, winner="QMIX")
+    assert [row.name for row in rows] == ["original", "uniform L1", "QMIX = uniform L1", "other", "whole = original"]
+    assert rows[2].accuracy == 0.5
+
+
 class TestDirectory:
     def test_numbers_go_up_and_resume_takes_the_latest(self, tmp_path: Path) -> None:
         settings = {"episodes": 3, "path": tmp_path}
@@ -64,7 +85,30 @@ class TestDirectory:
         runs.directory(tmp_path, "mine", "stem", {"episodes": 3}, False)
         with pytest.raises(FileExistsError, match="--resume"):
             runs.directory(tmp_path, "mine", "stem", {"episodes": 3}, False)
-        with pytest.raises(ValueError, match=r"other settings \(episodes\)"):
+        with pytest.raises(ValueError, match=r"other settings \(episodes: 3 in the run, 4 now\)"):
             runs.directory(tmp_path, "mine", "stem", {"episodes": 4}, True)
         with pytest.raises(FileNotFoundError, match="no run to resume"):
             runs.directory(tmp_path, "typo", "stem", {"episodes": 3}, True)
+
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            ({"env": EnvConfig(target_macs=0.4)}, "env.target_macs: 0.5 in the run, 0.4 now"),
+            ({"env": EnvConfig(target_macs=None, reward="amc")}, "env.target_macs: 0.5 in the run, None now; "
+             "env.reward: 'budget' in the run, 'amc' now"),
+            ({"env": EnvConfig(rates=(0, 0.5))}, f"env.rates: {list(DEFAULT_RATES)} in the run, [0, 0.5] now"),
+            ({"seed": 1, "weights": Path("a")}, "weights: None in the run, 'a' now; seed: 0 in the run, 1 now"),
+            ({"added": True}, "added: None in the run, True now"),
+            ({"seed": ...}, "seed: 0 in the run, None now"),
+        ],
+    )  # fmt: skip
+    def test_a_resumed_run_names_every_field_that_changed(
+        self, change: dict[str, Any], told: str, tmp_path: Path
+    ) -> None:
+        before = {"env": EnvConfig(), "weights": None, "seed": 0}
+        now = {name: value for name, value in (before | change).items() if value is not ...}
+        before, now = ({k: vars(v) if k == "env" else v for k, v in one.items()} for one in (before, now))
+        runs.directory(tmp_path, "mine", "stem", before, False)
+        with pytest.raises(ValueError, match=re.escape(f"begun with other settings ({told}); see")):
+            runs.directory(tmp_path, "mine", "stem", now, True)
+        assert runs.directory(tmp_path, "mine", "stem", before, True) == tmp_path / "mine"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import onnxruntime
@@ -15,7 +19,7 @@ from torch import nn
 from prune_env import save_pruned
 from prune_env.__main__ import check_images, main
 from prune_env.data import DataSplits
-from prune_env.pruning import build, find_groups, importance
+from prune_env.pruning import build, find_groups, importance, proof, trace
 from prune_env.saving import read_record
 
 PLAN = (16, 20, 30, 40, 100)
@@ -147,6 +151,135 @@ def test_inspect_shows_agents_and_what_is_protected(tmp_path: Path, capsys: pyte
     assert "not proven" in printed
 
 
+NETWORKS = """
+from functools import partial
+from torch import nn
+
+class Wide(nn.Sequential):
+    def __init__(self, width):
+        super().__init__(nn.Conv2d(3, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4))
+
+class Narrow(Wide):
+    def __init__(self):
+        super().__init__(8)
+
+def make(width=8):
+    return Wide(width)
+
+def inside():
+    return partial(nn.Conv2d, 3, 7)(3, groups=2)
+
+def several_lines():
+    raise RuntimeError("one\\ntwo")
+
+def leaves():
+    raise SystemExit("bye")
+
+def plain():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 4))
+
+def head():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten())
+
+model = make()
+number = 3
+"""
+
+
+@pytest.fixture
+def networks(tmp_path: Path) -> Path:
+    file = tmp_path / "networks.py"
+    file.write_text(NETWORKS)
+    return file
+
+
+@pytest.mark.parametrize("name", ["make", "Narrow", "model"])
+def test_functions_classes_and_networks_can_be_inspected(
+    networks: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", f"{networks}:{name}"]) == 0
+    assert "1 agents; at most" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "plain",
+            "no group of filters can be pruned: the network needs a convolution whose output feeds another layer; it ",
+        ),
+        (
+            "head",
+            "protected  0 (8 filters): their channels are the network's output\nno group of filters can be pruned",
+        ),
+    ],
+)
+def test_nothing_to_prune_is_said_and_has_a_status_of_its_own(
+    networks: Path, name: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", f"{networks}:{name}"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.startswith(message)
+    assert "difference" not in printed, "no table without rows"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "FILE alone does not say what makes the network; give FILE:FUNCTION"),
+        (":", "FILE alone does not say what makes the network; give FILE:FUNCTION"),
+        (":make()", "FILE has no 'make()'; give FILE:FUNCTION, a function that makes it without arguments. The file "
+         "defines Wide, Narrow, make, inside, several_lines, leaves, plain, head, model\n"),
+        (":Wide", "FILE:Wide cannot be called without arguments (missing a required argument: 'width')"),
+        (":number", "FILE:number cannot be called without arguments (3 is not a callable object)"),
+        (":inside", "FILE:inside failed when it was called (ValueError: in_channels must be divisible by groups, in "
+         "FILE, line 17)"),
+        (":several_lines", "FILE:several_lines failed when it was called (RuntimeError: one two, in FILE, line 20)"),
+        (":leaves", "FILE:leaves failed when it was called (SystemExit: bye, in FILE, line 23)"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_network_is_told_in_the_users_own_names(
+    networks: Path, name: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", f"{networks}{name}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: " + message.replace("FILE", str(networks), 3))
+    assert error.count("\n") == 1
+    assert "prune_env_inspected" not in error
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "import torch\n\ntorch.zeros(2, 3).view(4)",
+            "RuntimeError: shape '[4]' is invalid for input of size 6, in FILE, line 3",
+        ),
+        ("raise SystemExit(3)", "SystemExit: 3, in FILE, line 1"),
+        ("def make(:", "SyntaxError: invalid syntax (networks.py, line 1)"),
+    ],
+)
+def test_a_file_that_fails_is_told_with_its_line(
+    networks: Path, source: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    networks.write_text(source)
+    assert main(["inspect", f"{networks}:make"]) == 2
+    assert f"{networks} cannot be imported ({message.replace('FILE', str(networks))})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prove", [[], ["--no-proof"]])
+def test_progress_is_shown_where_it_takes_long(
+    prove: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (trace, proof):
+        monkeypatch.setattr(module, "progress_bar", partial(trace.progress_bar, delay=1e-9, mininterval=0))
+    assert main(["inspect", "small_cnn", "--shape", "1", "8", "8", *prove]) == 0
+    shown = capsys.readouterr().err
+    assert re.search(r"tracing: \d+ layers", shown)
+    assert ("| 3/5 [" in shown) == ("proving all together: 100%" in shown) == (not prove)
+    assert not shown.replace("\r", "\n").split("\n")[-1].strip(), "it is gone at the end"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -165,3 +298,47 @@ def test_inspect_tells_mistakes_in_one_line(
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = {
+    f"{folder}.{file.stem}": file
+    for folder in ("examples", "benchmarks")
+    for file in sorted((ROOT / folder).glob("*.py"))
+    if "tyro.cli(" in file.read_text() and file.stem != "compare"
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [*SCRIPTS, "prune_env", "prune_env export", "prune_env inspect"])
+def test_help_explains_every_option(program: str) -> None:
+    file = SCRIPTS.get(program)
+    script = [str(file)] if program.startswith("examples") else ["-m", *program.split()]
+    done = subprocess.run(
+        [sys.executable, *script, "--help"],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    if script[0] == "-m":
+        assert lines[0].startswith(f"usage: python -m {program} "), "what was typed, not where it lies"
+    if file is not None:
+        docstring = ast.get_docstring(ast.parse(file.read_text())) or ""
+        commands = {line.strip() for line in docstring.splitlines() if "python " in line}
+        assert commands
+        assert commands <= {line.strip() for line in lines}, "each on a line of its own"
+    options: list[str] = []
+    for line in lines:
+        if re.match(r"(│ |  )(-|\[|[A-Z]+\b)", line):  # a name; what explains it stands further right
+            options.append(line.strip("│ "))
+        elif options:
+            options[-1] += f"  {line.strip('│ ')}"
+    assert options
+    for option in options:
+        name, _, explanation = option.partition("  ")
+        assert re.search("[A-Za-z]{2}", re.sub(r"\(default:.*?\)", "", explanation)), f"{name} has no help"
+    for box in re.findall(r"\n╭─ \w+ options ─+╮\n│ (.*?) *│\n│ ─", "\n".join(lines)):
+        assert re.fullmatch("[A-Z].*[.]", box), f"{box!r} is no sentence: a comment was picked up"

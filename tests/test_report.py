@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import image
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from prune_env import report
@@ -232,6 +233,37 @@ def test_plans_at_a_budget_fill_the_picture(drawn: list[Figure]) -> None:
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["original: 90.0 % (at 100 % of MACs)", "winner: 59.5 %", "uniform: 30.0 %", "budget: 50 %"]
     assert list(axes.collections[0].get_array()) == list(range(1, 61))  # colour is the order
+
+
+@pytest.mark.parametrize(
+    ("original", "winner", "uniform", "names"),
+    [
+        ((0.9, 0.9), (0.5, 0.7), (0.5, 0.7), ["original", "winner = uniform"]),
+        ((0.9, 0.9), (0.9, 0.9), (0.5, 0.7), ["original = winner", "uniform"]),
+        ((0.9, 0.9), (0.9, 0.9), (0.9, 0.9), ["original = winner = uniform"]),
+        ((0.9, 0.9), None, None, ["original"]),
+    ],
+)
+def test_marks_in_one_place_are_one_mark_with_all_names(
+    original: tuple[float, float], winner: Any, uniform: Any, names: list[str], drawn: list[Figure]
+) -> None:
+    plot_tradeoff("x.png", [(0.5, 0.7), (0.8, 0.8)], original, winner, uniform)
+    axes = drawn[0].axes[0]
+    assert [text.get_text().split(":")[0] for text in axes.get_legend().get_texts()] == names
+    assert len(axes.collections) == 1 + len(names)
+
+
+@pytest.mark.parametrize("uniform", [(0.45, 0.7), (0.45, 0.701), (0.4501, 0.7)])
+def test_the_winner_is_seen_whatever_lies_there(uniform: tuple[float, float], tmp_path: Path) -> None:
+    def orange(*more: Any) -> int:
+        plot_tradeoff(tmp_path / "x.png", [(0.4, 0.5), (0.5, 0.9)], (1.0, 0.95), *more)
+        pixels = image.imread(tmp_path / "x.png")[..., :3]
+        return int((np.abs(pixels - np.array(to_rgb(report.ORANGE))).max(-1) < 0.02).sum())
+
+    assert orange() == 0
+    alone, together = orange((0.45, 0.7)), orange((0.45, 0.7), uniform)
+    assert alone > 300
+    assert together == pytest.approx(alone, rel=0.1)
 
 
 def test_free_plans_show_the_original_as_a_point(drawn: list[Figure]) -> None:

@@ -151,7 +151,7 @@ class TestMainScript:
         assert "Traceback" not in again.stderr
         other = run(finished[0].parent, weights, "--resume", "--seed=5")
         assert other.returncode != 0
-        assert "begun with other settings (seed)" in other.stderr
+        assert "begun with other settings (seed: 0 in the run, 5 now)" in other.stderr
         assert "Traceback" not in other.stderr
 
     @pytest.mark.parametrize(

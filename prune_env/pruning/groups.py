@@ -21,6 +21,7 @@ from .trace import Example, Trace
 
 Plan = tuple[int, ...]
 """How many filters stay in every group, in the order of the agents."""
+NOTHING = "no group of filters can be pruned: the network needs a convolution whose output feeds another layer"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,15 +89,14 @@ def tell(groups: Sequence[PruningGroup], protected: Sequence[Protected]) -> None
     for entry in protected:
         warnings.warn(str(entry), stacklevel=3)
     if not groups:
-        raise PruningError(
-            "no group of filters can be pruned: the network needs a convolution whose output feeds another layer; "
-            + ("; ".join(str(entry) for entry in protected) or "it has no convolution")
-        )
+        raise PruningError(f"{NOTHING}; {'; '.join(map(str, protected)) or 'it has no convolution'}")
 
 
-def groups_and_protected(model: nn.Module, example_input: Example) -> tuple[list[PruningGroup], list[Protected]]:
+def groups_and_protected(
+    model: nn.Module, example_input: Example, *, progress: bool = False
+) -> tuple[list[PruningGroup], list[Protected]]:
     """The groups, and what is protected and why; raises PruningError only where the network cannot be traced."""
-    trace = Trace(model, example_input)
+    trace = Trace(model, example_input, progress)
     units = _units(trace)
     frozen = trace.labels.reasons()
     order = {path: number for number, path in enumerate(trace.called)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from .cost import Cost
-from .groups import Protected, PruningGroup, groups_and_protected, tell
+from .groups import NOTHING, Protected, PruningGroup, groups_and_protected, tell
 from .proof import JOINT, proven_and_failed
 from .trace import Example
 
@@ -32,28 +32,32 @@ class Inspection:
     removable: float
 
     def __str__(self) -> str:
+        protected = [f"protected  {_short(e.layers)} ({e.filters} filters): {e.reason}" for e in self.protected]
+        if not self.groups:
+            return "\n".join([*protected, NOTHING if protected else f"{NOTHING}; it has no convolution"])
         rows: list[Sequence[str]] = [("agent", "layers", "filters", "MACs %", "difference")]
         for group, share in zip(self.groups, self.macs_shares, strict=True):
             proof = "not proven" if self.differences is None else f"{self.differences[group.agent_id]:.1e}"
             rows.append((group.agent_id, _short(group.layers), str(group.filters), f"{100 * share:.1f}", proof))
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        lines += [f"protected  {_short(e.layers)} ({e.filters} filters): {e.reason}" for e in self.protected]
+        lines += protected
         joint = "" if not self.differences else f", largest difference of all together {self.differences[JOINT]:.1e}"
         lines.append(f"{len(self.groups)} agents; at most {100 * self.removable:.1f} % of the MACs can go{joint}")
         return "\n".join(lines)
 
 
-def inspect(model: nn.Module, example_input: Example, *, prove: bool = True) -> Inspection:
+def inspect(model: nn.Module, example_input: Example, *, prove: bool = True, progress: bool = True) -> Inspection:
     """Finds the groups, proves each and all together on the example, and counts what they cost.
 
     example_input  float [B, C_in, H, W], or a sequence of tensors for a network that takes several
+    progress       where it takes longer than five seconds, stderr shows what is being done
     The model is not changed. Raises PruningError where it cannot be copied, traced or run.
     """
-    groups, protected = groups_and_protected(model, example_input)
+    groups, protected = groups_and_protected(model, example_input, progress=progress)
     differences = None
     if prove:
-        groups, failed, differences = proven_and_failed(model, groups, example_input)
+        groups, failed, differences = proven_and_failed(model, groups, example_input, progress=progress)
         protected += failed
     cost = Cost(model, groups, example_input)
     full = tuple(group.filters for group in groups)

@@ -6,7 +6,7 @@ BatchNorm and activation, so that a shift (beta != 0) does not leak. Runs on the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from .copies import PruningError, twin
 from .groups import Protected, PruningGroup
 from .surgery import Removed, cut, first_input, removed_positions
-from .trace import Example, inputs_for, output_tensors
+from .trace import Example, inputs_for, output_tensors, progress_bar
 
 TOLERANCE = 1e-4
 VISIBLE = 1e-3
@@ -60,11 +60,10 @@ def prove(
 
 
 def proven_and_failed(
-    model: nn.Module, groups: Sequence[PruningGroup], samples: Example, *, seed: int = 0
+    model: nn.Module, groups: Sequence[PruningGroup], samples: Example, *, seed: int = 0, progress: bool = False
 ) -> tuple[list[PruningGroup], list[Protected], dict[str, float]]:
     """The groups for which cutting equals switching off to 1e-4, renumbered conv_0, conv_1, ...; those that fail, and
     why; and the difference found for each that holds, by its new agent id, and for all together under 'joint'."""
-    check = _Check(model, groups, samples, None, seed)
     proven: dict[int, float] = {}
     failed = []
 
@@ -72,23 +71,29 @@ def proven_and_failed(
         group = groups[number]
         failed.append(Protected(group.layers, group.filters, reason))
 
-    for number in range(len(groups)):
-        difference, reason = check.difference([number])
-        if difference <= TOLERANCE:
-            proven[number] = difference
-        else:
-            fails(number, reason)
-    joint, _ = check.difference(list(proven))
-    if not joint <= TOLERANCE:  # one at a time, then: what breaks those before it stays whole
-        together: list[int] = []
-        for number in proven:
-            difference, reason = check.difference([*together, number])
+    with progress_bar(total=len(groups), desc="proving", unit="group", disable=not progress) as bar:
+        check = _Check(model, groups, samples, None, seed, tick=partial(bar.update, 0))
+        for number in range(len(groups)):
+            difference, reason = check.difference([number])
             if difference <= TOLERANCE:
-                together.append(number)
-                joint = difference
+                proven[number] = difference
             else:
-                fails(number, f"together with other groups, {reason}")
-        proven = {number: proven[number] for number in together}
+                fails(number, reason)
+            bar.update()
+        bar.set_description("proving all together", refresh=False)
+        joint, _ = check.difference(list(proven))
+        if not joint <= TOLERANCE:  # one at a time, then: what breaks those before it stays whole
+            bar.total += len(proven)
+            together: list[int] = []
+            for number in proven:
+                difference, reason = check.difference([*together, number])
+                if difference <= TOLERANCE:
+                    together.append(number)
+                    joint = difference
+                else:
+                    fails(number, f"together with other groups, {reason}")
+                bar.update()
+            proven = {number: proven[number] for number in together}
     kept = [replace(groups[number], agent_id=f"conv_{place}") for place, number in enumerate(proven)]
     differences = {group.agent_id: value for group, value in zip(kept, proven.values(), strict=True)}
     return kept, failed, differences | ({JOINT: joint} if kept else {})
@@ -143,8 +148,10 @@ class _Check:
         samples: Example,
         ranking: Mapping[str, torch.Tensor] | None,
         seed: int,
+        tick: Callable[[], object] = lambda: None,
     ) -> None:
-        self._groups, self._ranking = groups, ranking
+        """`tick` is called after every pass."""
+        self._groups, self._ranking, self._tick = groups, ranking, tick
         self._generator = torch.Generator().manual_seed(seed)
         self._samples = samples
         self._network = twin(model).cpu().float().eval()
@@ -239,7 +246,9 @@ class _Check:
     def _run(self, network: nn.Module) -> list[torch.Tensor]:
         """All tensors that the network returns."""
         with torch.inference_mode():
-            return output_tensors(network(*inputs_for(network, self._samples)))
+            outputs = output_tensors(network(*inputs_for(network, self._samples)))
+        self._tick()
+        return outputs
 
 
 class _Differs(Exception):

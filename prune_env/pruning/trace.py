@@ -20,6 +20,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
+from tqdm import tqdm
 
 from ..networks.resnet import ZeroPadShortcut
 from .copies import PruningError, twin
@@ -28,6 +29,8 @@ from .rules import PRODUCERS, RULES, SEVERAL, Rule, elementwise, is_elementwise
 from .surgery import Side, first_input, refusal
 
 Example = torch.Tensor | Sequence[torch.Tensor]
+progress_bar = partial(tqdm, delay=5, miniters=0, leave=False)
+"""On stderr, for what takes longer than five seconds; gone when it is done. `update(0)` moves its clock."""
 
 
 class Trace(TorchDispatchMode):
@@ -43,7 +46,7 @@ class Trace(TorchDispatchMode):
     untraced  why branches that only run in training could not be followed, None if they were or there are none
     """
 
-    def __init__(self, model: nn.Module, example: Example) -> None:
+    def __init__(self, model: nn.Module, example: Example, progress: bool = False) -> None:
         """Raises PruningError for a network that cannot be copied, or does not run on the example."""
         super().__init__()
         network = twin(model).eval()
@@ -62,7 +65,7 @@ class Trace(TorchDispatchMode):
         self._names = {id(tensor): name for name, tensor in [*network.named_parameters(), *network.named_buffers()]}
         self._inputs = inputs_for(network, example)
         try:
-            with _watched(self):
+            with _watched(self), progress_bar(desc="tracing", unit=" layers", disable=not progress) as self._bar:
                 self._run(network)
                 if set(self.modules) - set(self.called):
                     self._run_training_branches(network)
@@ -170,6 +173,7 @@ class Trace(TorchDispatchMode):
     def after(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Notes the call."""
         self._stack.pop()
+        self._bar.update()
         self.called.setdefault(path)
         if not isinstance(module, (_InstanceNorm, ZeroPadShortcut)):
             return

@@ -31,6 +31,7 @@ class DistillationConfig(FitConfig):
     label_smoothing: float = 0.0
     ema_decay: float = 0.99
     temperature: float = 3.0
+    """What logits are divided by before teacher and student are compared."""
     alpha: float = 0.9
     """Weight of the teacher; the labels have the rest."""
 

@@ -42,23 +42,25 @@ class FitConfig:
     min_steps: int = 0
     """Optimizer steps at least, whatever `epochs` says: a small data set's epochs are short."""
     batch_size: int = 128
+    """Images in a step."""
     lr: float = 0.1
     """Peak learning rate of the one-cycle schedule (Smith & Topin 2019), linear up and down."""
     warmup: float = 0.2
     """Share of the steps that go up."""
     muon_lr: float = 0.0
-    """Peak learning rate of Muon for the convolutions that a BatchNorm follows, the first of them excepted; 0: SGD for
-    all."""
+    """Peak learning rate of Muon, for all convolutions before a BatchNorm but the first; 0: SGD for all."""
     momentum: float = 0.9
     """Of SGD."""
     weight_decay: float = 5e-4
     """On weights of convolutions and linear layers; never on biases and BatchNorm."""
     label_smoothing: float = 0.1
+    """Share of the target that goes to all classes alike."""
     ema_decay: float = 0.998
     """Per step, of the averaged weights that are returned; 0 returns the last weights."""
     cutout: int = 0
     """Side in pixels of a random grey square in every image (DeVries & Taylor 2017); 0 for none."""
     seed: int = 0
+    """Of the order of images and their augmentation."""
 
     def __post_init__(self) -> None:
         if self.epochs <= 0 or self.batch_size < 2 or self.lr <= 0 or self.muon_lr < 0:
