@@ -53,7 +53,7 @@ LAYERS = [
     {"evaluation.evaluator", "archive", "budget", "reward", "observation", "recovery", "report", "saving", "export"},
     {"render", "rounds"},
     {"env"},
-    {"filter_prune_v0", "finalise", "runs", "__main__"},
+    {"filter_prune_v0", "single_agent", "finalise", "runs", "__main__"},
     {""},
 ]
 
