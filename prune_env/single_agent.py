@@ -14,7 +14,7 @@ F features, S entries of the state.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -25,10 +25,8 @@ from .rounds import Position, Rounds
 
 
 class _View(gymnasium.Env[np.ndarray, np.ndarray]):
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": FilterPruneEnv.metadata["render_modes"], "render_fps": 1}
-
     def __init__(self, game: FilterPruneEnv) -> None:
-        self.game, self.render_mode = game, game.render_mode
+        self.game, self.metadata, self.render_mode = game, game.metadata, game.render_mode
 
     def render(self) -> Any:
         return self.game.render()
