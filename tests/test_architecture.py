@@ -60,7 +60,7 @@ LAYERS = [
     {"checks"},
     {"env"},
     {"making"},
-    {"filter_prune_v0", "finalise", "runs", "__main__"},
+    {"filter_prune_v0", "single_agent", "finalise", "runs", "__main__"},
     {""},
 ]
 

@@ -1,0 +1,68 @@
+"""TorchRL's QMIX with action masks, through its PettingZooWrapper.
+
+python examples/plug_in_torchrl.py
+"""
+
+from __future__ import annotations
+
+import torch
+import tyro
+from scores import print_scores
+from tensordict.nn import TensorDictModule as Module
+from tensordict.nn import TensorDictSequential as Sequential
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.envs import PettingZooWrapper
+from torchrl.modules import EGreedyModule, MultiAgentMLP, QMixer, QValueModule
+from torchrl.objectives import SoftUpdate
+from torchrl.objectives.multiagent import QMixerLoss
+
+from prune_env import make_env
+
+MASK, ACTION, VALUES, CHOSEN = (("conv", name) for name in ("action_mask", "action", "action_value", "chosen"))
+
+
+def main(episodes: int = 300, seed: int = 0) -> None:
+    game = make_env("small_cnn", "digits", target_macs=0.3)
+    torch.manual_seed(seed)
+    # Agents conv_0, conv_1, ... are TorchRL's group `conv`; masks come out of the infos.
+    env = PettingZooWrapper(game, return_state=True)
+    agents, rates, rounds = len(game.possible_agents), len(game.config.rates), game.config.rounds
+    network = MultiAgentMLP(
+        len(game.observation_names), rates, agents, centralised=False, share_params=True, depth=2, num_cells=64
+    )
+    greedy = Sequential(
+        Module(network, in_keys=[("conv", "observation")], out_keys=[VALUES]),
+        QValueModule(
+            action_value_key=VALUES, action_mask_key=MASK, out_keys=[ACTION, VALUES, CHOSEN], spec=env.action_spec
+        ),
+    )
+    explore = EGreedyModule(
+        env.action_spec, annealing_num_steps=episodes * rounds // 2, action_key=ACTION, action_mask_key=MASK
+    )
+    mixer = Module(
+        QMixer(state_shape=game.state_space.shape, mixing_embed_dim=32, n_agents=agents, device="cpu"),
+        in_keys=[CHOSEN, "state"],
+        out_keys=["chosen_action_value"],
+    )
+    loss = QMixerLoss(greedy, mixer, delay_value=True, action_space="categorical")
+    loss.set_keys(action=ACTION, action_value=VALUES, local_value=CHOSEN)
+    loss.make_value_estimator(gamma=1.0)  # an episode's return is what counts
+    target = SoftUpdate(loss, tau=0.05)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3)
+    replay = TensorDictReplayBuffer(storage=LazyTensorStorage(20_000), batch_size=64)
+    policy = Sequential(greedy, explore)
+    for _ in range(episodes):
+        episode = env.rollout(rounds, policy)  # [T]
+        explore.step(episode.numel())
+        episode["next", "reward"] = episode["next", "conv", "reward"].mean(-2)  # all agents get the team's
+        replay.extend(episode)
+        for batch in (replay.sample() for _ in range(4)):
+            optimizer.zero_grad()
+            loss(batch)["loss"].backward()
+            optimizer.step()
+            target.step()
+    print_scores(game, "TorchRL QMIX", seed)
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)
