@@ -88,16 +88,24 @@ class Config:
         """Each of several commands writes to a file of its own."""
         return self.out / f"rows-{self.shard.replace('/', '-of-')}.jsonl"
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The environment's, without the target. Beside a table only what differs from the defaults: it has its own."""
+        defaults = dataclasses.asdict(EnvConfig())
+        settings = {name: value for name, value in dataclasses.asdict(self.env).items() if name != "target_macs"}
+        if self.evaluator == "table":
+            settings = {name: value for name, value in settings.items() if value != defaults[name]}
+        return settings
+
     def identity(self, seed: int, target_macs: float, method: str) -> Row:
         """What makes a run the same run. Files are known by their names."""
-        problem: Row = dataclasses.asdict(self.env) | {"network": self.network, "data": Path(self.data).name}
-        problem |= {"weights": self.weights and self.weights.name, "evaluator": self.evaluator}
-        del problem["target_macs"]
+        problem: Row = {"network": self.network, "data": Path(self.data).name, "evaluator": self.evaluator}
+        problem |= {"weights": self.weights and self.weights.name, **self.settings}
         distillation = dataclasses.asdict(self.distillation)
         del distillation["seed"]
         finalisation = {"finalists": self.finalists, "short_epochs": self.short_epochs, **distillation}
         return {
-            "problem": problem | {"rates": list(self.env.rates)},
+            "problem": problem,
             "target_macs": target_macs,
             "budget": self.budget,
             "finalisation": finalisation if self.finalise else None,
@@ -135,6 +143,7 @@ def run(config: Config, seed: int, target_macs: float, method: str) -> Row:
         "original_search_accuracy": env.evaluator.original_accuracy,
         "evaluations": len(result.evaluations),
         "proposals": result.proposals,
+        "optimum": getattr(env.evaluator, "optimum", None),
         "curve": result.curve,
         "search_seconds": round(result.seconds, 2),
         "device": _device(config.device),
@@ -177,11 +186,9 @@ def _finalised(config: Config, env: FilterPruneEnv, result: SearchResult, seed: 
 
 def problem(config: Config, target_macs: float) -> FilterPruneEnv:
     """A new environment on the data that this process has loaded."""
-    settings = dataclasses.asdict(config.env) | {"target_macs": target_macs}
-    common: dict[str, Any] = {"device": config.device, "cache": config.cache}
-    if config.evaluator == "table":
-        common = {"evaluator": "table"}
-    return make_env(config.network, _splits(config.data), config.weights, **common, **settings)
+    common: dict[str, Any] = {"device": config.device, "cache": config.cache, "evaluator": config.evaluator}
+    splits = _splits(config.data)
+    return make_env(config.network, splits, config.weights, target_macs=target_macs, **common, **config.settings)
 
 
 def _results(config: Config, todo: list[tuple[int, float, str]]) -> Iterator[Row]:

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from .config import EnvConfig
 from .data import DataSplits, load
 from .evaluation.evaluator import Evaluator
 from .evaluation.metric import Metric, check_metric, identity, qualified_name
+from .evaluation.table import Table, TableEvaluator
 from .networks.pretrained import normalised_for, pretrained
 from .observation import Observer
 from .pruning import Cost, Plan, build, importance, trusted
@@ -116,7 +117,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             min_filters=config.min_filters,
             round_to=config.round_to,
         )
-        self.evaluator = Evaluator(
+        self.evaluator: Evaluator | TableEvaluator = Evaluator(
             model,
             data,
             self.groups,
@@ -338,18 +339,30 @@ def make_env(
     render_mode: str | None = None,
     device: torch.device | str = "cpu",
     cache: str | Path | None = None,
+    evaluator: Literal["measure", "table"] = "measure",
     progress: bool = True,
     **config: Any,
 ) -> FilterPruneEnv:
     """The environment of a registered network: loads the data, loads or trains the network, and wires them.
 
-    cache   see `FilterPruneEnv`
-    config  fields of `EnvConfig`
+    cache      see `FilterPruneEnv`
+    evaluator  'table' looks up what every plan of small_cnn on digits is worth, see `prune_env.evaluation.table`
+    config     fields of `EnvConfig`
     """
-    settings = EnvConfig(**config)  # wrong settings are told before minutes of training
+    table = Table.load() if evaluator == "table" else None
+    settings = table.config(config) if table else EnvConfig(**config)  # wrong settings are told before training
     splits = normalised_for(network, data if isinstance(data, DataSplits) else load(data))
-    model = pretrained(network, splits, weights, device=device, progress=progress)
-    return FilterPruneEnv(model, splits, settings, render_mode=render_mode, device=device, cache=cache)
+    if table:
+        table.check_problem(network, splits, weights, cache)
+        model = table.network()
+    else:
+        model = pretrained(network, splits, weights, device=device, progress=progress)
+    env = FilterPruneEnv(model, splits, settings, render_mode=render_mode, device=device, cache=cache)
+    if table:
+        assert isinstance(env.evaluator, Evaluator)
+        env.evaluator = TableEvaluator(table, settings.target_macs, env.evaluator)
+        env._start()
+    return env
 
 
 def _calibration_batches(data: DataSplits, config: EnvConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
