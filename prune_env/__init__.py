@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-_MODULES = ("data", "export", "filter_prune_v0")
+_MODULES = ("data", "export", "filter_prune_v0", "single_agent")
 
 
 def __dir__() -> list[str]:

@@ -175,6 +175,29 @@ class Budget:
             start, removals, most = scaled, scaled, scaled
         return self._fit(start, removals, most, before)
 
+    def kept(self, group: int, ratio: float) -> int:
+        """Filters that stay where a fraction of the group's full count is asked for; rounded up, as for rates."""
+        full = self.full_plan[group]
+        wanted = self._rounded_up(np.array(ceil(ratio * full - _ROUNDING)))
+        return int(np.clip(wanted, self._minimum[group], full))
+
+    def most_kept(self, plan: Sequence[int], group: int) -> int:
+        """The most filters of a group that leave the target in reach: all later groups can go down to their fewest.
+
+        The bound of AMC (He et al. 2018, arXiv:1802.03494, algorithm 1), whose agent settles one layer after another.
+        Raises ValueError if the groups before have already put the target out of reach.
+        """
+        full, fewest = self.full_plan[group], int(self._minimum[group])
+        if self.target_macs is None:
+            return full
+        counts = np.append(np.arange(fewest, full, self.round_to), full)  # [K]
+        plans = np.repeat(np.asarray(plan, np.int64)[None], len(counts), 0)  # [K, G]
+        plans[:, group], plans[:, group + 1 :] = counts, self._minimum[group + 1 :]
+        fits = self.macs(plans) <= self._limit
+        if not fits.any():
+            raise ValueError(f"with {tuple(plan[:group])} in the groups before {group} the target is out of reach")
+        return int(counts[fits].max())
+
     def uniform(self, target_macs: float | None = None) -> tuple[int, ...]:
         """The baseline: every group loses the same fraction, the smallest that meets the target, then corrected.
 

@@ -134,19 +134,20 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         """Every finished plan with its accuracy, over all episodes."""
         self._reward = get_reward(reward or config.reward)
         self._recovery = Recovery(model, data, self.groups, self.ranking, config, device, loss)
-        self._observer = Observer(model, self.groups, self.cost, self.budget, scores)
+        self.observer = Observer(model, self.groups, self.cost, self.budget, scores)
 
         self.possible_agents = [group.agent_id for group in self.groups]
-        self.observation_names = self._observer.names
-        self.state_names = self._observer.state_names
+        self.observation_names = self.observer.names
+        self.state_names = self.observer.state_names
         observation = (0.0, 1.0, (len(self.observation_names),), np.float32)
         self.observation_spaces = {agent: spaces.Box(*observation) for agent in self.possible_agents}
         self.action_spaces = {agent: spaces.Discrete(len(config.rates)) for agent in self.possible_agents}
         self.state_space = spaces.Box(0.0, 1.0, (len(self.state_names),), np.float32)
         self.agents: list[str] = []
         self.np_random, self.np_random_seed = seeding.np_random()
-        self._rounds = Rounds(self.budget, self.cost, self._observer, config.rounds)
-        self._position: Position
+        self._rounds = Rounds(self.budget, self.cost, self.observer, config.rounds)
+        self.position: Position
+        """Where the game stands."""
         self._accuracy: float
         self._return: float
         self._start()
@@ -176,33 +177,9 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
 
         Raises ValueError for a missing agent or an action outside its space, RuntimeError after the episode's end.
         """
-        wanted = self._checked(actions)
-        before, accuracy_before = self._position, self._accuracy
-        now = self._position = self._rounds.after(before, wanted)
-        ends = now.number == self.config.rounds
-        if self._recovery.on:
-            self._recovery.step(now.plan, now.number)
-        if ends or self.config.every_round:
-            self._accuracy = self._measure()
-
-        result = self._reward(
-            RewardInput(
-                accuracy_before=accuracy_before,
-                accuracy_after=self._accuracy,
-                original_accuracy=self.evaluator.original_accuracy,
-                macs_before=before.macs_ratio,
-                macs_after=now.macs_ratio,
-                last=ends,
-            )
-        )
-        if not isinstance(result, RoundReward):
-            raise TypeError(f"a reward function must return a RoundReward, {self._reward!r} returned {result!r}")
-        reward, collapsed = result
-        self._return += reward
-        terminated = ends or collapsed
+        now = self._rounds.after(self.position, self._checked(actions))
+        reward, terminated = self.move(now, last=now.number == self.config.rounds)
         truncated = now.number >= self.max_cycles and not terminated
-        if terminated:
-            self.archive.add(Entry(now.plan, self._accuracy, now.macs_ratio, now.params_ratio, self._return))
         agents = self.agents
         if terminated or truncated:
             self.agents = []
@@ -214,10 +191,49 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             self._infos(),
         )
 
+    def move(self, now: Position, last: bool) -> tuple[float, bool]:
+        """Goes on to a position that any player chose: recovers, measures, pays, keeps a finished plan.
+
+        Returns the reward and whether the episode is over, because this was its last move or the network is lost.
+        """
+        before, accuracy_before = self.position, self._accuracy
+        self.position = now
+        if self._recovery.on:
+            self._recovery.step(now.plan, now.number)
+        if last or self.config.every_round:
+            self._accuracy = self._measure()
+
+        result = self._reward(
+            RewardInput(
+                accuracy_before=accuracy_before,
+                accuracy_after=self._accuracy,
+                original_accuracy=self.evaluator.original_accuracy,
+                macs_before=before.macs_ratio,
+                macs_after=now.macs_ratio,
+                last=last,
+            )
+        )
+        if not isinstance(result, RoundReward):
+            raise TypeError(f"a reward function must return a RoundReward, {self._reward!r} returned {result!r}")
+        reward, collapsed = result
+        self._return += reward
+        if last or collapsed:
+            self.archive.add(Entry(now.plan, self._accuracy, now.macs_ratio, now.params_ratio, self._return))
+        return reward, last or collapsed
+
     def state(self) -> np.ndarray:
         """All observations and the network's totals, float32 [S]; also after the last step."""
-        now = self._position
-        return self._observer.state(now.plan, now.last_rates, now.left)
+        now = self.position
+        return self.observer.state(now.plan, now.last_rates, now.left)
+
+    def totals(self) -> dict[str, float]:
+        """What infos say of the whole network: its last known accuracy, and its cost."""
+        now = self.position
+        return {
+            "accuracy": float(self._accuracy),
+            "macs_ratio": float(now.macs_ratio),
+            "params_ratio": float(now.params_ratio),
+        }
 
     def pruned_model(self) -> nn.Module:
         """The current plan's network: a new, smaller module with recalibrated BatchNorm statistics, on the CPU."""
@@ -232,7 +248,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     @property
     def plan(self) -> Plan:
         """Filters kept in each group now, in the order of the agents."""
-        return self._position.plan
+        return self.position.plan
 
     @cached_property
     def problem(self) -> str:
@@ -251,13 +267,13 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         """A line for every agent and one for the network (`ansi`), or the same as a picture (`rgb_array`)."""
         if self.render_mode is None:
             return None
-        now = self._position
-        macs = self._observer.macs_shares(now.plan)
+        now = self.position
+        macs = self.observer.macs_shares(now.plan)
         rows = [
             render.RenderRow(group.agent_id, group.layers, group.filters, kept, float(share), float(rate))
             for group, kept, share, rate in zip(self.groups, now.plan, macs, now.last_rates, strict=True)
         ]
-        totals = (self._accuracy, now.macs_ratio, now.params_ratio, now.number, self.config.rounds)
+        totals = (self._accuracy, now.macs_ratio, now.params_ratio, now.number, now.count)
         return render.ansi(rows, *totals) if self.render_mode == "ansi" else render.rgb_array(rows, *totals)
 
     def close(self) -> None:
@@ -283,7 +299,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
                 self.evaluator.remember(entry.plan, entry.accuracy)
 
     def _start(self) -> None:
-        self._position = self._rounds.start
+        self.position = self._rounds.start
         self._accuracy, self._return = self.evaluator.original_accuracy, 0.0
         self._recovery.reset()
 
@@ -315,16 +331,11 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         return wanted
 
     def _observations(self) -> dict[str, np.ndarray]:
-        rows = self._position.observations.copy()  # fresh at every call
+        rows = self.position.observations.copy()  # fresh at every call
         return dict(zip(self.possible_agents, rows, strict=True))
 
     def _infos(self) -> dict[str, dict[str, Any]]:
-        now, masks = self._position, self._position.masks.copy()
-        network = {
-            "accuracy": float(self._accuracy),
-            "macs_ratio": float(now.macs_ratio),
-            "params_ratio": float(now.params_ratio),
-        }
+        now, masks, network = self.position, self.position.masks.copy(), self.totals()
         return {
             agent: {"action_mask": mask, "applied_rate": float(rate), **network}
             for agent, mask, rate in zip(self.possible_agents, masks, now.last_rates, strict=True)

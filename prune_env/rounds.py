@@ -21,17 +21,21 @@ KEPT = 10_000
 
 @dataclass(frozen=True, eq=False)
 class Position:
-    """After `number` rounds. Arrays are shared: copy what you hand out."""
+    """After `number` of `count` rounds. Arrays are shared: copy what you hand out."""
 
     number: int
-    left: float
-    """The fraction of the rounds that is still to come."""
+    count: int
     plan: Plan
     last_rates: tuple[float, ...]
     macs_ratio: float
     params_ratio: float
     masks: np.ndarray  # int8 [G, A]
     observations: np.ndarray  # float32 [G, F]
+
+    @property
+    def left(self) -> float:
+        """The fraction of the rounds that is still to come."""
+        return 1 - self.number / self.count
 
 
 class Rounds:
@@ -52,18 +56,21 @@ class Rounds:
         if found is None:
             if len(self._known) >= KEPT:
                 self._known.clear()
-            number = position.number + 1
             wanted = self._budget.apply(position.plan, actions, position.masks)
-            plan = self._budget.project(position.plan, wanted, last=number == self.count)
-            rates = tuple(1 - now / was for now, was in zip(plan, position.plan, strict=True))
-            found = self._known[key] = self._position(number, plan, rates)
+            plan = self._budget.project(position.plan, wanted, last=position.number + 1 == self.count)
+            found = self._known[key] = self.to(position, plan)
         return found
+
+    def to(self, position: Position, plan: Plan) -> Position:
+        """One round further, with a plan that the caller answers for. Not remembered."""
+        rates = tuple(1 - now / was for now, was in zip(plan, position.plan, strict=True))
+        return self._position(position.number + 1, plan, rates)
 
     def cost_ratios(self, plan: Plan) -> tuple[float, float]:
         """MACs and parameters as fractions of the unpruned network's."""
         return self._cost.macs(plan) / self._full[0], self._cost.params(plan) / self._full[1]
 
     def _position(self, number: int, plan: Plan, rates: tuple[float, ...]) -> Position:
-        left = 1 - number / self.count
-        seen = self._observer.observe(plan, rates, left)
-        return Position(number, left, plan, rates, *self.cost_ratios(plan), self._budget.action_masks(plan), seen)
+        seen = self._observer.observe(plan, rates, 1 - number / self.count)
+        masks = self._budget.action_masks(plan)
+        return Position(number, self.count, plan, rates, *self.cost_ratios(plan), masks, seen)

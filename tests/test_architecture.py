@@ -64,7 +64,7 @@ LAYERS = [
     },
     {"render", "rounds"},
     {"env"},
-    {"filter_prune_v0", "finalise", "runs", "__main__"},
+    {"filter_prune_v0", "single_agent", "finalise", "runs", "__main__"},
     {""},
 ]
 

@@ -1,0 +1,38 @@
+"""An algorithm of one's own, without a framework: the cross-entropy method (Rubinstein 1999) on every agent's rates.
+
+python examples/plug_in_your_own.py
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tyro
+from scores import print_scores
+
+from prune_env import make_env
+
+
+def main(episodes: int = 300, seed: int = 0) -> None:
+    env = make_env("small_cnn", "digits", target_macs=0.3)
+    rng = np.random.default_rng(seed)
+    rounds, agents, rates = env.config.rounds, env.possible_agents, len(env.config.rates)
+    chances = np.full((rounds, len(agents), rates), 1 / rates)
+    played: list[tuple[float, np.ndarray]] = []  # return, actions [rounds, agents]
+    for episode in range(1, episodes + 1):
+        actions, total = np.zeros((rounds, len(agents)), int), 0.0
+        _, infos = env.reset()
+        for number in range(rounds):
+            for index, agent in enumerate(agents):
+                legal = chances[number, index] * infos[agent]["action_mask"]
+                actions[number, index] = rng.choice(rates, p=legal / legal.sum())
+            _, rewards, _, _, infos = env.step(dict(zip(agents, actions[number], strict=True)))
+            total += rewards[agents[0]]  # the team's
+        played.append((total, actions))
+        if episode % 30 == 0:  # move a part of the way to how often the best tenth took each rate
+            best = [actions for _, actions in sorted(played, key=lambda one: -one[0])[: max(3, episode // 10)]]
+            chances = 0.5 * chances + 0.5 * np.mean(np.eye(rates)[best], 0)
+    print_scores(env, "cross-entropy", seed)
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)
