@@ -10,7 +10,7 @@ from functools import partial
 
 from prune_env import FilterPruneEnv
 
-from . import evolution, magnitude, qmix, random_search, sensitivity, tpe, uniform
+from . import amc, dqn, evolution, magnitude, ppo, qmix, random_search, sensitivity, tpe, uniform
 from .result import SearchResult
 
 METHODS: dict[str, Callable[[FilterPruneEnv, int, int], SearchResult]] = {
@@ -20,6 +20,10 @@ METHODS: dict[str, Callable[[FilterPruneEnv, int, int], SearchResult]] = {
     "random": random_search.search,
     "evolution": evolution.search,
     "tpe": tpe.search,
+    "amc": amc.search,
+    "amc_ls": partial(amc.search, reconstruct=True),
+    "ppo": ppo.search,
+    "dqn": dqn.search,
     "iql": partial(qmix.search, mixer="iql"),
     "vdn": partial(qmix.search, mixer="vdn"),
     "qmix": qmix.search,

@@ -6,13 +6,15 @@ layers with unlike fan-in do not compare. A group of several layers takes the me
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import numpy as np
 
 from prune_env import FilterPruneEnv
 from prune_env.pruning import importance
 
 from .budgeted import Budgeted
-from .plans import project
+from .plans import counts, from_keep_ratios
 from .result import SearchResult
 
 
@@ -23,19 +25,14 @@ def search(problem: FilterPruneEnv, budget: int, seed: int) -> SearchResult:
         scores = [score / score.mean() for score in scores]
         limit = problem.budget.target_macs * problem.cost.macs(problem.full_plan)
         thresholds = np.unique(np.concatenate(scores))
+
+        def keep(threshold: float) -> list[float]:
+            return [float((score > threshold).mean()) for score in scores]
+
+        def enough(threshold: float) -> bool:
+            return problem.cost.macs(counts(problem, keep(threshold))) <= limit
+
         # The lowest threshold that is enough; the projection then fills the gap that whole filters leave.
-        low, high = 0, len(thresholds) - 1
-        while low < high:
-            middle = (low + high) // 2
-            if problem.cost.macs(_counts(problem, scores, thresholds[middle])) <= limit:
-                high = middle
-            else:
-                low = middle + 1
-        budgeted.accuracy(project(problem.budget, _counts(problem, scores, thresholds[low])))
+        lowest = min(bisect_left(thresholds, True, key=enough), len(thresholds) - 1)
+        budgeted.accuracy(from_keep_ratios(problem, keep(thresholds[lowest])))
     return budgeted.result()
-
-
-def _counts(problem: FilterPruneEnv, scores: list[np.ndarray], threshold: float) -> np.ndarray:
-    """Filters of each group above the threshold, [G], at least as many as must stay."""
-    counts = np.array([int((score > threshold).sum()) for score in scores])
-    return np.minimum(np.maximum(counts, problem.budget.min_filters), problem.full_plan)

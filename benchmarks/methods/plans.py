@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from prune_env import FilterPruneEnv
-from prune_env.budget import Budget
 from prune_env.pruning import Plan
 
 
@@ -16,11 +15,10 @@ def from_keep_ratios(problem: FilterPruneEnv, keep: Sequence[float] | np.ndarray
 
     `Budget.project` scales all removals by one factor, so that proportions are what a method chooses.
     """
-    return project(problem.budget, np.rint(np.asarray(keep) * problem.full_plan))
+    budget = problem.budget
+    return budget.project(budget.full_plan, counts(problem, keep), last=True)
 
 
-def project(budget: Budget, counts: np.ndarray) -> Plan:
-    """Wanted filter counts [G], rounded as the budget rounds and brought onto its cost."""
-    full = np.array(budget.full_plan)
-    steps = np.ceil(np.maximum(counts, budget.min_filters) / budget.round_to)
-    return budget.project(budget.full_plan, np.minimum(steps * budget.round_to, full).astype(int).tolist(), last=True)
+def counts(problem: FilterPruneEnv, keep: Sequence[float] | np.ndarray) -> Plan:
+    """The filters that these fractions keep, whatever they cost."""
+    return tuple(problem.budget.kept(group, float(ratio)) for group, ratio in enumerate(keep))

@@ -12,7 +12,7 @@ import numpy as np
 from prune_env import FilterPruneEnv
 
 from .budgeted import Budgeted
-from .plans import project
+from .plans import counts
 from .result import SearchResult
 
 FINEST = 10
@@ -30,7 +30,7 @@ def search(problem: FilterPruneEnv, budget: int, seed: int) -> SearchResult:
         )
     with Budgeted(problem, budget) as budgeted:
         full = np.array(problem.full_plan)
-        levels = np.stack([_rounded(problem, full * (1 - look / (looks + 1))) for look in range(looks + 1)])  # [L, G]
+        levels = np.array([counts(problem, [1 - look / (looks + 1)] * groups) for look in range(looks + 1)])  # [L, G]
         losses = np.zeros(levels.shape)
         for group in range(groups):
             for look in range(1, looks + 1):
@@ -38,7 +38,8 @@ def search(problem: FilterPruneEnv, budget: int, seed: int) -> SearchResult:
                 alone[group] = levels[look, group]
                 losses[look, group] = problem.evaluator.original_accuracy - budgeted.accuracy(tuple(alone.tolist()))
         losses = np.maximum.accumulate(losses, 0)  # what a few images say in favour of cutting deeper is noise
-        budgeted.accuracy(project(problem.budget, _greedy(problem, levels, losses)))
+        wanted = _greedy(problem, levels, losses).tolist()
+        budgeted.accuracy(problem.budget.project(problem.full_plan, wanted, last=True))
     return budgeted.result()
 
 
@@ -61,9 +62,3 @@ def _greedy(problem: FilterPruneEnv, levels: np.ndarray, losses: np.ndarray) -> 
             break
         at = choice
     return levels[at, groups]
-
-
-def _rounded(problem: FilterPruneEnv, counts: np.ndarray) -> np.ndarray:
-    budget = problem.budget
-    steps = np.ceil(np.maximum(np.rint(counts), budget.min_filters) / budget.round_to)
-    return np.minimum(steps * budget.round_to, budget.full_plan).astype(int)
