@@ -1,6 +1,7 @@
 """The pictures of a comparison. A method has one colour and one line style in all of them.
 
-Okabe and Ito's colours; solid lines for methods that learn in the environment, dashed ones for the others.
+Solid lines and circles for methods that learn in the environment, dashed lines and triangles for other searches, dotted
+lines and squares for those of one plan. Colours are Okabe and Ito's as far as they go.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ STYLES = {
     "evolution": ("#0072B2", "--"),
     "tpe": ("#009E73", "--"),
     "random": ("#222222", "--"),
-    "sensitivity": ("#CC79A7", ":"),
-    "magnitude": ("#999999", "-."),
+    "sensitivity": ("#8C510A", ":"),
+    "magnitude": ("#B38BC9", ":"),
     "uniform": ("#666666", ":"),
 }
 OTHER = ("#999999", "-")
+MARKERS = {"-": "o", "--": "^", ":": "s"}
 RESOLUTION = 150
 
 Points = Mapping[str, Sequence[float]]
@@ -63,7 +65,7 @@ def front(means: Mapping[str, Mapping[float, Mean]], original: float | None, lab
     figure = new_figure(7.5, 4.4, RESOLUTION)
     (axes,) = _panels(figure, 1)
     shares = sorted({share for points in means.values() for share in points})
-    gap = 100 * min(np.diff(shares), default=0.2) * 0.25
+    gap = 100 * min(np.diff(shares), default=0.2) * 0.1
     for number, (name, points) in enumerate(means.items()):
         colour, dashes = _style(name)
         shift = gap * (number / max(1, len(means) - 1) - 0.5)
@@ -71,7 +73,7 @@ def front(means: Mapping[str, Mapping[float, Mean]], original: float | None, lab
         y = np.array([100 * mean.value for mean in found])
         bounds = np.array([[100 * mean.low, 100 * mean.high] for mean in found])
         errors = np.abs(np.nan_to_num(bounds, nan=0) - y[:, None]).T * ~np.isnan(bounds.T)
-        style = {"color": colour, "linestyle": dashes, "linewidth": 1.3, "marker": "o", "markersize": 4}
+        style = {"color": colour, "linestyle": dashes, "linewidth": 1.3, "marker": MARKERS[dashes], "markersize": 4}
         axes.errorbar(x, y, errors, elinewidth=1, capsize=2, label=name, **style)
     if original is not None:
         axes.axhline(100 * original, color=GREY, linewidth=1, label="unpruned")
@@ -99,13 +101,13 @@ def curves(
                 continue
             steps, middle = np.arange(1, length + 1), padded.mean(0)
             low, high = interval(padded)
-            axes.plot(steps, middle, color=colour, linestyle=dashes, linewidth=1.5, label=name)
-            axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+            axes.step(steps, middle, where="post", color=colour, linestyle=dashes, linewidth=1.5, label=name)
+            axes.fill_between(steps, low, high, step="post", color=colour, alpha=0.12, linewidth=0)
             floor.append(middle[min(length - 1, length // 20)])
         if optimum.get(title) is not None:
             axes.axhline(100 * optimum[title], color=INK, linewidth=0.8, label="optimum")
         if floor:
-            top = axes.get_ylim()[1]
+            top = min(axes.get_ylim()[1], 100)
             axes.set_ylim(min(floor) - 0.05 * (top - min(floor)), top)
         axes.set_xlabel("Distinct plans evaluated", color=INK, fontsize=8)
         axes.set_title(title, loc="left", color=INK, fontsize=9)
@@ -141,8 +143,9 @@ def correlation(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]
     axes_of = _panels(figure, len(panels))
     for axes, (title, methods) in zip(axes_of, panels.items(), strict=True):
         for name, pairs in methods.items():
-            x, y = 100 * np.array(pairs, float).reshape(-1, 2).T
-            axes.plot(x, y, "o", color=_style(name)[0], alpha=0.6, markersize=4, markeredgewidth=0, label=name)
+            (colour, dashes), (x, y) = _style(name), 100 * np.array(pairs, float).reshape(-1, 2).T
+            style = {"linestyle": "none", "marker": MARKERS[dashes], "markersize": 4, "markeredgewidth": 0}
+            axes.plot(x, y, color=colour, alpha=0.6, label=name, **style)
         axes.set_xlabel("Accuracy in the search, %", color=INK, fontsize=8)
         axes.set_title(title, loc="left", color=INK, fontsize=9)
     axes_of[0].set_ylabel(label, color=INK, fontsize=8)

@@ -40,9 +40,8 @@ def interval(values: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarr
     array = np.asarray(values, float)
     if len(array) < 2:
         return np.full(array.shape[1:], math.nan), np.full(array.shape[1:], math.nan)
-    rng = np.random.default_rng(0)
-    rows = rng.integers(len(array), size=(RESAMPLES, len(array)))
-    weights = np.apply_along_axis(np.bincount, 1, rows, minlength=len(array)) / len(array)  # [R, S]
+    count = len(array)
+    weights = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES) / count  # [R, S]
     means = np.tensordot(weights, array, 1)  # [R, ...]
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high

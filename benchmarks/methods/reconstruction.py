@@ -45,6 +45,8 @@ class Reconstruction:
         finally:
             for hook in hooks:
                 hook.remove()
+        device = problem.evaluator.device  # wide layers' systems are large
+        self._sums = {name: (x.to(device), y.to(device)) for name, (x, y) in self._sums.items()}
 
     def network(self, plan: Plan) -> nn.Module:
         """The plan's network with reconstructed weights."""
@@ -56,11 +58,11 @@ class Reconstruction:
                 continue
             original, layer = problem.model.get_submodule(name), network.get_submodule(name)
             kernel = original.weight[0, 0].numel()
-            rows = _stays(removed.get((name, "in")), original.weight.shape[1]).repeat_interleave(kernel)
-            columns = _stays(removed.get((name, "out")), original.weight.shape[0])
+            rows = _stays(removed.get((name, "in")), original.weight.shape[1], inputs.device).repeat_interleave(kernel)
+            columns = _stays(removed.get((name, "out")), original.weight.shape[0], inputs.device)
             square = inputs[rows][:, rows]
             square.diagonal().add_(RIDGE * square.diagonal().mean() + 1e-12)
-            fitted = torch.linalg.solve(square, products[rows][:, columns], left=True)
+            fitted = torch.linalg.solve(square, products[rows][:, columns])
             with torch.no_grad():
                 layer.weight.copy_(fitted.T.reshape(layer.weight.shape))
         return network
@@ -102,8 +104,8 @@ def _fits(layer: nn.Module) -> bool:
     return plain and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
-def _stays(gone: torch.Tensor | None, size: int) -> torch.Tensor:
+def _stays(gone: torch.Tensor | None, size: int, device: torch.device) -> torch.Tensor:
     stays = torch.ones(size, dtype=torch.bool)
     if gone is not None:
         stays[gone] = False
-    return stays
+    return stays.to(device)
