@@ -1,23 +1,46 @@
-"""Search methods on one problem at equal numbers of evaluated plans: best reward accuracy, mean and range over seeds.
+"""Search methods on one problem, all by the same rules.
 
-python -m benchmarks.compare --network resnet20 --data PATH --weights FILE --budget 200 --seeds 3
+python -m benchmarks.compare --network resnet20 --data PATH --weights FILE --target-macs 0.5 0.3 --budget 300 --seeds 5
 
-One row a run goes to `out`; runs whose row is there are not repeated. Distillation and the test set are left to
-examples/train_qmix.py: this command compares the search alone.
+Every method may evaluate the same number of distinct plans, all of the same cost. Its best plans are then scored on the
+whole reward split and distilled shortly, the best of them fully, and the test set is read once.
+
+One row a run goes to the folder `out`; runs whose row is there are not repeated, so the same command goes on after
+Ctrl-C. Seeds come one after another: stopped early, all methods have the same seeds, or one more.
+`python -m benchmarks.report OUT` makes tables and pictures of the rows.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import dataclasses
+import importlib.metadata
+import itertools
+import multiprocessing
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, Literal
 
+import torch
 import tyro
 from tqdm import tqdm
 
-from prune_env import make_env
+from prune_env import EnvConfig, FilterPruneEnv, make_env
+from prune_env.data import DataSplits, load
+from prune_env.device import check_device
+from prune_env.finalise import accuracy, choose, distil_fully
+from prune_env.training.distillation import DistillationConfig
 
-from .methods import METHODS
+from . import rows
+from .methods import METHODS, SearchResult
+from .rows import Row
+
+PACKAGES = ("prune-env", "torch", "numpy", "cma", "optuna", "stable-baselines3")
 
 
 @dataclass(frozen=True)
@@ -25,47 +48,192 @@ class Config:
     network: str = "small_cnn"
     data: str = "digits"
     weights: Path | None = None
-    target_macs: float = 0.5
-    budget: int = 200
+    target_macs: tuple[float, ...] = (0.5,)
+    budget: int = 300
     """distinct plans that each run may evaluate"""
     seeds: int = 3
     methods: tuple[str, ...] = tuple(METHODS)
-    out: Path = Path("runs/compare.jsonl")
+    finalise: bool = True
+    """distil and test what was found; without it the search alone is compared"""
+    finalists: int = 4
+    """the best plans of a run, which all get the short distillation"""
+    short_epochs: float = 1.0
+    evaluator: Literal["measure", "table"] = "measure"
+    """table: the tabulated problem, small_cnn on digits, whose answers are looked up"""
+    device: str = "cpu"
+    cache: Path | None = None
+    """a file that keeps accuracies for other runs; wall times then say nothing, all else stays the same"""
+    out: Path = Path("runs/compare")
+    jobs: int = 1
+    """processes"""
+    shard: str = "0/1"
+    """i/n: the i-th of n equal parts of the runs, for n commands that share `out`; i counts from 0"""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """its target-macs is not used"""
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    """its seed is that of the run"""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.methods) - set(METHODS):
+            raise ValueError(f"method {min(unknown)!r} is unknown; choose among {', '.join(METHODS)}")
+        if min(self.budget, self.seeds, self.finalists, self.jobs) < 1 or self.short_epochs <= 0:
+            raise ValueError("budget, seeds, finalists and jobs must be at least 1, and short-epochs above 0")
+        part, _, parts = self.shard.partition("/")
+        if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+            raise ValueError(f"shard must be i/n with 0 <= i < n, such as 0/4; got {self.shard!r}")
+        check_device(self.device)
+
+    @property
+    def file(self) -> Path:
+        """Each of several commands writes to a file of its own."""
+        return self.out / f"rows-{self.shard.replace('/', '-of-')}.jsonl"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The environment's, without the target. Beside a table only what differs from the defaults: it has its own."""
+        defaults = dataclasses.asdict(EnvConfig())
+        settings = {name: value for name, value in dataclasses.asdict(self.env).items() if name != "target_macs"}
+        if self.evaluator == "table":
+            settings = {name: value for name, value in settings.items() if value != defaults[name]}
+        return settings
+
+    def identity(self, seed: int, target_macs: float, method: str) -> Row:
+        """What makes a run the same run. Files are known by their names."""
+        problem: Row = {"network": self.network, "data": Path(self.data).name, "evaluator": self.evaluator}
+        problem |= {"weights": self.weights and self.weights.name, **self.settings}
+        distillation = dataclasses.asdict(self.distillation)
+        del distillation["seed"]
+        finalisation = {"finalists": self.finalists, "short_epochs": self.short_epochs, **distillation}
+        return {
+            "problem": problem,
+            "target_macs": target_macs,
+            "budget": self.budget,
+            "finalisation": finalisation if self.finalise else None,
+            "method": method,
+            "seed": seed,
+        }
 
 
 def main(config: Config) -> None:
-    problem = {name: str(getattr(config, name)) for name in ("network", "data", "weights", "target_macs", "budget")}
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = config.out.read_text().splitlines() if config.out.is_file() else []
-    rows = [row for row in map(json.loads, lines) if row["problem"] == problem]
-    done = {(row["method"], row["seed"]) for row in rows}
-    todo = [(method, seed) for seed in range(config.seeds) for method in config.methods if (method, seed) not in done]
-    for method, seed in tqdm(todo, unit="run"):
-        # A fresh environment: no run profits from the plans of another.
-        env = make_env(config.network, config.data, config.weights, target_macs=config.target_macs)
-        result = METHODS[method](env, config.budget, seed)
-        best = max(result.entries, key=lambda entry: entry.accuracy)
-        row = {
-            "problem": problem,
-            "method": method,
-            "seed": seed,
-            "evaluations": len(result.entries),
-            "best_accuracy": best.accuracy,
-            "plan": best.plan,
-            "seconds": round(result.seconds, 1),
-            "curve": result.curve,
-        }
-        rows.append(row)
-        with config.out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-    print(f"{'method':<10} {'runs':>4} {'mean':>8} {'lowest':>8} {'highest':>8} {'seconds':>8}   best accuracy, %")
-    for method in config.methods:
-        mine = [row for row in rows if row["method"] == method and row["seed"] < config.seeds]
-        best = [100 * row["best_accuracy"] for row in mine]
-        seconds = sum(row["seconds"] for row in mine) / len(mine)
-        mean = sum(best) / len(best)
-        print(f"{method:<10} {len(best):>4} {mean:>8.2f} {min(best):>8.2f} {max(best):>8.2f} {seconds:>8.1f}")
+    known = {rows.identity(row) for row in rows.read([config.out])} if config.out.is_dir() else set()
+    part, parts = map(int, config.shard.split("/"))
+    everything = itertools.product(range(config.seeds), config.target_macs, config.methods)
+    # Shifted by one with every seed, so that no part gets the slow methods only.
+    mine = [run for number, run in enumerate(everything) if (number + run[0]) % parts == part]
+    todo = [run for run in mine if rows.identity(config.identity(*run)) not in known]
+    if todo and config.jobs > 1 and config.weights is None and config.evaluator == "measure":
+        problem(config, todo[0][1])  # trains the network, if need be, before several processes ask for it
+    for row in tqdm(_results(config, todo), total=len(mine), initial=len(mine) - len(todo), unit="run"):
+        rows.append(config.file, row)
+    print(f"{len(mine)} runs are in {config.out}; python -m benchmarks.report {config.out}")
+
+
+def run(config: Config, seed: int, target_macs: float, method: str) -> Row:
+    """One search, and what becomes of what it found."""
+    env = problem(config, target_macs)  # a fresh one: no run profits from another
+    result = METHODS[method](env, config.budget, seed)
+    if not result.entries:
+        raise RuntimeError(f"method {method!r} found no plan within {target_macs} of the MACs; raise the budget")
+    best = result.best()[0]
+    row = config.identity(seed, target_macs, method) | {
+        "plan": best.plan,
+        "full_plan": env.full_plan,
+        "macs_ratio": best.macs_ratio,
+        "search_accuracy": best.accuracy,
+        "original_search_accuracy": env.evaluator.original_accuracy,
+        "evaluations": len(result.evaluations),
+        "proposals": result.proposals,
+        "optimum": getattr(env.evaluator, "optimum", None),
+        "curve": result.curve,
+        "search_seconds": round(result.seconds, 2),
+        "device": _device(config.device),
+        "threads": torch.get_num_threads(),
+        "versions": _versions(),
+    }
+    return row | _finalised(config, env, result, seed) if config.finalise else row
+
+
+def _finalised(config: Config, env: FilterPruneEnv, result: SearchResult, seed: int) -> Row:
+    """The best plans of the search, distilled; accuracies by which nothing is chosen are those of the test set."""
+    entries = {entry.plan: entry for entry in result.best(config.finalists)}
+    distillation = dataclasses.replace(config.distillation, seed=seed)
+    common: dict[str, Any] = {"device": config.device, "progress": False}
+    begin = time.perf_counter()
+    finalists = choose(env, list(entries), distillation, short_epochs=config.short_epochs, **common)
+    winner, middle = finalists[0], time.perf_counter()
+    network = distil_fully(env, winner.plan, distillation, **common)
+    end = time.perf_counter()
+    return {
+        "plan": winner.plan,
+        "macs_ratio": entries[winner.plan].macs_ratio,
+        "rescored_accuracy": winner.recalibrated_accuracy,
+        "short_test_accuracy": accuracy(winner.network, env.data, env.data.test, config.device),
+        "test_accuracy": accuracy(network, env.data, env.data.test, config.device),
+        "original_test_accuracy": accuracy(env.model, env.data, env.data.test, config.device),
+        "finalists": [
+            {
+                "plan": finalist.plan,
+                "search_accuracy": entries[finalist.plan].accuracy,
+                "rescored_accuracy": finalist.recalibrated_accuracy,
+                "distilled_accuracy": finalist.distilled_accuracy,
+            }
+            for finalist in finalists
+        ],
+        "short_seconds": round(middle - begin, 2),
+        "full_seconds": round(end - middle, 2),
+    }
+
+
+def problem(config: Config, target_macs: float) -> FilterPruneEnv:
+    """A new environment on the data that this process has loaded."""
+    common: dict[str, Any] = {"device": config.device, "cache": config.cache, "evaluator": config.evaluator}
+    splits = _splits(config.data)
+    return make_env(config.network, splits, config.weights, target_macs=target_macs, **common, **config.settings)
+
+
+def _results(config: Config, todo: list[tuple[int, float, str]]) -> Iterator[Row]:
+    """Rows as they come, from one process or several."""
+    if config.jobs == 1:
+        for arguments in todo:
+            yield run(config, *arguments)
+        return
+    threads = max(1, torch.get_num_threads() // config.jobs)
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    with ProcessPoolExecutor(config.jobs, context, torch.set_num_threads, (threads,)) as pool:
+        futures = [pool.submit(run, config, *arguments) for arguments in todo]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@lru_cache(maxsize=1)
+def _splits(data: str) -> DataSplits:
+    return load(data)
+
+
+def _device(device: str) -> str:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. Finished runs are kept: the same command goes on.")

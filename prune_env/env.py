@@ -29,6 +29,7 @@ from .data import DataSplits
 from .evaluation.evaluator import Evaluator
 from .evaluation.metric import Metric, check_metric, identity
 from .evaluation.racing import Race
+from .evaluation.table import TableEvaluator
 from .evaluation.workers import backend
 from .observation import Observer
 from .pruning import Cost, Plan, build, importance, trusted
@@ -126,7 +127,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             min_filters=config.min_filters,
             round_to=config.round_to,
         )
-        self.evaluator = Evaluator(
+        self.evaluator: Evaluator | TableEvaluator = Evaluator(
             model,
             data,
             self.groups,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +30,8 @@ class Finalist:
     plan: Plan
     recalibrated_accuracy: float
     distilled_accuracy: float
+    network: nn.Module = field(repr=False, compare=False)
+    """After the short distillation, on the CPU."""
 
 
 def choose(
@@ -69,7 +71,7 @@ def choose(
             title=f"finalist {number} of {len(plans)}",
         )
         after = accuracy(network, env.data, env.data.reward, device, env.metric)
-        finalists.append(Finalist(plan, before, after))
+        finalists.append(Finalist(plan, before, after, network))
     return sorted(finalists, key=lambda finalist: -finalist.distilled_accuracy)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from .config import EnvConfig, EvaluatorKind
 from .data import DataSplits, load
 from .env import FilterPruneEnv
+from .evaluation.evaluator import Evaluator
+from .evaluation.table import Table, TableEvaluator
 from .networks.pretrained import normalised_for, pretrained
 
 
@@ -21,26 +23,37 @@ def make_env(
     render_mode: str | None = None,
     device: torch.device | str = "cpu",
     cache: str | Path | None = None,
-    evaluator: EvaluatorKind = "local",
+    evaluator: EvaluatorKind | Literal["table"] = "local",
     workers: int | None = None,
     progress: bool = True,
     **config: Any,
 ) -> FilterPruneEnv:
     """The environment of a registered network.
 
-    cache, evaluator, workers   see `FilterPruneEnv`
+    cache, evaluator, workers   see `FilterPruneEnv`; the evaluator 'table', besides, looks up what every plan of
+                                small_cnn on digits is worth, see `prune_env.evaluation.table`
     config  fields of `EnvConfig`
     """
-    settings = EnvConfig(**config)  # wrong settings are told before minutes of training
+    table = Table.load() if evaluator == "table" else None
+    settings = table.config(config) if table else EnvConfig(**config)  # wrong settings are told before training
     splits = normalised_for(network, data if isinstance(data, DataSplits) else load(data))
-    model = pretrained(network, splits, weights, device=device, progress=progress)
-    return FilterPruneEnv(
+    if table:
+        table.check_problem(network, splits, weights, cache)
+        model = table.network()
+    else:
+        model = pretrained(network, splits, weights, device=device, progress=progress)
+    env = FilterPruneEnv(
         model,
         splits,
         settings,
         render_mode=render_mode,
         device=device,
         cache=cache,
-        evaluator=evaluator,
+        evaluator="local" if evaluator == "table" else evaluator,
         workers=workers,
     )
+    if table:
+        assert isinstance(env.evaluator, Evaluator)
+        env.evaluator = TableEvaluator(table, settings.target_macs, env.evaluator)
+        env._start()
+    return env

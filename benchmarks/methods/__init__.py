@@ -1,16 +1,33 @@
-"""Search methods, one file each, with one signature: search(problem, budget, seed) -> SearchResult."""
+"""Search methods, one file each, with one signature: search(problem, budget, seed) -> SearchResult.
+
+`budget` is the number of distinct plans that may be evaluated. Importing this imports no optional package.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from prune_env import FilterPruneEnv
 
-from . import qmix, random_search, uniform
+from . import amc, dqn, evolution, magnitude, ppo, qmix, random_search, sensitivity, tpe, uniform
 from .result import SearchResult
 
 METHODS: dict[str, Callable[[FilterPruneEnv, int, int], SearchResult]] = {
     "uniform": uniform.search,
+    "magnitude": magnitude.search,
+    "sensitivity": sensitivity.search,
     "random": random_search.search,
+    "evolution": evolution.search,
+    "tpe": tpe.search,
+    "amc": amc.search,
+    "amc_ls": partial(amc.search, reconstruct=True),
+    "ppo": ppo.search,
+    "dqn": dqn.search,
+    "iql": partial(qmix.search, mixer="iql"),
+    "vdn": partial(qmix.search, mixer="vdn"),
     "qmix": qmix.search,
 }
+
+ONE_PLAN = ("uniform", "magnitude", "sensitivity")
+"""Methods whose plan follows from the problem alone: no seed, and no use for more evaluations."""

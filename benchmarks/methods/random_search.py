@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 
 from prune_env import FilterPruneEnv
 
+from .budgeted import Budgeted
 from .result import SearchResult
 
 
 def search(problem: FilterPruneEnv, budget: int, seed: int) -> SearchResult:
     """Plays until `budget` distinct plans are evaluated."""
-    begin = time.perf_counter()
     rng = np.random.default_rng(seed)
-    while len(problem.archive) < budget:
-        _, infos = problem.reset()
-        while problem.agents:
-            legal = {agent: np.flatnonzero(infos[agent]["action_mask"]) for agent in problem.agents}
-            *_, infos = problem.step({agent: int(rng.choice(actions)) for agent, actions in legal.items()})
-    return SearchResult(tuple(problem.archive), time.perf_counter() - begin)
+    with Budgeted(problem, budget) as budgeted:
+        while True:
+            _, infos = problem.reset()
+            while problem.agents:
+                legal = {agent: np.flatnonzero(infos[agent]["action_mask"]) for agent in problem.agents}
+                *_, infos = problem.step({agent: int(rng.choice(actions)) for agent, actions in legal.items()})
+    return budgeted.result()

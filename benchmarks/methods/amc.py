@@ -1,0 +1,119 @@
+"""AMC: DDPG settles one layer after another by a continuous keep ratio (He et al. 2018, arXiv:1802.03494).
+
+Our own implementation. From the paper: the bound that keeps the budget in reach (algorithm 1, in `LayerByLayer`), the
+end's reward for every transition of an episode, the moving baseline, no discount (equation 5), noise from a normal
+distribution truncated to [0, 1], two hidden layers of 300, batches of 64, a target rate of 0.01, and warm-up for a
+quarter of the episodes. What the paper leaves open follows its authors' released search script: learning rates, one
+update for each transition, a memory of 100 episodes, noise that shrinks by 0.95 an episode, keep ratios of 0.2 at
+least. Ours: the observation is the environment's (the paper's features of a layer and more), and the reward is linear
+in the accuracy, as theirs is. Letters: B batch, F features.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from prune_env import FilterPruneEnv
+from prune_env.single_agent import LayerByLayer
+
+from .budgeted import Budgeted
+from .reconstruction import Reconstruction
+from .result import SearchResult
+from .seeding import own_generators
+
+HIDDEN, BATCH, MEMORY = 300, 64, 100
+LEARNING_RATES = {"actor": 1e-4, "critic": 1e-3}
+TARGET_RATE = 0.01
+NOISE, NOISE_DECAY = 0.5, 0.95
+WARM_UP = 0.25
+BASELINE_RATE = 0.5
+FEWEST = 0.2
+
+Transition = tuple[np.ndarray, float, float, np.ndarray, bool]
+"""observation [F], keep ratio, the episode's return, next observation [F], whether the episode is over"""
+
+
+class Agent:
+    """Actor, critic, their slow copies, and the baseline."""
+
+    def __init__(self, features: int) -> None:
+        self.networks = {"actor": _network(features, nn.Sigmoid()), "critic": _network(features + 1, nn.Identity())}
+        self.targets = copy.deepcopy(self.networks)
+        self.optimizers = {
+            name: torch.optim.Adam(network.parameters(), LEARNING_RATES[name])
+            for name, network in self.networks.items()
+        }
+        self.baseline: float | None = None
+
+    @torch.inference_mode()
+    def act(self, observation: np.ndarray) -> float:
+        """A keep ratio in [0, 1]."""
+        return self.networks["actor"](torch.from_numpy(observation)).item()
+
+    def update(self, batch: list[Transition]) -> None:
+        """One step of each network, then of the slow copies."""
+        observations, nexts = (torch.from_numpy(np.stack([row[at] for row in batch])) for at in (0, 3))  # [B, F]
+        actions, returns, over = (torch.tensor([[float(row[at])] for row in batch]) for at in (1, 2, 4))  # [B, 1]
+        average = returns.mean().item()
+        self.baseline = average if self.baseline is None else self.baseline + BASELINE_RATE * (average - self.baseline)
+        with torch.no_grad():
+            ahead = self.targets["critic"](torch.cat([nexts, self.targets["actor"](nexts)], 1))
+            wanted = returns - self.baseline + (1 - over) * ahead
+        self._step("critic", F.mse_loss(self.networks["critic"](torch.cat([observations, actions], 1)), wanted))
+        chosen = torch.cat([observations, self.networks["actor"](observations)], 1)
+        self._step("actor", -self.networks["critic"](chosen).mean())
+        for name, network in self.networks.items():
+            for slow, fast in zip(self.targets[name].parameters(), network.parameters(), strict=True):
+                slow.data.lerp_(fast.data, TARGET_RATE)
+
+    def _step(self, name: str, loss: torch.Tensor) -> None:
+        self.optimizers[name].zero_grad()
+        loss.backward()
+        self.optimizers[name].step()
+
+
+def search(problem: FilterPruneEnv, budget: int, seed: int, reconstruct: bool = False) -> SearchResult:
+    """reconstruct  evaluate networks whose weights least squares has fitted after cutting, see `reconstruction`"""
+    rng = np.random.default_rng(seed)
+    network_of = Reconstruction(problem, seed).network if reconstruct else None
+    with Budgeted(problem, budget, network_of) as budgeted, own_generators(seed):
+        env = LayerByLayer(problem)
+        agent = Agent(env.observation_space.shape[0])
+        memory: deque[Transition] = deque(maxlen=MEMORY * len(problem.groups))
+        warm_up, episode = int(WARM_UP * budget), 0
+        while True:
+            noise = NOISE * NOISE_DECAY ** max(0, episode - warm_up)
+            observation, _ = env.reset()
+            steps, ends = [], False
+            while not ends:
+                wanted = rng.random() if episode < warm_up else _truncated_normal(agent.act(observation), noise, rng)
+                then, reward, ends, _, info = env.step(np.array([max(FEWEST, wanted)], np.float32))
+                steps.append((observation, info["keep_ratio"], then, ends))
+                observation = then
+            memory.extend((before, kept, reward, after, over) for before, kept, after, over in steps)
+            if episode >= warm_up:
+                for _ in steps:
+                    rows = rng.integers(len(memory), size=BATCH)
+                    agent.update([memory[row] for row in rows])
+            episode += 1
+    return budgeted.result()
+
+
+def _network(inputs: int, end: nn.Module) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1), end
+    )
+
+
+def _truncated_normal(mean: float, deviation: float, rng: np.random.Generator) -> float:
+    """Drawn again until it lies in [0, 1]; the mean does, so that takes a few draws."""
+    while True:
+        value = rng.normal(mean, deviation)
+        if 0 <= value <= 1:
+            return float(value)

@@ -1,0 +1,36 @@
+"""CMA-ES (Hansen & Ostermeier 2001) over the groups' keep ratios, by the library `cma`, with its own settings."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from prune_env import FilterPruneEnv
+
+from .budgeted import Budgeted
+from .plans import from_keep_ratios
+from .result import SearchResult
+
+STEP = 0.2
+"""The first standard deviation of a keep ratio."""
+
+
+def search(problem: FilterPruneEnv, budget: int, seed: int) -> SearchResult:
+    """Starts from the uniform plan; starts again from there when it has converged and evaluations are left."""
+    import cma
+
+    rng = np.random.default_rng(seed)
+    with Budgeted(problem, budget) as budgeted:
+        start = np.array(problem.budget.uniform()) / problem.full_plan
+        while True:
+            # cma's own seed would be that of NumPy's global generator; NaN leaves that alone.
+            options = {"seed": np.nan, "randn": lambda *shape: rng.standard_normal(shape), "bounds": [0, 1]}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about running without plots, and about a start at a bound
+                strategy = cma.CMAEvolutionStrategy(start, STEP, {**options, "verbose": -9})
+            while not strategy.stop():
+                candidates = strategy.ask()
+                plans = [from_keep_ratios(problem, candidate) for candidate in candidates]
+                strategy.tell(candidates, [-budgeted.accuracy(plan) for plan in plans])
+    return budgeted.result()

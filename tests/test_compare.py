@@ -1,0 +1,190 @@
+"""A comparison resumes, shards and keeps its rows; the report says what the rows say."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import compare, report, rows, statistics
+from benchmarks.comparison import comparisons
+from prune_env.training.distillation import DistillationConfig
+
+BRIEF = DistillationConfig(epochs=2, min_steps=4, batch_size=64)
+
+
+def config(out: Path, **settings: object) -> compare.Config:
+    """On the tabulated problem, where searching takes no time."""
+    usual = {"methods": ("uniform", "random", "evolution"), "budget": 12, "seeds": 2, "finalise": False}
+    return compare.Config(out=out, evaluator="table", distillation=BRIEF, **(usual | settings))
+
+
+def without_times(row: rows.Row) -> rows.Row:
+    return {name: value for name, value in row.items() if not name.endswith("_seconds")}
+
+
+class TestCompare:
+    def test_rows_say_what_was_found_and_runs_are_not_repeated(self, tmp_path: Path) -> None:
+        compare.main(config(tmp_path, seeds=1))
+        first = (tmp_path / "rows-0-of-1.jsonl").read_text()
+        compare.main(config(tmp_path))
+        assert (tmp_path / "rows-0-of-1.jsonl").read_text().startswith(first)
+        found = rows.read([tmp_path])
+        assert [(row["method"], row["seed"]) for row in found] == [
+            (method, seed) for seed in (0, 1) for method in ("uniform", "random", "evolution")
+        ], "a seed is completed before the next"
+        for row in found:
+            assert row["evaluations"] == len(row["curve"]) == (1 if row["method"] == "uniform" else 12)
+            assert max(row["curve"]) == row["search_accuracy"] <= row["optimum"]
+
+    def test_interrupted_and_sharded_runs_end_as_one(self, tmp_path: Path) -> None:
+        compare.main(config(tmp_path / "one"))
+        for shard in ("1/2", "0/2"):
+            compare.main(config(tmp_path / "two", shard=shard))
+        assert len(list((tmp_path / "two").iterdir())) == 2
+        half = tmp_path / "two" / "rows-0-of-2.jsonl"
+        lines = half.read_text().splitlines(keepends=True)
+        half.write_text("".join(lines[:-1]) + lines[-1][:50])  # killed while it wrote
+        compare.main(config(tmp_path / "two", shard="0/2"))
+        one, two = (
+            {rows.identity(row): without_times(row) for row in rows.read([tmp_path / name])} for name in ("one", "two")
+        )
+        assert one == two
+        assert len(one) == 6
+
+    def test_other_settings_are_other_runs(self, tmp_path: Path) -> None:
+        for settings in ({}, {"budget": 13}, {"target_macs": (0.3,)}):
+            compare.main(config(tmp_path, methods=("uniform",), seeds=1, **settings))
+        assert len(rows.read([tmp_path])) == 3
+
+    def test_finalisation_tests_the_winner_of_the_finalists(self, tmp_path: Path) -> None:
+        compare.main(config(tmp_path, methods=("random",), seeds=1, finalise=True, finalists=2))
+        (row,) = rows.read([tmp_path])
+        distilled = [finalist["distilled_accuracy"] for finalist in row["finalists"]]
+        assert len(distilled) == 2
+        assert distilled == sorted(distilled, reverse=True)
+        assert row["plan"] == row["finalists"][0]["plan"]
+        assert row["rescored_accuracy"] == row["finalists"][0]["rescored_accuracy"]
+        assert row["search_accuracy"] == max(finalist["search_accuracy"] for finalist in row["finalists"])
+        tested = [row[f"{kind}test_accuracy"] for kind in ("", "short_", "original_")]
+        assert all(abs(360 * accuracy - round(360 * accuracy)) < 1e-6 for accuracy in tested), "shares of 360 images"
+
+    @pytest.mark.slow
+    def test_several_processes_find_the_same(self, tmp_path: Path) -> None:
+        for jobs in (1, 2):
+            compare.main(config(tmp_path / str(jobs), jobs=jobs, seeds=1))
+        one, two = ({rows.identity(row): row["curve"] for row in rows.read([tmp_path / name])} for name in "12")
+        assert one == two
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"methods": ("guess",)}, "'guess' is unknown; choose among uniform"),
+            ({"shard": "2/2"}, "0 <= i < n"),
+            ({"budget": 0}, "at least 1"),
+        ],
+    )
+    def test_bad_settings(self, tmp_path: Path, settings: dict[str, object], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            config(tmp_path, **settings)
+
+
+class TestRows:
+    def test_bad_files(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="does not exist"):
+            rows.read([tmp_path / "none"])
+        (tmp_path / "bad.jsonl").write_text('{"seed": 1}\n')
+        with pytest.raises(ValueError, match=r"bad.jsonl, line 1"):
+            rows.read([tmp_path])
+
+
+def made(accuracies: dict[str, list[float]], target: float = 0.5) -> list[rows.Row]:
+    """Rows of a comparison that never was."""
+    return [
+        {
+            "problem": {"network": "none", "data": "invented"}, "target_macs": target, "budget": 3,
+            "finalisation": {"finalists": 1}, "method": method, "seed": seed, "plan": [4, 8], "full_plan": [8, 8],
+            "macs_ratio": target, "search_accuracy": accuracy - 0.1, "original_search_accuracy": 0.99,
+            "evaluations": 3, "proposals": 3, "optimum": None, "curve": [0.1, accuracy - 0.2, accuracy - 0.1],
+            "search_seconds": 2.0, "device": "none", "threads": 1, "versions": {"python": "3"},
+            "rescored_accuracy": accuracy - 0.1, "short_test_accuracy": accuracy - 0.05, "test_accuracy": accuracy,
+            "original_test_accuracy": 0.98, "short_seconds": 1.0, "full_seconds": 3.0,
+            "finalists": [{
+                "plan": [4, 8], "search_accuracy": accuracy - 0.1, "rescored_accuracy": accuracy - 0.1,
+                "distilled_accuracy": accuracy - 0.02,
+            }],
+        }
+        for method, values in accuracies.items()
+        for seed, accuracy in enumerate(values)
+    ]  # fmt: skip
+
+
+class TestReport:
+    ROWS = made({"qmix": [0.91, 0.92, 0.94], "random": [0.90, 0.90, 0.91], "uniform": [0.88, 0.88, 0.88]})
+
+    def test_numbers(self) -> None:
+        (comparison,) = comparisons(self.ROWS)
+        qmix, random, uniform = comparison.lines(0.5)
+        assert [line.method for line in (qmix, random, uniform)] == ["qmix", "random", "uniform"]
+        assert qmix.result.value == pytest.approx(0.92 + 0.01 / 3)
+        assert (qmix.rank, random.rank, uniform.rank) == (1, 2, 3)
+        against = qmix.against["random"]
+        assert against is not None
+        assert against.value == pytest.approx(0.02)
+        assert (against.low, against.high) == (pytest.approx(0.01), pytest.approx(0.03))
+        assert against.p == pytest.approx(0.0742, abs=1e-4)  # t = sqrt(3) * 0.02 / 0.01 at 2 degrees of freedom
+        assert random.against["random"] is None
+        assert qmix.finalise_seconds == 4
+
+    def test_files(self, tmp_path: Path) -> None:
+        page = report.write(self.ROWS + made({"qmix": [0.8], "random": [0.7]}, target=0.3), tmp_path)
+        text = page.read_text()
+        assert text.count("data:image/png;base64,") == 5
+        assert 'src="http' not in text
+        assert "92.33" in text
+        assert "+2.00 [+1.00, +3.00], 0.074" in text
+        assert {file.name for file in tmp_path.iterdir()} == {"report.html", "report.csv"} | {
+            f"1-{name}.png" for name in ("methods", "front", "curves", "layers", "correlation")
+        }
+        table = list(csv.DictReader((tmp_path / "report.csv").open()))
+        assert len(table) == 3 + 2 + 3
+        assert float(table[0]["random difference"]) == pytest.approx(0.02)
+
+    def test_without_finalisation_and_without_references(self, tmp_path: Path) -> None:
+        plain = [row | {"finalisation": None} for row in made({"qmix": [0.9]})]
+        (comparison,) = comparisons(plain)
+        (line,) = comparison.lines(0.5)
+        assert line.result.value == pytest.approx(0.8)
+        assert math.isnan(line.result.low)
+        assert report.write(plain, tmp_path).read_text().count("base64") == 4
+
+    def test_no_rows(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="no rows"):
+            report.write([], tmp_path)
+
+
+class TestStatistics:
+    def test_the_interval_covers_the_mean_as_often_as_it_says(self) -> None:
+        rng = np.random.default_rng(0)
+        draws = rng.normal(size=(100, 30))
+        covered = [low <= 0 <= high for low, high in map(statistics.interval, draws)]
+        assert 0.88 < np.mean(covered) < 1
+
+    def test_intervals_of_curves_are_those_of_their_points(self) -> None:
+        values = np.array([[1.0, 5.0], [2.0, 5.0], [4.0, 8.0]])
+        low, high = statistics.interval(values)
+        for column in range(2):
+            assert statistics.interval(values[:, column]) == (low[column], high[column])
+
+    def test_equal_results_have_no_p(self) -> None:
+        found = statistics.difference({0: 0.5, 1: 0.6}, {0: 0.4, 1: 0.5})
+        assert found is not None
+        assert math.isnan(found.p)
+        assert statistics.difference({0: 0.5}, {1: 0.5}) is None
+
+    def test_ranks_share_and_use_common_seeds(self) -> None:
+        ranks = statistics.mean_ranks({"a": {0: 0.9, 1: 0.9, 2: 0.0}, "b": {0: 0.9, 1: 0.8}, "c": {0: 0.1, 1: 0.95}})
+        assert ranks == {"a": 1.75, "b": 2.25, "c": 2.0}
