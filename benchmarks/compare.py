@@ -58,7 +58,7 @@ class Config:
     finalists: int = 4
     """the best plans of a run, which all get the short distillation"""
     short_epochs: float = 1.0
-    evaluator: Literal["measure", "table"] = "measure"
+    evaluator: Literal["local", "table"] = "local"
     """table: the tabulated problem, small_cnn on digits, whose answers are looked up"""
     device: str = "cpu"
     cache: Path | None = None
@@ -121,7 +121,7 @@ def main(config: Config) -> None:
     # Shifted by one with every seed, so that no part gets the slow methods only.
     mine = [run for number, run in enumerate(everything) if (number + run[0]) % parts == part]
     todo = [run for run in mine if rows.identity(config.identity(*run)) not in known]
-    if todo and config.jobs > 1 and config.weights is None and config.evaluator == "measure":
+    if todo and config.jobs > 1 and config.weights is None and config.evaluator == "local":
         problem(config, todo[0][1])  # trains the network, if need be, before several processes ask for it
     for row in tqdm(_results(config, todo), total=len(mine), initial=len(mine) - len(todo), unit="run"):
         rows.append(config.file, row)
