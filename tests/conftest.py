@@ -65,11 +65,13 @@ def image_folder(tmp_path: Path) -> Callable[..., Path]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests on the real CIFAR-10, and SuperSuit's where it has no wheels, are left out where they cannot run."""
+    """Leaves out what cannot run: tests on a GPU, on the real CIFAR-10, and SuperSuit's where it has no wheels."""
     away = set()
     for item in items:
         marker = item.get_closest_marker("cifar")
         if marker and not {"PRUNE_ENV_DATA", *marker.args} <= os.environ.keys():
+            away.add(item)
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
             away.add(item)
         if item.get_closest_marker("supersuit") and sys.version_info >= (3, 13):
             away.add(item)
