@@ -156,7 +156,7 @@ class QMIX:
         }
 
     def evaluate(self, env: ParallelEnv[str, Any, Any] | None = None, episodes: int = 10) -> Evaluation:
-        """Returns of greedy episodes; always on the same seeds, none of which training sees.
+        """Returns and actions of greedy episodes; always on the same seeds, none of which training sees.
 
         env  another environment than the agent's own, of the same specification
         """
@@ -165,10 +165,22 @@ class QMIX:
         _check_same(self.spec, env_view.spec)
         team, rng = self.new_team(), generator(self.seed, Stream.ACTING)
         starts = [Start(integer(self.seed, Stream.EVALUATION, index), 0.0, rng) for index in range(episodes)]
-        played = [play_episodes([env_view], team, [start])[0][0] for start in starts]
+        played, counts = [], np.zeros((self.spec.n_agents, self.spec.max_actions), dtype=np.int64)
+        for start in starts:
+            played.append(play_episodes([env_view], team, [start])[0][0])
+            counts += env_view.action_counts
         returns = [episode.total_reward for episode in played]
         error = float(np.std(returns, ddof=1)) / math.sqrt(episodes) if episodes > 1 else math.nan
-        return Evaluation(float(np.mean(returns)), error, tuple(returns), tuple(len(episode) for episode in played))
+        lengths = tuple(len(episode) for episode in played)
+        rows = zip(self.spec.agents, self.spec.n_actions, counts.tolist(), strict=True)
+        action_counts = {agent: tuple(row[:n_actions]) for agent, n_actions, row in rows}
+        return Evaluation(float(np.mean(returns)), error, tuple(returns), lengths, action_counts)
+
+    def export_onnx(self, path: str | Path) -> float:
+        """Writes one step of the agents' network as ONNX; see `qmix_agent.export.export_onnx`."""
+        from .export import export_onnx
+
+        return export_onnx(self.learner.network, self.spec, path)
 
     def save(self, directory: str | Path, keep: int = 2) -> Path:
         """Writes everything that learning goes on from to one file in `directory`, and returns its path.

@@ -105,7 +105,8 @@ class Learner:
         loss = self.loss(q_tot, targets, batch.filled, weights)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        grad_norm = nn.utils.get_total_norm(gradients)
         values = q_tot.detach()
         steps = batch.filled.sum(dim=1) * values.shape[-1]  # [B]
         errors = _sums((values - targets).abs(), batch.filled)  # [B]
@@ -113,6 +114,7 @@ class Learner:
         # One transfer for all that is told: on an accelerator each would wait for the device.
         told = torch.cat([totals, errors.sum().view(1) / steps.sum(), errors / steps]).tolist()
         self._check_finite({"loss": told[0], "gradient norm": told[1]}, batch, q_tot, targets)
+        nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, grad_norm)
         self.optimizer.step()
         self.updates += 1
         self._update_targets()

@@ -40,6 +40,8 @@ class TeamEnv:
         self._live: list[str] = []
         self._sent: dict[str, int] = {}
         self.spec = spec or self._read_spec()
+        self.action_counts = np.zeros((self.spec.n_agents, self.spec.max_actions), dtype=np.int64)
+        """How often each agent took each action since the last reset, [N, A]."""
         self.shared = False
         """Whether what lasts from episode to episode is another environment's."""
 
@@ -63,6 +65,7 @@ class TeamEnv:
 
     def reset(self, seed: int) -> View:
         """Starts an episode."""
+        self.action_counts[:] = 0
         observations, infos = self.env.reset(seed=seed)
         self._live = list(self.env.agents)
         if not self._live:
@@ -73,11 +76,10 @@ class TeamEnv:
     def step_async(self, actions: np.ndarray) -> None:
         """Takes int [N] and starts the step where the environment can work on its own; `step_wait` must follow."""
         spec = self.spec
-        self._sent = {
-            agent: action + start
-            for agent, action, start in zip(spec.agents, actions.tolist(), spec.action_starts, strict=True)
-            if agent in self._live
-        }
+        acting = [index for index, agent in enumerate(spec.agents) if agent in self._live]
+        self.action_counts[acting, actions[acting]] += 1
+        chosen = actions.tolist()
+        self._sent = {spec.agents[index]: chosen[index] + spec.action_starts[index] for index in acting}
         if self._steps_async:
             self.env.step_async(self._sent)
 
