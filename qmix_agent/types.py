@@ -118,6 +118,8 @@ class Evaluation:
     """Of the mean; nan for a single episode."""
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
+    action_counts: dict[str, tuple[int, ...]]
+    """How often each agent took each of its actions, the first being its Discrete space's smallest."""
 
 
 Metrics = dict[str, Any]

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from qmix_agent import Batch, Episode, QMIXConfig
 from qmix_agent import config as config_module
-from qmix_agent.learner import Learner, greedy_values, td_targets
+from qmix_agent.learner import Learner
 from qmix_agent.mixers import MIXERS, QMixer, VDNMixer
 from qmix_agent.replay_buffer import pad
-from qmix_agent.rollout import TeamEnv
+from qmix_agent.targets import greedy_values, td_targets
+from qmix_agent.team_env import TeamEnv
 
 SMALL = QMIXConfig(hidden_size=8, mixing_embed=4, hypernet_hidden=8, batch_size=4, target_update_every=3)
 
@@ -65,12 +66,16 @@ def test_targets_by_hand_with_padding_termination_and_truncation() -> None:
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
     gamma=st.floats(0, 1),
     td_lambda=st.floats(0, 1),
+    n_step=st.none() | st.integers(1, 7),
     seed=st.integers(0, 10_000),
 )
 def test_lambda_returns_are_the_weighted_sum_of_n_step_returns(
-    lengths: list[int], gamma: float, td_lambda: float, seed: int
+    lengths: list[int], gamma: float, td_lambda: float, n_step: int | None, seed: int
 ) -> None:
-    """Against the definition, (1 - lambda) sum lambda^(n-1) G^n, written out without any recursion."""
+    """Against the definition, (1 - lambda) sum lambda^(n-1) G^n, written out without any recursion.
+
+    The last of the returns, by the end of the episode or by `n_step`, has the weight that is left.
+    """
     rng, longest = np.random.default_rng(seed), max(lengths)
     rewards, values = rng.normal(size=(2, len(lengths), longest))
     terminated, filled = np.zeros((2, len(lengths), longest))
@@ -78,14 +83,15 @@ def test_lambda_returns_are_the_weighted_sum_of_n_step_returns(
         terminated[row, length - 1] = rng.integers(0, 2)
         filled[row, :length] = 1
     as_tensors = [torch.tensor(array) for array in (rewards, terminated, filled)]
-    targets = td_targets(*as_tensors, torch.tensor(values).unsqueeze(-1), gamma, td_lambda).squeeze(-1)
+    targets = td_targets(*as_tensors, torch.tensor(values).unsqueeze(-1), gamma, td_lambda, n_step).squeeze(-1)
     for row, length in enumerate(lengths):
         for t in range(longest):
             expected = 0.0
-            for n in range(1, length - t + 1):
+            longest_return = min(length - t, n_step or length)
+            for n in range(1, longest_return + 1):
                 g = sum(gamma**k * rewards[row, t + k] for k in range(n))
                 g += gamma**n * (1 - terminated[row, t + n - 1]) * values[row, t + n - 1]
-                weight = td_lambda ** (n - 1) * (1.0 if n == length - t else 1 - td_lambda)
+                weight = td_lambda ** (n - 1) * (1.0 if n == longest_return else 1 - td_lambda)
                 expected += weight * g
             assert targets[row, t].item() == pytest.approx(expected, abs=1e-9)
 
@@ -175,11 +181,13 @@ def test_config_and_registry_name_the_same_mixers() -> None:
     assert tuple(MIXERS) == config_module.MIXERS
 
 
+@pytest.mark.parametrize("mixing_weights", ["abs", "softplus"])
+@pytest.mark.parametrize("hypernet_layers", [1, 2])
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31), scale=st.floats(0.01, 100))
-def test_qmix_is_monotonic_in_every_agent(seed: int, scale: float) -> None:
+def test_qmix_is_monotonic_in_every_agent(hypernet_layers: int, mixing_weights: str, seed: int, scale: float) -> None:
     rng = torch.Generator().manual_seed(seed)
-    mixer = QMixer(n_agents=4, n_state=3, embed=8, hypernet_hidden=8)
+    mixer = QMixer(4, 3, embed=8, hypernet_hidden=8, hypernet_layers=hypernet_layers, mixing_weights=mixing_weights)
     for parameter in mixer.parameters():
         parameter.data = torch.randn(parameter.shape, generator=rng)
     q = (scale * torch.randn(16, 2, 4, generator=rng)).requires_grad_()
@@ -259,7 +267,7 @@ def test_numbers_that_are_not_finite_stop_learning_and_change_nothing(bad: float
     learner.update(batch)
     before = learner.state_dict()
     spoiled = dataclasses.replace(batch, rewards=batch.rewards + bad)
-    with pytest.raises(FloatingPointError, match=r"loss is (nan|inf) at update 2"):
+    with pytest.raises(FloatingPointError, match=r"loss is (nan|inf) at update 2.* not finite is rewards"):
         learner.update(spoiled)
     after = learner.state_dict()
     assert all(torch.equal(before["network"][name], after["network"][name]) for name in before["network"])
@@ -269,6 +277,8 @@ def test_numbers_that_are_not_finite_stop_learning_and_change_nothing(bad: float
 def test_a_gradient_that_is_not_finite_is_named() -> None:
     learner = a_learner()
     next(iter(learner.mixer.parameters())).register_hook(lambda gradient: gradient * float("nan"))
-    with pytest.raises(FloatingPointError, match="gradient norm is nan at update 1"):
+    with pytest.raises(
+        FloatingPointError, match=r"gradient norm is nan at update 1.*the gradient of mixer\.weights_1\.0\.weight"
+    ):
         learner.update(pad([an_episode(3, False)]))
     assert all(torch.isfinite(parameter).all() for parameter in learner.parameters)
