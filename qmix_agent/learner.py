@@ -50,6 +50,9 @@ class Learner:
             self.mixer = make_mixer(spec, config).to(self.device)
         self.target_network = copy.deepcopy(self.network).requires_grad_(False)
         self.target_mixer = copy.deepcopy(self.mixer).requires_grad_(False)
+        for module in self.target_network.modules():
+            if isinstance(module, nn.RNNBase):
+                module.flatten_parameters()  # cuDNN wants them in one piece, and a copy has them in many
         self.parameters = [*self.network.parameters(), *self.mixer.parameters()]
         self._target_parameters = [*self.target_network.parameters(), *self.target_mixer.parameters()]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, fused=True)

@@ -11,6 +11,7 @@ from torch import nn
 
 from prune_env import FilterPruneEnv
 from prune_env.archive import Entry
+from prune_env.evaluation.racing import Race
 from prune_env.pruning import Plan
 
 from .result import SearchResult
@@ -56,15 +57,15 @@ class Budgeted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._evaluator, name)
 
-    def accuracy(self, plan: Plan) -> float:
+    def accuracy(self, plan: Plan, race: Race | None = None) -> float:
         """What the evaluator says of the plan."""
         if len(self._known) == self._budget or self._proposals == PROPOSALS * self._budget:
             raise Spent
         self._proposals += 1
         if plan not in self._known:
             network_of = self._network_of
-            accuracy = self._evaluator.accuracy_of(network_of(plan)) if network_of else self._evaluator.accuracy(plan)
-            self._known[plan] = accuracy
+            measured = self._evaluator
+            self._known[plan] = measured.accuracy_of(network_of(plan)) if network_of else measured.accuracy(plan, race)
         return self._known[plan]
 
     def result(self) -> SearchResult:

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from ..device import channels_last
+from ..device import channels_last, exact_convolutions
 from ..networks.resnet import ZeroPadShortcut
 from ..pruning.copies import twin
 from ..pruning.groups import Plan, PruningGroup
@@ -120,6 +120,7 @@ class Program:
         full = tuple(group.filters for group in self._groups)
         return full, tuple(max(1, count // 2 - 1) for count in full), tuple(-(-2 * count // 3) for count in full)
 
+    @exact_convolutions()
     @torch.inference_mode()
     def _trial(
         self, fused: Callable[[nn.Module, torch.Tensor], nn.Module], example: torch.Tensor, dtype: torch.dtype
