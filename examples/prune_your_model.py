@@ -22,7 +22,7 @@ from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 from prune_env import EnvConfig, FilterPruneEnv, load_pruned, save_pruned
 from prune_env.data import Augmentation, DataSplits, from_datasets, from_tensors
 from prune_env.finalise import accuracy, choose, distil_fully
-from prune_env.sources import digits
+from prune_env.sources import digits, parts
 from prune_env.training.distillation import DistillationConfig
 from prune_env.training.fit import FitConfig, fit
 from qmix_agent import QMIX
@@ -48,7 +48,7 @@ def images(source: str, size: int) -> DataSplits:
         shifts = Augmentation(pad=2, flip=False)  # digits are not mirror images of each other
         return from_tensors(train, raw.train_labels, test, raw.test_labels, augmentation=shifts, name="digits")
     transform = Compose([Resize(size), CenterCrop(size), PILToTensor()])
-    return from_datasets(*(ImageFolder(str(Path(source) / part), transform) for part in ("train", "test")))
+    return from_datasets(*(ImageFolder(str(part), transform) for part in parts(source)))
 
 
 def main(config: Config) -> None:

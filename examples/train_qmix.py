@@ -65,7 +65,7 @@ class Config:
         if min(self.episodes, self.checkpoint_every, self.finalists) < 1 or self.short_epochs <= 0:
             raise ValueError("episodes, checkpoint-every and finalists must be at least 1, and short-epochs above 0")
         if self.env.target_macs is None:
-            raise ValueError("this script compares networks of one cost; set target-macs")
+            raise ValueError("this script compares networks of one cost: set target-macs, with reward budget or amc")
         if self.env.max_cycles is not None and self.env.max_cycles < self.env.rounds:
             raise ValueError(f"max-cycles must not be below rounds ({self.env.rounds}): no episode would finish")
         check_device(self.device)

@@ -79,6 +79,6 @@ class EnvConfig:
             raise ValueError(f"target_macs must be in (0, 1], or None for no budget; got {self.target_macs}")
         if self.reward == "tradeoff" and self.target_macs is not None:
             raise ValueError(
-                f"reward 'tradeoff' plays without a budget and can end before one is met; set target_macs=None instead "
-                f"of {self.target_macs}, or take 'amc' or 'budget'"
+                f"reward 'tradeoff' plays without a budget and can end before one is met; set target_macs to None "
+                f"(--target-macs None) instead of {self.target_macs}, or take 'amc' or 'budget'"
             )

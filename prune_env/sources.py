@@ -21,6 +21,8 @@ from .files import cache_dir, replacing
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
+LAYOUT = "expected PATH/{train,test}/<class>/* images"
+
 
 class DataError(ValueError):
     """The data cannot be used as they are; the message names the file or class and says what was expected."""
@@ -91,8 +93,6 @@ def folder(path: Path, cache: bool = True) -> Source:
     missing or wrong: a folder, a class, an unreadable file, a file of another size.
     """
     path = path.expanduser().resolve()
-    if not path.is_dir():
-        raise DataError(f"data folder {path} does not exist; expected PATH/{{train,test}}/<class>/* images")
     listing = {part: _listing(path, part) for part in ("train", "test")}
     classes = tuple(listing["train"])
     for one, other in (("train", "test"), ("test", "train")):
@@ -121,10 +121,20 @@ def folder(path: Path, cache: bool = True) -> Source:
     return Source(path.name, classes, **tensors)
 
 
+def parts(path: str | Path) -> tuple[Path, Path]:
+    """PATH/train and PATH/test of an image folder, whose images may be of any size. Raises DataError as `folder`."""
+    path = Path(path).expanduser().resolve()
+    for part in ("train", "test"):
+        _listing(path, part)
+    return path / "train", path / "test"
+
+
 def _listing(path: Path, part: str) -> dict[str, list[os.DirEntry[str]]]:
     """Class name -> its image files in name order, classes in name order."""
+    if not path.is_dir():
+        raise DataError(f"data folder {path} does not exist; {LAYOUT}")
     if not (path / part).is_dir():
-        raise DataError(f"data folder {path} has no {part!r} folder; expected PATH/{{train,test}}/<class>/* images")
+        raise DataError(f"data folder {path} has no {part!r} folder; {LAYOUT}")
     listing: dict[str, list[os.DirEntry[str]]] = {}
     for folder_entry in sorted(os.scandir(path / part), key=lambda entry: entry.name):
         if not folder_entry.is_dir() or folder_entry.name.startswith("."):
@@ -135,10 +145,12 @@ def _listing(path: Path, part: str) -> dict[str, list[os.DirEntry[str]]]:
             if Path(file.name).suffix.lower() in SUFFIXES and not file.name.startswith(".")
         ]
         if not files:
-            raise DataError(f"class folder {folder_entry.path} holds no images ({', '.join(sorted(SUFFIXES))})")
+            raise DataError(
+                f"class folder {folder_entry.path} holds no images ({', '.join(sorted(SUFFIXES))}); {LAYOUT}"
+            )
         listing[folder_entry.name] = sorted(files, key=lambda file: file.name)
     if len(listing) < 2:
-        raise DataError(f"{path / part} holds {len(listing)} class folders; a classifier needs at least two")
+        raise DataError(f"{path / part} holds {len(listing)} class folders; a classifier needs at least two; {LAYOUT}")
     return listing
 
 

@@ -399,7 +399,10 @@ class TestErrors:
             ({"importance": "magic"}, "importance 'magic'"),
             ({"max_cycles": 0}, "max_cycles"),
             ({"rounds": 2.5}, "rounds must be a whole number"),
-            ({"reward": "tradeoff"}, "plays without a budget"),
+            (
+                {"reward": "tradeoff"},
+                r"plays without a budget .*; set target_macs to None \(--target-macs None\) instead of 0.5",
+            ),
             ({"round_finetune_batches": -1}, "round_finetune_batches"),
         ],
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from prune_env.data import from_folder
+from prune_env.data import DataError, from_folder
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "prune_your_model.py"
 SMALL = [
@@ -43,6 +43,14 @@ def test_it_reads_a_folder_at_the_size_that_is_asked_for(image_folder: Callable[
     assert images(str(path), 12).image_shape == (3, 12, 12)
 
 
+@pytest.mark.parametrize("parts", [(), ("test",), ("train",), ("train", "test"), ("train/cat", "test/cat")])
+def test_a_folder_of_another_layout_is_told_the_expected_one(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    for part in parts:
+        (tmp_path / "images" / part).mkdir(parents=True)
+    with pytest.raises(DataError, match=r"images.*; expected PATH/\{train,test\}/<class>/\*"):
+        runpy.run_path(str(SCRIPT))["images"](str(tmp_path / "images"), 8)
+
+
 @pytest.mark.parametrize("data", ["missing", "empty"])
 def test_a_folder_that_cannot_be_read_is_told_in_one_line(tmp_path: Path, data: str) -> None:
     for part in ("train", "test"):
@@ -52,6 +60,8 @@ def test_a_folder_that_cannot_be_read_is_told_in_one_line(tmp_path: Path, data: 
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert str(tmp_path / data) in done.stderr
+    assert "expected PATH/{train,test}/<class>/*" in done.stderr
+    assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
 
 

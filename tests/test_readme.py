@@ -35,5 +35,6 @@ def test_python_blocks_run(
     for block in blocks:
         exec(block.replace("episodes=300", "episodes=3"), names)
     assert names["small"] is not None
-    assert {"small.onnx", "small.pt2"} <= {file.name for file in tmp_path.iterdir()}
+    assert {"small.onnx", "small.pt2"} <= {file.name for file in (tmp_path / "runs").iterdir()}
     shutil.rmtree("runs")
+    assert list(tmp_path.iterdir()) == [], "written into the clone, and not ignored by git"

@@ -160,6 +160,8 @@ class TestMainScript:
             (["--finalists=0"], "must be at least 1"),
             (["--max-cycles=2"], "no episode would finish"),
             (["--device=nonsense"], "cannot be used"),
+            (["--reward=tradeoff"], "set target_macs to None (--target-macs None) instead of 0.5, or take 'amc' or"),
+            (["--reward=tradeoff", "--target-macs=None"], "set target-macs, with reward budget or amc"),
             (["--resume"], "no run to resume"),
             (["--data=/nowhere"], "is neither 'digits'"),
             (["--network=vgg19"], "not registered"),
