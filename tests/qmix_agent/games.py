@@ -93,6 +93,20 @@ class TwoStep(Game):
         return (0.0, 1.0, 8.0)[sum(actions.values())], True, False
 
 
+class Matrix(Game):
+    """One step, and nothing to see: agent_0's action is the row, agent_1's the column."""
+
+    def __init__(self, payoffs: tuple[tuple[float, ...], ...]) -> None:
+        super().__init__((len(payoffs), len(payoffs[0])), 1)
+        self.payoffs = payoffs
+
+    def observe(self) -> dict[str, Any]:
+        return {agent: np.ones(1, np.float32) for agent in self.agents}
+
+    def play(self, actions: dict[str, int]) -> tuple[float, bool, bool]:
+        return self.payoffs[actions["agent_0"]][actions["agent_1"]], True, False
+
+
 class Memory(Game):
     """A bit for each agent is shown at reset only; two blank steps later, saying it back pays. No state()."""
 

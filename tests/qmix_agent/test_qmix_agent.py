@@ -127,10 +127,25 @@ def test_evaluation_is_a_mean_with_its_error() -> None:
     assert result.mean == pytest.approx(np.mean(result.returns))
     assert result.standard_error == pytest.approx(np.std(result.returns, ddof=1) / 2)
     assert result.lengths == (5, 5, 5, 5)
+    assert {name: sum(counts) for name, counts in result.action_counts.items()} == {"agent_0": 20, "agent_1": 20}
     assert math.isnan(agent.evaluate(episodes=1).standard_error)
     assert agent.evaluate(Meet(), episodes=4) == result
     with pytest.raises(ValueError, match="not the one this agent was made for"):
         agent.evaluate(TwoStep(), episodes=1)
+
+
+def test_action_counts_are_of_those_who_acted() -> None:
+    config = dataclasses.replace(SMALL, mixer="vdn", recurrent=False)
+    agent = QMIX(LeavesEarly(), config)
+    with torch.no_grad():  # the last legal action is always the best
+        agent.learner.network.head.weight.zero_()
+        agent.learner.network.head.bias.copy_(torch.arange(5.0))
+    counts = agent.evaluate(episodes=4).action_counts
+    assert [len(row) for row in counts.values()] == [3, 5, 1]
+    assert [sum(row) for row in counts.values()] == [4, 12, 12]  # agent_0 leaves after the first of three steps
+    assert counts["agent_2"] == (12,)
+    assert counts["agent_1"][4] > 0
+    assert counts["agent_0"][0] < 4
 
 
 # act

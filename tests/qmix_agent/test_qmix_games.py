@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from games import Memory, TwoStep
+import torch
+from games import Matrix, Memory, TwoStep
 
 from qmix_agent import QMIX, QMIXConfig
 
@@ -25,11 +28,58 @@ TWO_STEP = {
 }
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+MONOTONIC = ((0.0, 1.0, 2.0), (1.0, 3.0, 5.0), (2.0, 5.0, 9.0))
+CLIMBING = ((11.0, -30.0, 0.0), (-30.0, 7.0, 6.0), (0.0, 0.0, 5.0))
+"""Claus and Boutilier 1998: whoever leaves the best cell alone pays 30."""
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 20))])
 @pytest.mark.parametrize(("mixer", "best"), [("qmix", 8.0), ("vdn", 7.0)])
 def test_two_step_game_qmix_reaches_8_and_vdn_settles_for_7(mixer: str, best: float, seed: int) -> None:
     agent = QMIX(TwoStep(), QMIXConfig(mixer=mixer, **TWO_STEP), seed=seed).learn(120, progress=False)  # type: ignore[arg-type]
     assert agent.evaluate(episodes=1).mean == best
+
+
+@pytest.mark.parametrize("n_envs", [1, 8])
+@pytest.mark.parametrize("mixer", ["qmix", "vdn", "iql"])
+def test_all_mixers_solve_a_monotonic_matrix(mixer: str, n_envs: int) -> None:
+    agent = QMIX(Matrix(MONOTONIC), QMIXConfig(mixer=mixer, **TWO_STEP))  # type: ignore[arg-type]
+    assert agent.learn(120, n_envs=n_envs, progress=False).evaluate(episodes=1).mean == 9.0
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {"mixing_weights": "softplus"},
+    {"hypernet_layers": 1},
+    {"parameter_sharing": False},
+    {"layer_norm": True},
+    {"priority_alpha": 0.6},
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_of_qmix_reaches_8(variant: dict[str, Any]) -> None:
+    agent = QMIX(TwoStep(), QMIXConfig(**TWO_STEP, **variant)).learn(160, progress=False)  # type: ignore[arg-type]
+    assert agent.evaluate(episodes=1).mean == 8.0
+
+
+def test_qmix_cannot_be_relied_on_where_the_best_joint_action_is_not_each_agents_best() -> None:
+    """A known limit (Son et al. 2019, arXiv:1905.05408, section 5.1): the climbing game is not monotonic.
+
+    Whichever of actions 0 and 1 each agent values more, some cell of their 2 x 2 corner is off by at least 18.5: with
+    0 above 1 for both, Q(1, 1) <= Q(0, 1), but the payoffs are 7 and -30; the other orders need -30 >= 11. So which
+    action looks best is the accident of a fit, and not always the best one.
+    """
+    returns = []
+    for seed in range(3):
+        agent = QMIX(Matrix(CLIMBING), QMIXConfig(**TWO_STEP), seed=seed).learn(160, progress=False)  # type: ignore[arg-type]
+        learner, seen = agent.learner, torch.ones(1, 1, 2, 1)
+        with torch.no_grad():
+            q = learner.network(seen, torch.full((1, 1, 2), -1))[0][0, 0]  # [2, 3]
+            pairs = torch.cartesian_prod(*q)[None]  # [1, 9, 2]
+            table = learner.mixer(pairs, torch.ones(1, 9, 2)).reshape(3, 3)
+        assert (table - torch.tensor(CLIMBING))[:2, :2].abs().max() >= 18.5
+        returns.append(agent.evaluate(episodes=1).mean)
+    assert min(returns) < 11.0
 
 
 @pytest.mark.parametrize(("recurrent", "solved"), [(True, True), (False, False)])
