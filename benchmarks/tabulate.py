@@ -30,6 +30,8 @@ class Config:
     out: Path = FILE
     targets: tuple[float, ...] = (0.5, 0.3, 0.2)
     round_to: int = 4
+    cache: Path | None = None
+    """a file that keeps answers, so that a killed run goes on"""
 
 
 def main(config: Config) -> None:
@@ -40,7 +42,7 @@ def main(config: Config) -> None:
         for name, tensor in model.state_dict().items()
     }
     model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-    env = FilterPruneEnv(model, data, EnvConfig(round_to=config.round_to))
+    env = FilterPruneEnv(model, data, EnvConfig(round_to=config.round_to), cache=config.cache)
     images = len(data.reward.balanced(env.config.reward_images))
 
     grid = itertools.product(*(range(config.round_to, count + 1, config.round_to) for count in env.full_plan))
