@@ -360,17 +360,12 @@ def make_env(
     evaluator  'table' looks up what every plan of small_cnn on digits is worth, see `prune_env.evaluation.table`
     config     fields of `EnvConfig`
     """
-    table = Table.load() if evaluator == "table" else None
-    settings = table.config(config) if table else EnvConfig(**config)  # wrong settings are told before training
+    table = Table.named(evaluator)
+    settings = table.config(config, cache) if table else EnvConfig(**config)  # told before minutes of training
     splits = normalised_for(network, data if isinstance(data, DataSplits) else load(data))
-    if table:
-        table.check_problem(network, splits, weights, cache)
-        model = table.network()
-    else:
-        model = pretrained(network, splits, weights, device=device, progress=progress)
+    model = (table.pretrained if table else pretrained)(network, splits, weights, device=device, progress=progress)
     env = FilterPruneEnv(model, splits, settings, render_mode=render_mode, device=device, cache=cache)
     if table:
-        assert isinstance(env.evaluator, Evaluator)
         env.evaluator = TableEvaluator(table, settings.target_macs, env.evaluator)
         env._start()
     return env
