@@ -4,7 +4,7 @@ python -m benchmarks.tabulate
 
 The network is trained (or taken from the user's cache) and its parameters are rounded to float16, which halves the
 file. Plans are all those that can finish an episode: every count a multiple of `round_to`, MACs at most the target and
-no more than the budget's tolerance below.
+no more than the budget's tolerance below. With them come those that cut a single group.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class Config:
     out: Path = FILE
     targets: tuple[float, ...] = (0.5, 0.3, 0.2)
     round_to: int = 4
+    cache: Path | None = None
+    """a file that keeps answers, so that a killed run goes on"""
 
 
 def main(config: Config) -> None:
@@ -40,16 +42,16 @@ def main(config: Config) -> None:
         for name, tensor in model.state_dict().items()
     }
     model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-    env = FilterPruneEnv(model, data, EnvConfig(round_to=config.round_to))
+    env = FilterPruneEnv(model, data, EnvConfig(round_to=config.round_to), cache=config.cache)
     images = len(data.reward.balanced(env.config.reward_images))
 
     grid = itertools.product(*(range(config.round_to, count + 1, config.round_to) for count in env.full_plan))
     plans = np.array(list(grid))
     ratios = env.cost.macs(plans) / env.cost.macs(env.full_plan)
-    meets = np.stack(
-        [(ratios <= target) & (ratios >= target - Budget.tolerance) for target in config.targets]
-    )  # [T, P]
-    plans, target = plans[meets.any(0)], meets.argmax(0)[meets.any(0)]
+    meets = [(ratios <= target) & (ratios >= target - Budget.tolerance) for target in config.targets]
+    meets.append((plans < env.full_plan).sum(1) <= 1)
+    wanted = np.stack(meets)  # [T + 1, P]; a plan belongs to the first that it meets
+    plans, target = plans[wanted.any(0)], wanted.argmax(0)[wanted.any(0)]
     accuracies = [env.evaluator.accuracy(tuple(plan)) for plan in tqdm(plans.tolist(), unit="plan")]
     settings = {name: getattr(env.config, name) for name in FIXED} | {
         "network": "small_cnn",

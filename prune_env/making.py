@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -34,14 +34,12 @@ def make_env(
                                 small_cnn on digits is worth, see `prune_env.evaluation.table`
     config  fields of `EnvConfig`
     """
+    if evaluator not in (kinds := (*get_args(EvaluatorKind), "table")):
+        raise ValueError(f"evaluator {evaluator!r} is unknown; choose one of {', '.join(kinds)}")
     table = Table.load() if evaluator == "table" else None
-    settings = table.config(config) if table else EnvConfig(**config)  # wrong settings are told before training
+    settings = table.config(config, cache) if table else EnvConfig(**config)  # told before minutes of training
     splits = normalised_for(network, data if isinstance(data, DataSplits) else load(data))
-    if table:
-        table.check_problem(network, splits, weights, cache)
-        model = table.network()
-    else:
-        model = pretrained(network, splits, weights, device=device, progress=progress)
+    model = (table.pretrained if table else pretrained)(network, splits, weights, device=device, progress=progress)
     env = FilterPruneEnv(
         model,
         splits,

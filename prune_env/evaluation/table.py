@@ -1,5 +1,7 @@
 """A problem whose every answer is known: the small network on digits, all plans of three budgets evaluated once.
 
+Plans that cut a single group are there as well, for those who look how sensitive each is.
+
 Nothing is run when a plan is asked for, and the true optimum is known, so that algorithms can be compared in minutes.
 The file holds the network, too: another training of it would be another problem. `python -m benchmarks.tabulate` made
 it. Letters: P plans, G groups.
@@ -35,12 +37,12 @@ FIXED = ("round_to", "importance", "reward_images", "calibration_images", "probl
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Accuracies of all plans that meet one of several budgets.
+    """Accuracies of all plans that meet one of several budgets, and of all that cut a single group.
 
     settings  what was tabulated: network, data and its digest, `targets`, images, and the settings in FIXED
     weights   the network's state dict; parameters in float16, of which float32 is made again without loss
     plans     filters kept, uint8 [P, G]
-    target    which of the targets each plan meets: an index into settings["targets"], uint8 [P]
+    target    which of the targets each plan meets: an index into settings["targets"], or its length for none; uint8 [P]
     right     reward images that each plan's network gets right, uint16 [P]; `original_right` are the unpruned one's
     """
 
@@ -78,11 +80,15 @@ class Table:
         network.load_state_dict(state)
         return network.eval()
 
-    def config(self, given: Mapping[str, Any]) -> EnvConfig:
+    def config(self, given: Mapping[str, Any], cache: object = None) -> EnvConfig:
         """The table's settings with those that are `given`, checked.
 
         Raises ValueError that names the setting which the table does not answer for.
         """
+        if cache is not None:
+            raise ValueError(
+                f"cache={str(cache)!r} has no place beside evaluator 'table', which holds all answers; leave it out"
+            )
         config = EnvConfig(**{**{name: self.settings[name] for name in FIXED}, **given})
         wanted = asdict(config)
         for name in FIXED:
@@ -104,20 +110,22 @@ class Table:
                 )
         return config
 
-    def check_problem(self, network: str, data: DataSplits, weights: object, cache: object) -> None:
-        """Raises ValueError unless network and images are those of the table, and nothing more is asked for."""
+    def pretrained(self, network: str, data: DataSplits, weights: object = None, **_: object) -> nn.Module:
+        """The unpruned network, if it is the one that is asked for; in place of `networks.pretrained`.
+
+        Raises ValueError unless network and images are those of the table, and for weights of one's own.
+        """
         known = self.settings
         if (network, digest(data)) != (known["network"], known["digest"]):
             raise ValueError(
                 f"network {network!r} on data {data.name!r} is not tabulated: evaluator 'table' answers for "
                 f"{known['network']!r} on {known['data']!r} as scikit-learn ships it; take evaluator 'local'"
             )
-        for name, value in (("weights", weights), ("cache", cache)):
-            if value is not None:
-                raise ValueError(
-                    f"{name}={str(value)!r} has no place beside evaluator 'table', which holds the network and all "
-                    "answers; leave it out"
-                )
+        if weights is not None:
+            raise ValueError(
+                f"weights={str(weights)!r} has no place beside evaluator 'table', which holds the network; leave it out"
+            )
+        return self.network()
 
 
 class TableEvaluator:
@@ -127,13 +135,18 @@ class TableEvaluator:
     module, and the accuracy of one with weights of its own.
     """
 
-    def __init__(self, table: Table, target_macs: float | None, measuring: Evaluator) -> None:
+    def __init__(self, table: Table, target_macs: float | None, measuring: Evaluator | TableEvaluator) -> None:
         self._measuring, self._target = measuring, target_macs
         images, targets = table.settings["images"], table.settings["targets"]
-        mine = table.target == targets.index(target_macs)
-        plans = map(tuple, table.plans[mine].tolist())
-        self.accuracies: Mapping[Plan, float] = dict(zip(plans, (table.right[mine] / images).tolist(), strict=True))
+
+        def accuracies(target: int) -> dict[Plan, float]:
+            mine = table.target == target
+            plans = map(tuple, table.plans[mine].tolist())
+            return dict(zip(plans, (table.right[mine] / images).tolist(), strict=True))
+
+        self.accuracies: Mapping[Plan, float] = accuracies(targets.index(target_macs))
         """Of every plan that meets the target."""
+        self._known = accuracies(len(targets)) | self.accuracies
         self.original_accuracy: float = table.settings["original_right"] / images
         self.optimum = max(self.accuracies.values())
         """The best that any algorithm can find."""
@@ -150,11 +163,12 @@ class TableEvaluator:
     def accuracy(self, plan: Plan, race: Race | None = None) -> float:
         """The tabulated accuracy. Raises ValueError for a plan that is not in the table."""
         try:
-            return self.accuracies[tuple(plan)]
+            return self._known[tuple(plan)]
         except KeyError:
             raise ValueError(
                 f"plan {tuple(plan)} is not tabulated: for target_macs={self._target} evaluator 'table' knows the "
-                f"plans whose counts are multiples of {self._round_to} and whose MACs lie at most one point below"
+                f"plans whose counts are multiples of {self._round_to} and whose MACs lie at most one point below, and "
+                "those that cut a single group"
             ) from None
 
 

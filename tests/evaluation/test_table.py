@@ -67,6 +67,9 @@ def test_the_table_holds_every_plan_of_its_budgets_once() -> None:
         wanted = grid[(ratios <= target) & (ratios >= target - Budget.tolerance)]
         held = table.plans[table.target == number]
         assert sorted(map(tuple, held.tolist())) == sorted(map(tuple, wanted.tolist()))
+    for group, count in enumerate(env.full_plan):  # those that cut a single group
+        for kept in range(4, count + 1, 4):
+            assert env.evaluator.accuracy((*env.full_plan[:group], kept, *env.full_plan[group + 1 :])) > 0
     assert Table.load.__func__.__defaults__[0].stat().st_size < 1_000_000  # type: ignore[attr-defined]
 
 
@@ -120,8 +123,10 @@ def test_other_problems_and_plans_are_told(digits: DataSplits) -> None:
     with pytest.raises(ValueError, match=r"'small_cnn' on data 'other' is not tabulated"):
         make_env("small_cnn", other, evaluator="table")
     env = table_env()
-    with pytest.raises(ValueError, match=r"plan \(32, 32, 64, 64, 128\) is not tabulated"):
-        env.evaluator.accuracy(env.full_plan)
+    with pytest.raises(ValueError, match=r"plan \(32, 32, 64, 60, 124\) is not tabulated"):
+        env.evaluator.accuracy((32, 32, 64, 60, 124))
+    with pytest.raises(ValueError, match="evaluator 'guess' is unknown"):
+        make_env("small_cnn", digits, evaluator="guess")  # type: ignore[arg-type]
 
 
 def test_the_file_is_read_as_it_was_written(tmp_path: Path) -> None:
