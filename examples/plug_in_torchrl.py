@@ -36,8 +36,9 @@ def main(episodes: int = 300, seed: int = 0) -> None:
             action_value_key=VALUES, action_mask_key=MASK, out_keys=[ACTION, VALUES, CHOSEN], spec=env.action_spec
         ),
     )
+    steps = episodes * rounds // 2
     explore = EGreedyModule(
-        env.action_spec, annealing_num_steps=episodes * rounds // 2, action_key=ACTION, action_mask_key=MASK
+        env.action_spec, eps_end=0.02, annealing_num_steps=steps, action_key=ACTION, action_mask_key=MASK
     )
     mixer = Module(
         QMixer(state_shape=game.state_space.shape, mixing_embed_dim=32, n_agents=agents, device="cpu"),
@@ -59,6 +60,7 @@ def main(episodes: int = 300, seed: int = 0) -> None:
         for batch in (replay.sample() for _ in range(4)):
             optimizer.zero_grad()
             loss(batch)["loss"].backward()
+            torch.nn.utils.clip_grad_norm_(loss.parameters(), 1.0)  # learns far slower without
             optimizer.step()
             target.step()
     print_scores(game, "TorchRL QMIX", seed)
