@@ -13,7 +13,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -54,6 +54,10 @@ class Config:
     """of all networks, as torch names it: cpu, cuda, cuda:1"""
     cache: Path | None = None
     """a file that keeps accuracies for later runs on the same problem"""
+    evaluator: Literal["local", "processes", "ray"] = "local"
+    """where plans are measured: this process, processes (one to each processor), or ray (see RAY_ADDRESS)"""
+    n_envs: int = 1
+    """episodes played side by side; as many as there are workers keep them all busy"""
     env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=EnvConfig)
     """The game: what agents may do, what pays, and how plans are evaluated."""
     qmix: QMIXConfig = field(default_factory=lambda: QMIXConfig(eval_episodes=1))  # the game is deterministic
@@ -62,8 +66,8 @@ class Config:
     """The training after the search, of the winner and of the uniform network."""
 
     def __post_init__(self) -> None:
-        if min(self.episodes, self.checkpoint_every, self.finalists) < 1 or self.short_epochs <= 0:
-            raise ValueError("episodes, checkpoint-every and finalists must be at least 1, and short-epochs above 0")
+        if min(self.episodes, self.checkpoint_every, self.finalists, self.n_envs) < 1 or self.short_epochs <= 0:
+            raise ValueError("episodes, checkpoint-every, finalists, n-envs must be at least 1, short-epochs above 0")
         if self.env.target_macs is None:
             raise ValueError("this script compares networks of one cost: set target-macs, with reward budget or amc")
         if self.env.max_cycles is not None and self.env.max_cycles < self.env.rounds:
@@ -74,7 +78,7 @@ class Config:
 def main(config: Config) -> None:
     data = normalised_for(config.network, load(config.data))
     model = pretrained(config.network, data, config.weights, device=config.device)
-    env = FilterPruneEnv(model, data, config.env, device=config.device, cache=config.cache)
+    env = FilterPruneEnv(model, data, config.env, device=config.device, cache=config.cache, evaluator=config.evaluator)
     settings = dataclasses.asdict(dataclasses.replace(config, resume=False, name=None))
     directory = runs.directory(config.out, config.name, f"{config.network}-{data.name}", settings, config.resume)
     print(f"Writing to {directory}")
@@ -85,7 +89,8 @@ def main(config: Config) -> None:
         agent = QMIX.load(checkpoints, env, device=config.device)
     else:
         agent = QMIX(env, config.qmix, seed=config.seed, device=config.device)
-    agent.learn(config.episodes, directory, checkpoints, config.checkpoint_every)
+    agent.learn(config.episodes, directory, checkpoints, config.checkpoint_every, n_envs=config.n_envs)
+    env.close()
     episodes = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
     # From plans to a network, without a look at the test set. Uniform pruning gets the same distillation.
@@ -104,15 +109,13 @@ def main(config: Config) -> None:
         for name, plan in (("uniform L1", uniform), ("QMIX", winner))
     }
     plans_of = {"original": env.full_plan, "uniform L1": uniform, "QMIX": winner}
-    macs_ratio, params_ratio = env.cost_ratios(winner)
     metrics = {
         "original_accuracy": test["original"],
         "pruned_accuracy": test["QMIX"],
         "uniform_accuracy": test["uniform L1"],
         "pruned_accuracy_before_distillation": before["QMIX"],
         "uniform_accuracy_before_distillation": before["uniform L1"],
-        "macs_ratio": macs_ratio,
-        "params_ratio": params_ratio,
+        **dict(zip(("macs_ratio", "params_ratio"), env.cost_ratios(winner), strict=True)),
         "evaluated_plans": len(env.archive),
         "search_seconds": sum(row.get("seconds", 0.0) for row in episodes),
     }
@@ -127,10 +130,8 @@ def main(config: Config) -> None:
     rows = runs.figures(directory, env, networks, plans_of, test, before, winner="QMIX")
     runs.pictures(directory, env, episodes, uniform, winner)
     print("\nFinalists, accuracy on the reward split as cut and after the short distillation, %:")
-    for finalist in finalists:
-        print(
-            f"  {100 * finalist.recalibrated_accuracy:6.2f} {100 * finalist.distilled_accuracy:6.2f}  {finalist.plan}"
-        )
+    for one in finalists:
+        print(f"  {100 * one.recalibrated_accuracy:6.2f} {100 * one.distilled_accuracy:6.2f}  {one.plan}")
     print(f"\nTest accuracy on {data.name}, {len(data.test)} images\n")
     print(report.table(rows))
     if config.env.round_to > 1:
