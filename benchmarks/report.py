@@ -69,12 +69,12 @@ def write(found: list[Row], out: Path) -> Path:
 def text_table(comparison: Comparison, target: float | None) -> str:
     """The table for a terminal."""
     head = f"{'method':<12}{'seeds':>5}{'plans':>6}{'search':>8}{'result, %':>11}{'95 % interval':>17}{'rank':>6}"
-    head += "".join(f"{'minus ' + name:>30}" for name in REFERENCES) + f"{'seconds':>9}"
+    head += "".join(f"{'minus ' + name:>33}" for name in REFERENCES) + f"{'seconds':>9}"
     lines = [head, "-" * len(head)]
     for line in comparison.lines(target):
         text = f"{line.method:<12}{line.seeds:>5}{line.evaluations:>6.0f}{100 * line.search:>8.2f}"
         text += f"{100 * line.result.value:>11.2f}{_bounds(line.result):>17}{line.rank:>6.1f}"
-        text += "".join(f"{_difference(line.against[name]):>30}" for name in REFERENCES)
+        text += "".join(f"{_difference(line.against[name]):>33}" for name in REFERENCES)
         lines.append(text + f"{line.search_seconds:>9.1f}")
     return "\n".join(lines)
 

@@ -39,8 +39,8 @@ def test_whatever_is_played_is_in_the_table(target: float) -> None:
     for settings in ({}, {"rounds": 1, "rates": (0.0, 0.25, 0.5, 0.75)}, {"rounds": 5, "min_filters": 8}):
         env = table_env(target_macs=target, **settings)
         assert isinstance(env.evaluator, TableEvaluator)
-        returns = [play(env, rng) for _ in range(150)]
-        assert len(env.archive) > 50
+        returns = [play(env, rng) for _ in range(50)]
+        assert len(env.archive) > 25
         best = max(env.archive, key=lambda entry: entry.accuracy)
         assert best.accuracy <= env.evaluator.optimum
         assert max(returns) == pytest.approx(best.accuracy / env.evaluator.original_accuracy - 1)
