@@ -140,11 +140,11 @@ def obvious(env: FilterPruneEnv, plan: Plan, images: torch.Tensor, calibration_i
     try:
         graph = tp.DependencyGraph().build_dependency(network, env.data.example_input, verbose=False)
         prune_along(graph, network, env.groups, env.ranking, plan)
-        network.to(images.device)
         with torch.inference_mode():
-            network(images[:2])
+            network(env.data.example_input)  # on the CPU: a wrong index would end all further use of a GPU
     except Exception:  # ResNets with zero-padded shortcuts: torch-pruning leaves a network that does not run
-        network = build(env.model, env.groups, env.ranking, plan).to(images.device)
+        network = build(env.model, env.groups, env.ranking, plan)
+    network.to(images.device)
     recalibrate(network, images[:calibration_images].split(size))
     forward(network.eval(), images[calibration_images:].split(size))
 
