@@ -16,13 +16,26 @@ from .config import QMIXConfig
 if TYPE_CHECKING:
     from .agent import QMIX
     from .checkpoint import CheckpointError
+    from .subprocess_env import EnvProcessError, SubprocessEnv
     from .types import Batch, EnvSpec, Episode, Evaluation
 
-__all__ = ["QMIX", "Batch", "CheckpointError", "EnvSpec", "Episode", "Evaluation", "QMIXConfig"]
+__all__ = [
+    "QMIX",
+    "Batch",
+    "CheckpointError",
+    "EnvProcessError",
+    "EnvSpec",
+    "Episode",
+    "Evaluation",
+    "QMIXConfig",
+    "SubprocessEnv",
+]
 
 _HOMES = {
     "QMIX": "agent",
     "CheckpointError": "checkpoint",
+    "EnvProcessError": "subprocess_env",
+    "SubprocessEnv": "subprocess_env",
     "Batch": "types",
     "EnvSpec": "types",
     "Episode": "types",

@@ -7,7 +7,8 @@ from typing import Literal
 
 MIXERS = ("qmix", "vdn", "iql")
 LOSSES = ("huber", "mse")
-EXPLORATIONS = ("agent", "team")
+EXPLORATIONS = ("agent", "team", "noisy")
+MIXING_WEIGHTS = ("abs", "softplus")
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,18 @@ class QMIXConfig:
     """A GRU that remembers the episode; otherwise agents see the present observation only."""
     hidden_size: int = 64
     """Width of the agents' network."""
+    layer_norm: bool = False
+    """Normalise the agents' hidden features (Ba et al. 2016)."""
+    parameter_sharing: bool = True
+    """One network for all agents; otherwise each agent has weights of its own, and `agent_id` has no use."""
     mixing_embed: int = 32
     """Width of the mixing network's hidden layer."""
     hypernet_hidden: int = 64
     """Width of the hypernetworks that make the mixing network's weights from the state."""
+    hypernet_layers: Literal[1, 2] = 2
+    """Layers of these hypernetworks. With 1 they are linear, as in the paper, and `hypernet_hidden` has no use."""
+    mixing_weights: Literal["abs", "softplus"] = "abs"
+    """What makes the mixing network's weights non-negative. softplus never lets a weight be exactly 0."""
     last_action: bool = True
     """Agents see their own previous action."""
     agent_id: bool = True
@@ -37,6 +46,10 @@ class QMIXConfig:
     """Discount per step."""
     td_lambda: float = 0.6
     """0: one-step targets; 1: Monte Carlo returns. Above 0 a late reward reaches early steps in one update."""
+    n_step: int | None = None
+    """Longest return in a target. Both settings make one truncated lambda-return (Sutton and Barto 2018, equation
+    12.9): the n-step returns up to this n, weighted by `td_lambda`. So td_lambda=1 with n_step=3 is the plain 3-step
+    return. None: up to the end of the episode."""
     double_q: bool = True
     """The live network chooses the next action, the target network values it (van Hasselt et al. 2016)."""
     loss: Literal["huber", "mse"] = "huber"
@@ -47,6 +60,12 @@ class QMIXConfig:
     """Episodes in an update."""
     buffer_size: int = 2000
     """Episodes kept for replay; the oldest goes first."""
+    priority_alpha: float = 0.0
+    """How much an episode's mean TD error decides how often it is replayed (Schaul et al. 2016); 0: not at all, and no
+    episode is twice in a batch; 1: in proportion to it."""
+    priority_beta: float = 0.4
+    """How far importance weights correct for that in the first episode. Rises linearly to 1, a full correction, over
+    `epsilon_episodes`. Unused without `priority_alpha`."""
     learning_starts: int = 32
     """Episodes played before the first update."""
     updates_per_episode: int = 4
@@ -60,9 +79,12 @@ class QMIXConfig:
     and learning no longer depends on the unit of reward. `loss`, `q_tot` and `td_error` are then in that unit."""
 
     # Exploration
-    exploration: Literal["agent", "team"] = "agent"
+    exploration: Literal["agent", "team", "noisy"] = "agent"
     """Who explores with probability epsilon. agent: each on its own. team: the step as a whole, and then 1 to N agents,
-    a random number of them; in a large team this leaves many joint actions greedy, or nearly so."""
+    a random number of them; in a large team this leaves many joint actions greedy, or nearly so. noisy: nobody; each
+    agent acts by a last layer with learned noise, drawn anew for every episode (Fortunato et al. 2018)."""
+    noisy_sigma: float = 0.5
+    """Size of that noise at the start, relative to the weights'. Unused unless `exploration` is noisy."""
     epsilon_start: float = 1.0
     """Probability of exploring in the first episode."""
     epsilon_end: float = 0.05
@@ -80,19 +102,24 @@ class QMIXConfig:
         _one_of(self, "mixer", MIXERS)
         _one_of(self, "loss", LOSSES)
         _one_of(self, "exploration", EXPLORATIONS)
-        for name in ("recurrent", "last_action", "agent_id", "double_q", "standardise_rewards"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        _one_of(self, "mixing_weights", MIXING_WEIGHTS)
+        _one_of(self, "hypernet_layers", (1, 2))
+        for name in ("recurrent", "layer_norm", "parameter_sharing", "last_action", "agent_id"):
+            _true_or_false(self, name)
+        for name in ("double_q", "standardise_rewards"):
+            _true_or_false(self, name)
         for name in ("hidden_size", "mixing_embed", "hypernet_hidden", "batch_size", "buffer_size"):
             _whole(self, name, 1)
         for name in ("learning_starts", "updates_per_episode", "target_update_every", "eval_episodes"):
             _whole(self, name, 1)
         for name in ("epsilon_episodes", "eval_every"):
             _whole(self, name, 0)
-        for name in ("gamma", "td_lambda", "epsilon_start", "epsilon_end"):
+        for name in ("gamma", "td_lambda", "epsilon_start", "epsilon_end", "priority_alpha", "priority_beta"):
             _number(self, name, 0.0, 1.0)
-        for name in ("learning_rate", "max_grad_norm"):
+        for name in ("learning_rate", "max_grad_norm", "noisy_sigma"):
             _positive(self, name)
+        if self.n_step is not None:
+            _whole(self, "n_step", 1)
         if self.target_tau is not None:
             _number(self, "target_tau", 0.0, 1.0)
             _positive(self, "target_tau")
@@ -104,9 +131,15 @@ class QMIXConfig:
                 )
 
 
-def _one_of(config: QMIXConfig, name: str, names: tuple[str, ...]) -> None:
-    if getattr(config, name) not in names:
-        raise ValueError(f"{name} must be one of {', '.join(names)}; got {getattr(config, name)!r}")
+def _one_of(config: QMIXConfig, name: str, values: tuple[object, ...]) -> None:
+    value = getattr(config, name)
+    if isinstance(value, bool) or value not in values:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, values))}; got {value!r}")
+
+
+def _true_or_false(config: QMIXConfig, name: str) -> None:
+    if not isinstance(getattr(config, name), bool):
+        raise ValueError(f"{name} must be True or False, got {getattr(config, name)!r}")
 
 
 def _whole(config: QMIXConfig, name: str, least: int) -> None:

@@ -46,32 +46,32 @@ def split(observation: Any) -> tuple[Any, Any]:
 
 
 def flatten(agent: str, spec: SpaceSpec, observation: Any) -> np.ndarray:
-    """One observation as float32 [spec.size]. Raises ValueError for another shape, or values that are not finite."""
+    """One observation as numbers [spec.size]. Raises ValueError for another shape."""
     array = np.asarray(observation)
     if array.shape != spec.shape or array.dtype == object:
         raise ValueError(
             f"observation of agent {agent!r} has shape {array.shape}; its {spec.kind} space says {spec.shape}"
         )
-    if spec.kind == "Discrete":
-        index = int(array) - spec.start
-        if not 0 <= index < spec.size:
-            raise ValueError(
-                f"observation of agent {agent!r} is {array}; its Discrete space goes from {spec.start} to "
-                f"{spec.start + spec.size - 1}"
-            )
-        return np.eye(spec.size, dtype=np.float32)[index]
-    flat = array.astype(np.float32).ravel()
-    if not np.isfinite(flat).all():
-        raise ValueError(f"observation of agent {agent!r} has entries that are not finite: {array}")
-    return flat
+    if spec.kind != "Discrete":
+        return array.reshape(-1)
+    index = int(array) - spec.start
+    if not 0 <= index < spec.size:
+        raise ValueError(
+            f"observation of agent {agent!r} is {array}; its Discrete space goes from {spec.start} to "
+            f"{spec.start + spec.size - 1}"
+        )
+    return np.eye(spec.size, dtype=np.float32)[index]
 
 
 def pad_observations(spec: EnvSpec, observations: Mapping[str, Any]) -> np.ndarray:
-    """float32 [N, O]; zeros for agents that `observations` leaves out."""
+    """float32 [N, O]; zeros for agents that `observations` leaves out. Raises ValueError for values not finite."""
     padded = np.zeros((spec.n_agents, spec.max_observation), dtype=np.float32)
     for row, agent, space in zip(padded, spec.agents, spec.observations, strict=True):
         if agent in observations:
             row[: space.size] = flatten(agent, space, split(observations[agent])[0])
+    if not np.isfinite(padded).all():  # one look at all, as this happens at every step
+        agent = spec.agents[int(np.isfinite(padded).all(axis=1).argmin())]
+        raise ValueError(f"observation of agent {agent!r} has entries that are not finite: {observations[agent]}")
     return padded
 
 
@@ -82,16 +82,20 @@ def pad_masks(spec: EnvSpec, masks: Mapping[str, Any]) -> np.ndarray:
     """
     padded = np.zeros((spec.n_agents, spec.max_actions), dtype=bool)
     for row, agent, count in zip(padded, spec.agents, spec.n_actions, strict=True):
-        if agent not in masks:
+        mask = masks.get(agent, False)
+        if mask is None:
+            row[:count] = True
+        elif mask is False:
             row[0] = True
-            continue
-        mask = np.ones(count, dtype=bool) if masks[agent] is None else np.asarray(masks[agent])
-        if mask.shape != (count,):
-            raise ValueError(f"action mask of agent {agent!r} has shape {mask.shape}; it has {count} actions")
-        if not mask.any():
-            raise ValueError(
-                f"action mask of agent {agent!r} allows no action, but the agent is still in the game; at least one "
-                "action must be legal"
-            )
-        row[:count] = mask.astype(bool)
+        else:
+            array = np.asarray(mask)
+            if array.shape != (count,):
+                raise ValueError(f"action mask of agent {agent!r} has shape {array.shape}; it has {count} actions")
+            row[:count] = array
+    if not padded.any(axis=1).all():
+        agent = spec.agents[int(padded.any(axis=1).argmin())]
+        raise ValueError(
+            f"action mask of agent {agent!r} allows no action, but the agent is still in the game; at least one "
+            "action must be legal"
+        )
     return padded

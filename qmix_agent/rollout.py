@@ -1,207 +1,113 @@
-"""Playing one episode: a PettingZoo ParallelEnv seen as arrays, and the team that acts in it.
+"""Playing episodes: the team that acts, in one environment or in several side by side.
 
-Shapes: N agents, O observation features, A actions, S state features, T steps.
+Shapes: K environments, N agents, O observation features, A actions, H hidden, T steps.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from gymnasium import spaces
-from pettingzoo import ParallelEnv
 
 from .exploration import choose
 from .networks import AgentNetwork
-from .padding import MASK_KEY, pad_masks, pad_observations, space_spec, split
+from .team_env import TeamEnv, team_scalars
 from .types import EnvSpec, Episode, View
 
 
-class TeamEnv:
-    """A ParallelEnv with one padded view, one action vector and one reward for the whole team.
-
-    An agent that has left sees zeros and can only take action 0, which is not sent to the environment. An environment
-    without state() gets all observations in a row as its state. Reads the specification by resetting once.
-
-    Raises ValueError for what QMIX cannot play: action spaces other than Discrete, observations without a fixed size,
-    rewards that differ between agents, no legal action.
-    """
-
-    def __init__(self, env: ParallelEnv[str, Any, Any]) -> None:
-        if not hasattr(env, "possible_agents") or hasattr(env, "agent_iter"):
-            raise ValueError(
-                f"{type(env).__name__} is no PettingZoo ParallelEnv with possible_agents; convert an AEC environment "
-                "with pettingzoo.utils.conversions.aec_to_parallel"
-            )
-        self.env = env
-        self._live: list[str] = []
-        self.spec = self._read_spec()
-
-    def reset(self, seed: int) -> View:
-        """Starts an episode."""
-        observations, infos = self.env.reset(seed=seed)
-        self._live = list(self.env.agents)
-        if not self._live:
-            raise ValueError("the environment has no agents after reset(); an episode needs at least one")
-        self.infos = infos
-        return self._view(self._live, observations, infos, needed=True)
-
-    def step(self, actions: np.ndarray) -> tuple[View, float, bool, bool]:
-        """Takes int [N]; returns what it led to, the team's reward, whether the game terminated, whether it is over.
-
-        Over but not terminated is truncated: the view is then real, as the value of what follows is asked for.
-        """
-        spec, acting = self.spec, self._live
-        sent = {
-            agent: int(action) + start
-            for agent, action, start in zip(spec.agents, actions, spec.action_starts, strict=True)
-            if agent in acting
-        }
-        observations, rewards, terminations, truncations, infos = self.env.step(sent)
-        self.infos = infos
-        reward = team_reward({agent: rewards[agent] for agent in acting if agent in rewards})
-        ended = [agent for agent in acting if terminations.get(agent, False)]
-        cut_off = [agent for agent in acting if truncations.get(agent, False) and agent not in ended]
-        self._live = [agent for agent in self.env.agents if agent not in ended and agent not in cut_off]
-        over = not self._live
-        terminated = over and not cut_off
-        seen = cut_off if over else self._live
-        return self._view(seen, observations, infos, needed=not terminated), reward, terminated, over
-
-    def _view(self, agents: list[str], observations: Mapping, infos: Mapping, needed: bool) -> View:
-        missing = [agent for agent in agents if agent not in observations]
-        if missing:
-            raise ValueError(f"the environment gave no observation for agents {missing}, which are still in the game")
-        padded = pad_observations(self.spec, {agent: observations[agent] for agent in agents})
-        masks = {agent: _mask(observations[agent], infos.get(agent, {})) for agent in agents}
-        if not self.spec.has_state:
-            state = padded.reshape(-1).copy()
-        elif needed:
-            state = self._state()
-        else:  # nothing depends on it, and some environments have no state once all agents are gone
-            state = np.zeros(self.spec.n_state, dtype=np.float32)
-        return View(padded, pad_masks(self.spec, masks), state)
-
-    def _state(self) -> np.ndarray:
-        state = np.asarray(self.env.state(), dtype=np.float32).ravel().copy()
-        if state.shape != (self.spec.n_state,) or not np.isfinite(state).all():
-            raise ValueError(
-                f"state() gave {state.size} features, {np.isfinite(state).sum()} of them finite; expected "
-                f"{self.spec.n_state} finite numbers, as after the first reset()"
-            )
-        return state
-
-    def _read_spec(self) -> EnvSpec:
-        env, agents = self.env, tuple(self.env.possible_agents)
-        if not agents:
-            raise ValueError("possible_agents is empty; QMIX needs at least one agent")
-        for agent in agents:
-            if not isinstance(env.action_space(agent), spaces.Discrete):
-                raise ValueError(
-                    f"action space of agent {agent!r} is {env.action_space(agent)}; QMIX takes the best of a finite "
-                    "set of actions and needs Discrete. Discretise the actions in a wrapper"
-                )
-        observations = tuple(space_spec(agent, env.observation_space(agent)) for agent in agents)
-        env.reset(seed=0)
-        try:
-            n_state, has_state = np.asarray(env.state()).size, True
-        except (NotImplementedError, AttributeError):
-            n_state, has_state = len(agents) * max(space.size for space in observations), False
-        return EnvSpec(
-            agents=agents,
-            observations=observations,
-            n_actions=tuple(int(env.action_space(agent).n) for agent in agents),
-            action_starts=tuple(int(env.action_space(agent).start) for agent in agents),
-            n_state=n_state,
-            has_state=has_state,
-        )
-
-
-def team_reward(rewards: Mapping[str, float]) -> float:
-    """The one reward that all agents got. Raises ValueError when they differ: then it is no team."""
-    values = {agent: float(reward) for agent, reward in rewards.items()}
-    if not values:
-        raise ValueError("the environment gave no rewards to the agents that acted")
-    first = next(iter(values.values()))
-    if not all(math.isfinite(value) for value in values.values()):
-        raise ValueError(f"rewards must be finite; got {values}")
-    if not all(math.isclose(value, first, rel_tol=1e-6, abs_tol=1e-9) for value in values.values()):
-        raise ValueError(
-            f"agents got different rewards: {values}. QMIX learns one value for the whole team, so all agents must get "
-            "the team's reward; for individual interests, sum or average them in a wrapper, or use another algorithm"
-        )
-    return first
-
-
-def team_scalars(infos: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Numbers that all agents' infos agree on."""
-    shared: dict[str, float] = {}
-    entries = [info for info in infos.values() if isinstance(info, Mapping)]
-    for key in entries[0] if entries else ():
-        values = [info.get(key) for info in entries]
-        if all(isinstance(value, (bool, int, float, np.number, np.bool_)) for value in values):
-            numbers = {float(value) for value in values}  # type: ignore[arg-type]
-            if len(numbers) == 1:
-                shared[str(key)] = numbers.pop()
-    return shared
-
-
 class Team:
-    """All agents, acting with one network: it keeps their memories and last actions from step to step."""
+    """All agents of K games, acting with one network: it keeps their memories and last actions from step to step."""
 
     def __init__(self, network: AgentNetwork, spec: EnvSpec, exploration: str, device: torch.device) -> None:
         self._network, self._spec, self._exploration, self._device = network, spec, exploration, device
         self.reset()
 
-    def reset(self) -> None:
-        """Forgets: a new episode starts."""
+    def reset(self, games: int = 1, noise: np.ndarray | None = None) -> None:
+        """Forgets: new episodes start. noise [K, N, H + A] stays in the network's weights until the next reset."""
         self._hidden: torch.Tensor | None = None
-        self._last_actions = np.full(self._spec.n_agents, -1, dtype=np.int64)
+        self._last_actions = np.full((games, self._spec.n_agents), -1, dtype=np.int64)
+        self._noise = torch.tensor(noise, device=self._device) if noise is not None else None
 
     @torch.no_grad()
     def act(
-        self, observations: np.ndarray, action_masks: np.ndarray, epsilon: float, rng: np.random.Generator
+        self,
+        observations: np.ndarray,
+        action_masks: np.ndarray,
+        epsilons: Sequence[float],
+        rngs: Sequence[np.random.Generator],
     ) -> np.ndarray:
-        """Epsilon-greedy legal actions: observations [N, O], masks bool [N, A] -> int64 [N]."""
-        seen = torch.tensor(observations, device=self._device)[None, None]  # [1, 1, N, O]
-        last = torch.tensor(self._last_actions, device=self._device)[None, None]  # [1, 1, N]
-        q, self._hidden = self._network(seen, last, self._hidden)
-        self._last_actions = choose(q[0, 0].cpu().numpy(), action_masks, epsilon, rng, self._exploration)
+        """Epsilon-greedy legal actions from one pass of the network: [K, N, O], bool [K, N, A] -> int64 [K, N]."""
+        seen = torch.tensor(observations, device=self._device).unsqueeze(1)  # [K, 1, N, O]
+        last = torch.tensor(self._last_actions, device=self._device).unsqueeze(1)  # [K, 1, N]
+        q, self._hidden = self._network(seen, last, self._hidden, self._noise)
+        self._last_actions = choose(q[:, 0].cpu().numpy(), action_masks, epsilons, rngs, self._exploration)
         return self._last_actions
 
 
-def play_episode(
-    env: TeamEnv, team: Team, epsilon: float, seed: int, rng: np.random.Generator
-) -> tuple[Episode, dict[str, float]]:
-    """One episode from reset to end, and what the infos of its last step agree on.
+@dataclass(frozen=True)
+class Start:
+    """All that an episode depends on besides the weights."""
 
-    seed  of the environment's reset
-    rng   what explores
+    seed: int
+    """Of the environment's reset."""
+    epsilon: float
+    rng: np.random.Generator
+    """What explores."""
+    noise: np.ndarray | None = None
+    """In the weights of noisy agents, float32 [N, H + A]."""
+
+
+def play_episodes(
+    envs: Sequence[TeamEnv], team: Team, starts: Sequence[Start]
+) -> list[tuple[Episode, dict[str, float]]]:
+    """One episode in each of K environments, step by step together; with each, what its last infos agree on.
+
+    All environments are sent their actions before the first is waited for. A game that is over keeps its row in the
+    batch, so that the others' rows stay in place, and is sent nothing more.
     """
-    team.reset()
-    views, actions, rewards, terminations = [env.reset(seed)], [], [], []
-    over = False
-    while not over:
-        action = team.act(views[-1].observations, views[-1].action_masks, epsilon, rng)
-        view, reward, terminated, over = env.step(action)
-        views.append(view)
-        actions.append(action)
-        rewards.append(reward)
-        terminations.append(terminated)
-    episode = Episode(
-        observations=np.stack([view.observations for view in views]),
-        states=np.stack([view.state for view in views]),
-        action_masks=np.stack([view.action_masks for view in views]),
-        actions=np.stack(actions),
-        rewards=np.array(rewards, dtype=np.float32),
-        terminated=np.array(terminations, dtype=bool),
-    )
-    return episode, team_scalars(env.infos)
+    noise = [start.noise for start in starts if start.noise is not None]
+    team.reset(len(envs), np.stack(noise) if noise else None)
+    records = [_Record(env.reset(start.seed)) for env, start in zip(envs, starts, strict=True)]
+    epsilons, rngs = [start.epsilon for start in starts], [start.rng for start in starts]
+    playing = list(zip(envs, records, strict=True))
+    while playing:
+        observations = np.stack([record.views[-1].observations for record in records])
+        masks = np.stack([record.views[-1].action_masks for record in records])
+        for record, actions in zip(records, team.act(observations, masks, epsilons, rngs), strict=True):
+            record.next_actions = actions
+        for env, record in playing:
+            env.step_async(record.next_actions)
+        for env, record in playing:
+            record.add(*env.step_wait())
+        playing = [(env, record) for env, record in playing if not record.over]
+    return [(record.episode(), team_scalars(env.infos)) for env, record in zip(envs, records, strict=True)]
 
 
-def _mask(observation: Any, info: Mapping[str, Any]) -> Any:
-    """The mask in the infos, or the one beside the observation, or None."""
-    return info[MASK_KEY] if MASK_KEY in info else split(observation)[1]
+class _Record:
+    """An episode in the making."""
+
+    def __init__(self, view: View) -> None:
+        self.views, self.over = [view], False
+        self.next_actions = np.empty(0, dtype=np.int64)
+        self._actions: list[np.ndarray] = []
+        self._rewards: list[float] = []
+        self._terminated: list[bool] = []
+
+    def add(self, view: View, reward: float, terminated: bool, over: bool) -> None:
+        self._actions.append(self.next_actions)
+        self.views.append(view)
+        self._rewards.append(reward)
+        self._terminated.append(terminated)
+        self.over = over
+
+    def episode(self) -> Episode:
+        return Episode(
+            observations=np.stack([view.observations for view in self.views]),
+            states=np.stack([view.state for view in self.views]),
+            action_masks=np.stack([view.action_masks for view in self.views]),
+            actions=np.stack(self._actions),
+            rewards=np.array(self._rewards, dtype=np.float32),
+            terminated=np.array(self._terminated, dtype=bool),
+        )

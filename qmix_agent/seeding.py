@@ -23,6 +23,10 @@ class Stream(enum.IntEnum):
     REPLAY = 4
     ACTING = 5
     """Exploration in `QMIX.act`."""
+    NOISE = 6
+    """Noise in the weights of noisy agents, in training episodes."""
+    LEARNING_NOISE = 7
+    """The same in updates."""
 
 
 def generator(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:

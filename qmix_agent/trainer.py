@@ -1,22 +1,25 @@
-"""The learning loop: play, learn, evaluate, log, checkpoint. An episode counts wholly or not at all."""
+"""The learning loop: play, learn, evaluate, log, checkpoint. A round of episodes counts wholly or not at all."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from tqdm import tqdm
 
 from .exploration import epsilon_at
 from .interrupts import deferred_interrupt
 from .metrics import WALL_CLOCK, MetricsLog
-from .replay_buffer import pad
-from .rollout import play_episode
+from .replay_buffer import importance_at, pad
+from .rollout import Start, play_episodes
 from .seeding import Stream, generator, integer
-from .types import Metrics
+from .subprocess_env import EnvProcessError
+from .team_env import TeamEnv
+from .types import Episode, Metrics
 
 if TYPE_CHECKING:
     from .agent import QMIX
@@ -26,12 +29,14 @@ LEARNING_METRICS = ("loss", "q_tot", "td_error", "grad_norm")
 
 def learn(
     agent: QMIX,
+    envs: Sequence[TeamEnv],
     episodes: int,
     log_dir: Path | None,
     checkpoint_dir: Path | None,
     checkpoint_every: int,
     progress: bool,
     callback: Callable[[QMIX, Metrics], object] | None,
+    keep_checkpoints: int,
 ) -> None:
     """See `QMIX.learn`."""
     if agent.episode >= episodes:
@@ -46,24 +51,31 @@ def learn(
     whole = agent.state_dict()
     try:
         while agent.episode < episodes:
-            row = _train_episode(agent)
+            started = agent.episode
+            # A round ends at a multiple of n_envs, wherever it starts: a run that was cut short falls in step again.
+            played = _play(agent, envs[: min(len(envs) - started % len(envs), episodes - started)])
+            rows = [_learn_from(agent, *one) for one in played]
             if log is not None:
                 with deferred_interrupt():
-                    log.write(row)
+                    for row in rows:
+                        log.write(row)
             whole = agent.state_dict()
-            if checkpoint_dir is not None and (agent.episode % checkpoint_every == 0 or agent.episode == episodes):
+            due = started // checkpoint_every < agent.episode // checkpoint_every or agent.episode == episodes
+            if checkpoint_dir is not None and due:
                 if log is not None:
                     with deferred_interrupt():
                         log.sync()
-                agent.save(checkpoint_dir)
-            bar.update()
-            bar.set_postfix({"return": f"{row['return']:.3f}", "epsilon": f"{row['epsilon']:.2f}"})
+                agent.save(checkpoint_dir, keep_checkpoints)
+            bar.update(len(rows))
+            bar.set_postfix({"return": f"{rows[-1]['return']:.3f}", "epsilon": f"{rows[-1]['epsilon']:.2f}"})
             if callback is not None:
-                callback(agent, row)
+                for row in rows:
+                    callback(agent, row)
     except BaseException as error:
-        agent.load_state_dict(whole)
+        with suppress(EnvProcessError):  # a dead process cannot go back; `error` tells of it
+            agent.load_state_dict(whole)
         if checkpoint_dir is not None and isinstance(error, KeyboardInterrupt):
-            agent.save(checkpoint_dir)
+            agent.save(checkpoint_dir, keep_checkpoints)
         raise
     finally:
         bar.close()
@@ -72,18 +84,31 @@ def learn(
                 log.close()
 
 
-def _train_episode(agent: QMIX) -> Metrics:
-    """Plays one episode, learns from the buffer, and evaluates when it is time."""
-    started = time.perf_counter()
-    config, env = agent.config, agent.team_env
-    epsilon = epsilon_at(config, agent.episode)
-    episode, scalars = play_episode(
-        env,
-        agent.new_team(),
-        epsilon,
-        seed=integer(agent.seed, Stream.TRAINING, agent.episode),
-        rng=generator(agent.seed, Stream.EXPLORATION, agent.episode),
-    )
+Played = tuple[Episode, dict[str, float], float, float]
+"""An episode, what its infos agree on, its epsilon, and its share of the seconds."""
+
+
+def _play(agent: QMIX, envs: Sequence[TeamEnv]) -> list[Played]:
+    """The agent's next episodes, one in each environment. Nothing of the agent changes."""
+    began = time.perf_counter()
+    network, numbers = agent.learner.network, range(agent.episode, agent.episode + len(envs))
+    starts = [
+        Start(
+            seed=integer(agent.seed, Stream.TRAINING, number),
+            epsilon=epsilon_at(agent.config, number),
+            rng=generator(agent.seed, Stream.EXPLORATION, number),
+            noise=network.draw_noise(generator(agent.seed, Stream.NOISE, number)) if network.noisy else None,
+        )
+        for number in numbers
+    ]
+    played = play_episodes(envs, agent.new_team(), starts)
+    seconds = (time.perf_counter() - began) / len(envs)
+    return [(*one, start.epsilon, seconds) for one, start in zip(played, starts, strict=True)]
+
+
+def _learn_from(agent: QMIX, episode: Episode, scalars: dict[str, float], epsilon: float, seconds: float) -> Metrics:
+    """Takes one episode into the buffer, learns, and evaluates when it is time."""
+    began, config = time.perf_counter(), agent.config
     agent.buffer.add(episode)
     agent.reward_scale.add(episode.total_reward)
     agent.episode += 1
@@ -102,7 +127,7 @@ def _train_episode(agent: QMIX) -> Metrics:
     if config.eval_every and agent.episode % config.eval_every == 0:
         evaluation = agent.evaluate(episodes=config.eval_episodes)
         row |= {"eval/return": evaluation.mean, "eval/standard_error": evaluation.standard_error}
-    return row | {WALL_CLOCK: time.perf_counter() - started}
+    return row | {WALL_CLOCK: seconds + time.perf_counter() - began}
 
 
 def _update(agent: QMIX) -> Metrics:
@@ -114,6 +139,13 @@ def _update(agent: QMIX) -> Metrics:
     results = []
     for _ in range(config.updates_per_episode):
         rng = generator(agent.seed, Stream.REPLAY, learner.updates)
-        batch = pad(agent.buffer.sample(config.batch_size, rng), learner.device)
-        results.append(dataclasses.asdict(learner.update(batch, scale)))
-    return {name: sum(result[name] for result in results) / len(results) for name in LEARNING_METRICS}
+        if config.priority_alpha == 0:
+            batch = pad(agent.buffer.sample(config.batch_size, rng), learner.device)
+            results.append(learner.update(batch, scale))
+            continue
+        beta = importance_at(config, agent.episode)
+        drawn, episodes, weights = agent.buffer.sample_by_priority(config.batch_size, config.priority_alpha, beta, rng)
+        batch = pad(episodes, learner.device)
+        results.append(learner.update(batch, scale, torch.tensor(weights, device=learner.device)))
+        agent.buffer.set_priorities(drawn, results[-1].episode_errors)
+    return {name: sum(getattr(result, name) for result in results) / len(results) for name in LEARNING_METRICS}

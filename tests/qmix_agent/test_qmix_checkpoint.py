@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -41,54 +41,15 @@ def test_resuming_is_never_having_stopped(tmp_path: Path) -> None:
         assert np.array_equal(first.observations, second.observations)
 
 
-RUN = """
-import os, sys, time
-sys.path[:0] = [{root!r}, {games!r}]
-import torch
-torch.set_num_threads(1)
-from games import Archiving
-from test_qmix_checkpoint import CONFIG
-from qmix_agent import QMIX
-QMIX(Archiving(), CONFIG, seed=5).learn(
-    1000000, log_dir={out!r}, checkpoint_dir={out!r}, checkpoint_every=6, progress=False
-)
-"""
-
-
-def test_kill_9_and_resume_equals_undisturbed(tmp_path: Path) -> None:
-    out = tmp_path / "killed"
-    code = RUN.format(root=str(ROOT), games=str(Path(__file__).parent), out=str(out))
-    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    log = out / "metrics.jsonl"
-    deadline = time.monotonic() + 300
-    while not log.exists() or log.read_bytes().count(b"\n") < 14:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    with log.open("a") as file:
-        file.write('{"episode": 99')  # half a row
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        agent = QMIX.load(out, Archiving())
-        assert agent.episode % 6 == 0
-        assert agent.episode >= 12
-        goal = agent.episode + 3
-        agent.learn(goal, log_dir=out, checkpoint_dir=out, progress=False)
-        straight = QMIX(Archiving(), CONFIG, seed=5).learn(goal, log_dir=tmp_path / "straight", progress=False)
-    finally:
-        torch.set_num_threads(threads)
-    assert weights(agent) == weights(straight)
-    assert rows_of(out) == rows_of(tmp_path / "straight")
-
-
 @pytest.mark.parametrize("where", ["step", "update", "evaluate"])
 def test_ctrl_c_leaves_the_last_whole_episode(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     straight = QMIX(Archiving(), CONFIG, seed=5).learn(14, log_dir=tmp_path / "a", progress=False)
     agent = QMIX(Archiving(), CONFIG, seed=5)
-    target = {"step": (agent.team_env, "step"), "update": (agent.learner.optimizer, "step"), "evaluate": (agent, where)}
+    target = {
+        "step": (agent.team_env, "step_wait"),
+        "update": (agent.learner.optimizer, "step"),
+        "evaluate": (agent, where),
+    }
     owner, name = target[where]
     original, calls = getattr(owner, name), 0
 
@@ -154,7 +115,85 @@ def test_checkpoints_come_when_due_and_at_the_end(tmp_path: Path) -> None:
 
     QMIX(TwoStep(), SMALL).learn(5, checkpoint_dir=tmp_path, checkpoint_every=2, progress=False, callback=look)
     assert seen == [2, 2, 4, 5]
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.FILE_NAME]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.1.pt", checkpoint.FILE_NAME]
+
+
+def test_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
+    def kept() -> list[int]:
+        return [torch.load(path, weights_only=True)["episode"] for path in checkpoint.files(tmp_path)]
+
+    agent = QMIX(TwoStep(), SMALL).learn(
+        6, checkpoint_dir=tmp_path, checkpoint_every=1, keep_checkpoints=3, progress=False
+    )
+    assert kept() == [6, 5, 4]
+    agent.save(tmp_path, keep=1)
+    assert kept() == [6]
+    with pytest.raises(ValueError, match="keep must be"):
+        agent.save(tmp_path, keep=0)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
+    """Gone: killed between moving the old file on and putting the new one in its place."""
+    straight = QMIX(Archiving(), CONFIG, seed=5).learn(9, checkpoint_dir=tmp_path, checkpoint_every=3, progress=False)
+    path = tmp_path / checkpoint.FILE_NAME
+    whole = bytearray(path.read_bytes())
+    if damage == "gone":
+        path.unlink()
+        agent = QMIX.load(tmp_path, Archiving())
+    else:
+        if damage == "cut":
+            del whole[len(whole) // 2 :]
+        else:
+            with zipfile.ZipFile(path) as archive:
+                largest = max(archive.infolist(), key=lambda info: info.file_size)
+            whole[largest.header_offset + largest.file_size // 2] ^= 1
+        path.write_bytes(whole)
+        with pytest.warns(UserWarning, match=r"checkpoint\.pt cannot be read.*the one before it.*checkpoint\.1\.pt"):
+            agent = QMIX.load(tmp_path, Archiving())
+    assert agent.episode == 6
+    assert weights(agent.learn(9, progress=False)) == weights(straight)
+
+
+class FullDisk:
+    """A file that takes 10,000 bytes."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.written = file, 0
+
+    def write(self, data: Any) -> int:
+        self.written += len(data)
+        if self.written > 10_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.file.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+def test_a_full_disk_stops_and_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = QMIX(Archiving(), CONFIG, seed=5).learn(9, progress=False)
+    agent = QMIX(Archiving(), CONFIG, seed=5).learn(6, checkpoint_dir=tmp_path, checkpoint_every=3, progress=False)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    save = torch.save
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", lambda content, file: save(content, FullDisk(file)))
+        with pytest.raises(OSError, match=r"No space left on device.*the checkpoints before it are untouched") as told:
+            agent.learn(9, checkpoint_dir=tmp_path, progress=False)
+    assert told.value.errno == errno.ENOSPC
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert weights(QMIX.load(tmp_path, Archiving()).learn(9, progress=False)) == weights(straight)
+    assert weights(agent) == weights(straight)  # the object itself is whole, too, and can be saved elsewhere
+
+
+def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
+    agent = QMIX(TwoStep(), SMALL)
+    before = agent.save(tmp_path).read_bytes()
+    with torch.no_grad():
+        agent.learner.network.head.weight[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"network\.head\.weight is not finite"):
+        agent.save(tmp_path)
+    assert (tmp_path / checkpoint.FILE_NAME).read_bytes() == before
 
 
 def test_a_new_agent_does_not_overwrite_a_run(tmp_path: Path) -> None:
@@ -222,10 +261,11 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path) -> None:
     torch.save({"weights": 1}, path)
     with pytest.raises(CheckpointError, match="not a checkpoint of qmix_agent"):
         QMIX.load(tmp_path)
-    torch.save({"format": "qmix_agent", "version": 99}, path)
-    with pytest.raises(CheckpointError, match="version 99"):
-        QMIX.load(tmp_path)
-    torch.save({"format": "qmix_agent", "version": 1, "spec": {}}, path)
+    for version in (1, 99):
+        torch.save({"format": "qmix_agent", "version": version}, path)
+        with pytest.raises(CheckpointError, match=f"version {version}.*the release that wrote it"):
+            QMIX.load(tmp_path)
+    torch.save({"format": "qmix_agent", "version": checkpoint.VERSION, "spec": {}}, path)
     with pytest.raises(CheckpointError, match="cannot be used"):
         QMIX.load(tmp_path)
 

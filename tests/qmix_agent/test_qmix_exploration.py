@@ -25,7 +25,7 @@ def test_actions_are_always_legal(seed: int, epsilon: float, exploration: str) -
     masks[np.arange(4), rng.integers(0, 5, 4)] = True
     q = np.where(masks, -1e30, 1e30)  # everything illegal looks best
     for _ in range(5):
-        assert masks[np.arange(4), choose(q, masks, epsilon, rng, exploration)].all()
+        assert masks[np.arange(4), choose(q[None], masks[None], [epsilon], [rng], exploration)[0]].all()
 
 
 def test_random_actions_are_uniform_over_the_legal_ones() -> None:

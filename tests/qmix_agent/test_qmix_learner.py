@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from qmix_agent import Batch, Episode, QMIXConfig
 from qmix_agent import config as config_module
-from qmix_agent.learner import Learner, greedy_values, td_targets
+from qmix_agent.learner import Learner
 from qmix_agent.mixers import MIXERS, QMixer, VDNMixer
 from qmix_agent.replay_buffer import pad
-from qmix_agent.rollout import TeamEnv
+from qmix_agent.targets import greedy_values, td_targets
+from qmix_agent.team_env import TeamEnv
 
 SMALL = QMIXConfig(hidden_size=8, mixing_embed=4, hypernet_hidden=8, batch_size=4, target_update_every=3)
 

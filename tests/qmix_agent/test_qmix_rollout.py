@@ -19,7 +19,8 @@ from qmix_agent import QMIXConfig
 from qmix_agent.learner import Learner
 from qmix_agent.padding import flatten, pad_masks, space_spec
 from qmix_agent.replay_buffer import ReplayBuffer, from_tensors, pad, to_tensors
-from qmix_agent.rollout import Team, TeamEnv, play_episode, team_reward, team_scalars
+from qmix_agent.rollout import Start, Team, play_episodes
+from qmix_agent.team_env import TeamEnv, team_reward, team_scalars
 from qmix_agent.types import Episode
 
 CONFIG = QMIXConfig(hidden_size=8)
@@ -29,7 +30,7 @@ def played(env: Game, seed: int, epsilon: float = 1.0) -> tuple[TeamEnv, Episode
     view = TeamEnv(env)
     learner = Learner(view.spec, CONFIG, seed=0, device="cpu")
     team = Team(learner.network, view.spec, "agent", torch.device("cpu"))
-    return view, *play_episode(view, team, epsilon, seed, np.random.default_rng(seed))
+    return view, *play_episodes([view], team, [Start(seed, epsilon, np.random.default_rng(seed))])[0]
 
 
 @pytest.mark.parametrize("game", [TwoStep, DictMasks, Meet])  # PettingZoo's test samples without masks from infos
