@@ -35,26 +35,25 @@ from .methods import random_search
 VALUES: dict[str, tuple[Any, ...]] = {
     "mixer": ("qmix", "vdn", "iql"),
     "recurrent": (True, False),
+    "double_q": (True, False),
+    "td_lambda": (0.0, 0.6, 1.0),
+    "loss": ("huber", "mse"),
+    "updates_per_episode": (1, 4, 8),
+    "exploration": ("agent", "team", "noisy"),
+    "standardise_rewards": (True, False),
+    "learning_rate": (3e-4, 1e-3, 3e-3),
+    "target_tau": (None, 0.01),
+    "target_update_every": (50, 200),
     "hidden_size": (32, 64, 128),
     "last_action": (True, False),
     "agent_id": (True, False),
-    "learning_rate": (3e-4, 1e-3, 3e-3),
-    "gamma": (0.99, 1.0),
-    "td_lambda": (0.0, 0.6, 1.0),
-    "double_q": (True, False),
-    "loss": ("huber", "mse"),
-    "updates_per_episode": (1, 4, 8),
-    "target_update_every": (50, 200),
-    "target_tau": (None, 0.01),
-    "standardise_rewards": (True, False),
-    "exploration": ("agent", "team"),
-    "epsilon_end": (0.05, 0.2),
-    "epsilon_episodes": (0.25, 0.5, 1.0),
+    "layer_norm": (True, False),
+    "parameter_sharing": (True, False),
+    "hypernet_layers": (1, 2),
+    "mixing_weights": ("abs", "softplus"),
+    "priority_alpha": (0.0, 0.6),
 }
-"""Default and alternatives of each field; `epsilon_episodes` as a fraction of the budget. Fields that QMIXConfig does
-not have, and values that are its default, are passed over."""
-EXPLORING = 0.5
-"""Of the budget, as in benchmarks/methods/qmix.py."""
+"""Default and alternatives of each field, in any order: what is QMIXConfig's default is passed over."""
 DEFAULT, RANDOM = "default", "random search"
 
 
@@ -105,10 +104,10 @@ def main(config: Config) -> None:
 
 def alternatives(only: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Name of each setting and what it changes; the default and random search come first."""
-    defaults = {field.name: field.default for field in dataclasses.fields(QMIXConfig)} | {"epsilon_episodes": EXPLORING}
+    defaults = dataclasses.asdict(QMIXConfig())
     settings: dict[str, dict[str, Any]] = {DEFAULT: {}, RANDOM: {}}
     for name, values in VALUES.items():
-        if name in defaults and (not only or name in only):
+        if not only or name in only:
             settings |= {f"{name} = {value}": {name: value} for value in values if value != defaults[name]}
     return settings
 
@@ -125,8 +124,6 @@ def run(job: Job, file: Path) -> dict[str, Any]:
 
 def learn(env: FilterPruneEnv, fields: dict[str, Any], budget: int, seed: int) -> dict[str, Any]:
     """QMIX until `budget` distinct plans are evaluated, or twice as many episodes are played."""
-    changed = {"epsilon_episodes": EXPLORING} | fields
-    changed["epsilon_episodes"] = max(1, round(changed["epsilon_episodes"] * budget))
     seconds: list[float] = []
 
     def after_episode(_: QMIX, row: dict[str, Any]) -> None:
@@ -134,7 +131,8 @@ def learn(env: FilterPruneEnv, fields: dict[str, Any], budget: int, seed: int) -
         if len(env.archive) >= budget:
             raise _Spent
 
-    agent = QMIX(env, QMIXConfig(eval_every=0, **changed), seed)
+    config = QMIXConfig(epsilon_episodes=max(1, budget // 2), eval_every=0, **fields)
+    agent = QMIX(env, config, seed)
     with suppress(_Spent):
         agent.learn(2 * budget, callback=after_episode, progress=False)
     best, curve = 0.0, []

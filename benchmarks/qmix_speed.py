@@ -33,7 +33,6 @@ import tyro
 from tqdm import trange
 
 from prune_env.files import replacing
-from qmix_agent import QMIXConfig
 
 from .games import Idle
 from .peers import Settings, available, make
@@ -119,7 +118,7 @@ def _ways(name: str, settings: Settings, config: Config) -> dict[str, tuple[int,
         "learn": (config.updates, learn),
         "play": (steps, lambda: peer.collect(config.episodes)),
     }
-    if name.startswith("ours") and "n_envs" in QMIXConfig.__dataclass_fields__:
+    if name.startswith("ours"):
         many = make(name, game(), settings, 0, None, n_envs=COPIES, **never)
         ways["play, 16 copies"] = (COPIES * steps, lambda: many.collect(COPIES * config.episodes))
     return ways

@@ -44,15 +44,15 @@ class Game:
 
 
 GAMES = {
-    "simple_spread": Game(25, 600, 200, 2, 50, 20),
-    "digits": Game(3, 300, 100, 4, 20, 1),
+    "simple_spread": Game(25, 300, 100, 2, 50, 20),
+    "digits": Game(3, 200, 100, 4, 20, 1),
     "two_step": Game(2, 300, 150, 4, 20, 1),
 }
 
 
 @dataclass(frozen=True)
 class Config:
-    games: tuple[str, ...] = ("simple_spread", "digits")
+    games: tuple[str, ...] = tuple(GAMES)
     seeds: int = 5
     target_macs: float = 0.5
     """of digits"""

@@ -56,7 +56,7 @@ PEERS = ("ours, GRU", "PyMARL, GRU", "ours, MLP", "TorchRL, MLP")
 
 
 def make(name: str, env: Env, settings: Settings, seed: int, pymarl: Path | None, **options: Any) -> Peer:
-    """`options`: fields of QMIXConfig, for ours only."""
+    """`options`: `n_envs` and fields of QMIXConfig, for ours only."""
     if name.startswith("ours"):
         from .ours import Ours
 

@@ -27,18 +27,23 @@ SHARED = (
 class Ours:
     """Agents without a GRU do not see their last action, as TorchRL's do not."""
 
-    def __init__(self, env: Env, settings: Settings, seed: int, recurrent: bool, **options: Any) -> None:
-        """options: further fields of QMIXConfig."""
+    def __init__(
+        self, env: Env, settings: Settings, seed: int, recurrent: bool, n_envs: int = 1, **options: Any
+    ) -> None:
+        """n_envs: copies of the game that are played side by side. options: further fields of QMIXConfig."""
         shared = {name: getattr(settings, name) for name in SHARED}
         config = QMIXConfig(**shared, recurrent=recurrent, last_action=recurrent, eval_every=0, **options)
-        self.agent = QMIX(env, config, seed)
+        self.agent, self._n_envs = QMIX(env, config, seed), n_envs
         self._rng = np.random.default_rng(seed)
 
     def collect(self, episodes: int) -> float:
         """Also learns, from `learning_starts` episodes on."""
         returns: list[float] = []
         self.agent.learn(
-            self.agent.episode + episodes, progress=False, callback=lambda _, row: returns.append(row["return"])
+            self.agent.episode + episodes,
+            progress=False,
+            callback=lambda _, row: returns.append(row["return"]),
+            n_envs=self._n_envs,
         )
         return float(np.mean(returns))
 

@@ -2,8 +2,8 @@
 
 Put together as in its sota-implementations/multiagent/qmix_vdn.py. Its own: tanh, hypernetworks of one layer, squared
 one-step TD error with targets' own maxima, Adam, soft target updates (tau 0.005), gradient norm at most 40, replay of
-transitions. That script's learning rate (5e-5) belongs to batches of 4096; `LEARNING_RATE` is for ours. Shared networks
-do not know who they are there; here they see it, as in the other implementations.
+transitions. That script's learning rate, 5e-5, belongs to its batches of 4096; here it has ours. Agents do not see who
+they are there; here they do, as in the other implementations.
 """
 
 from __future__ import annotations
