@@ -1,0 +1,37 @@
+"""Every plan that an episode can end with, so that the true optimum is known. For coarse rates and few rounds."""
+
+from __future__ import annotations
+
+from itertools import product
+from math import prod
+
+import numpy as np
+from tqdm import tqdm
+
+from prune_env import FilterPruneEnv
+from prune_env.pruning import Plan
+
+
+def reachable(problem: FilterPruneEnv, most: int = 200_000) -> list[Plan]:
+    """Final plans in lexical order, each once. Raises ValueError where a round has more than `most` joint actions.
+
+    An illegal action is taken as a legal one, so that legal ones are enough.
+    """
+    budget, rounds = problem.budget, problem.config.rounds
+    plans = {problem.full_plan}
+    for number in range(1, rounds + 1):
+        masks = {plan: budget.action_masks(plan) for plan in plans}
+        count = sum(prod(mask.sum(1).tolist()) for mask in masks.values())
+        if count > most:
+            raise ValueError(f"round {number} has {count:,} joint actions; take fewer rates, rounds or agents")
+        plans = {
+            budget.project(plan, budget.apply(plan, actions, mask), last=number == rounds)
+            for plan, mask in masks.items()
+            for actions in product(*map(np.flatnonzero, mask))
+        }
+    return sorted(plans)
+
+
+def accuracies(problem: FilterPruneEnv, plans: list[Plan]) -> dict[Plan, float]:
+    """Evaluates each plan; with `cache=FILE` only those that the file does not hold."""
+    return {plan: problem.evaluator.accuracy(plan) for plan in tqdm(plans, unit="plan", mininterval=1)}
