@@ -65,8 +65,11 @@ class Config:
     amc: Path
     """a clone of AMC's repository, patched as described above"""
     data: str = "cifar10"
+    """digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*"""
     weights: Path | None = None
+    """a file of its weights; by default they are trained, and cached"""
     validation_images: tuple[int, ...] = (1000, 5000)
+    """images that both sides measure accuracy on"""
     episodes: int = 5
     """of AMC's, for each number of validation images"""
     plans_per_turn: int = 5
@@ -74,7 +77,9 @@ class Config:
     calibration_batches: int = 60
     """of 50 images each, for AMC's least squares; 60 is the released default"""
     seed: int = 0
+    """of plans and actions"""
     out: Path = Path("runs/amc_speed.json")
+    """where results go"""
 
 
 def main(config: Config) -> None:
@@ -232,4 +237,4 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(tyro.cli(Config, prog="python -m benchmarks.amc_speed", description=__doc__))

@@ -1,13 +1,13 @@
 """Search methods on one problem, all by the same rules.
 
-python -m benchmarks.compare --network resnet20 --data PATH --weights FILE --target-macs 0.5 0.3 --budget 300 --seeds 5
+    python -m benchmarks.compare --network resnet20 --data PATH --weights FILE --target-macs 0.5 0.3 --budget 300
 
 Every method may evaluate the same number of distinct plans, all of the same cost. Its best plans are then scored on the
 whole reward split and distilled shortly, the best of them fully, and the test set is read once.
 
 One row a run goes to the folder `out`; runs whose row is there are not repeated, so the same command goes on after
 Ctrl-C. Seeds come one after another: stopped early, all methods have the same seeds, or one more.
-`python -m benchmarks.report OUT` makes tables and pictures of the rows.
+`benchmarks.report` makes tables and pictures of the rows.
 """
 
 from __future__ import annotations
@@ -46,32 +46,41 @@ PACKAGES = ("prune-env", "torch", "numpy", "cma", "optuna", "stable-baselines3")
 @dataclass(frozen=True)
 class Config:
     network: str = "small_cnn"
+    """a registered network"""
     data: str = "digits"
+    """digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*"""
     weights: Path | None = None
+    """a file of its weights; by default they are trained, and cached"""
     target_macs: tuple[float, ...] = (0.5,)
+    """fraction of the MACs that may stay"""
     budget: int = 300
     """distinct plans that each run may evaluate"""
     seeds: int = 3
+    """runs with different seeds"""
     methods: tuple[str, ...] = tuple(METHODS)
+    """which search methods"""
     finalise: bool = True
     """distil and test what was found; without it the search alone is compared"""
     finalists: int = 4
     """the best plans of a run, which all get the short distillation"""
     short_epochs: float = 1.0
+    """epochs of the finalists' distillation"""
     evaluator: Literal["local", "table"] = "local"
     """table: the tabulated problem, small_cnn on digits, whose answers are looked up"""
     device: str = "cpu"
+    """cpu or cuda"""
     cache: Path | None = None
     """a file that keeps accuracies for other runs; wall times then say nothing, all else stays the same"""
     out: Path = Path("runs/compare")
+    """where results go"""
     jobs: int = 1
     """processes"""
     shard: str = "0/1"
     """i/n: the i-th of n equal parts of the runs, for n commands that share `out`; i counts from 0"""
     env: EnvConfig = field(default_factory=EnvConfig)
-    """its target-macs is not used"""
+    """The game; its target-macs is not used."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
-    """its seed is that of the run"""
+    """The training after the search; its seed is that of the run."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.methods) - set(METHODS):
@@ -232,7 +241,7 @@ def _versions() -> dict[str, str]:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config, description=__doc__))
+        main(tyro.cli(Config, prog="python -m benchmarks.compare", description=__doc__))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -60,14 +60,21 @@ DEFAULT, RANDOM = "default", "random search"
 @dataclass(frozen=True)
 class Config:
     network: str = "small_cnn"
+    """a registered network"""
     data: str = "digits"
+    """digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*"""
     weights: Path | None = None
+    """a file of its weights; by default they are trained, and cached"""
     target_macs: float = 0.2
+    """fraction of the MACs that may stay"""
     rates: tuple[float, ...] = (0.0, 0.25, 0.5)
+    """what an agent chooses from"""
     rounds: int = 2
+    """of an episode"""
     budget: int = 100
     """distinct plans that a run may evaluate"""
     seeds: int = 5
+    """runs with different seeds"""
     only: tuple[str, ...] = ()
     """fields; by default all"""
     workers: int = 1
@@ -75,6 +82,7 @@ class Config:
     cache: Path = Path("runs/qmix_ablation.sqlite")
     """accuracies of plans, for all runs"""
     out: Path = Path("runs/qmix_ablation.jsonl")
+    """where results go"""
 
 
 def main(config: Config) -> None:
@@ -194,4 +202,4 @@ def _made(settings: str, file: Path) -> FilterPruneEnv:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(tyro.cli(Config, prog="python -m benchmarks.qmix_ablation", description=__doc__))

@@ -45,18 +45,25 @@ COPIES = 16
 @dataclass(frozen=True)
 class Config:
     repeats: int = 9
+    """turns; medians are told"""
     updates: int = 10
     """of each implementation in a repeat, for each of the two measures"""
     episodes: int = 10
     """played by each in a repeat"""
     threads: int = 1
+    """of every implementation"""
     agents: int = 13
+    """of the game"""
     observations: int = 16
+    """features that an agent sees"""
     actions: int = 10
+    """of every agent"""
     steps: int = 8
+    """of an episode"""
     pymarl: Path | None = None
     """a clone of oxwhirl/pymarl"""
     out: Path = Path("runs/qmix_speed")
+    """where results go"""
 
 
 def main(config: Config) -> None:
@@ -151,4 +158,4 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(tyro.cli(Config, prog="python -m benchmarks.qmix_speed", description=__doc__))

@@ -53,7 +53,9 @@ GAMES = {
 @dataclass(frozen=True)
 class Config:
     games: tuple[str, ...] = tuple(GAMES)
+    """which to play"""
     seeds: int = 5
+    """runs with different seeds"""
     target_macs: float = 0.5
     """of digits"""
     pymarl: Path | None = None
@@ -63,6 +65,7 @@ class Config:
     cache: Path = Path("runs/qmix_strength.sqlite")
     """accuracies of plans, for all runs"""
     out: Path = Path("runs/qmix_strength")
+    """where results go"""
 
 
 def main(config: Config) -> None:
@@ -185,4 +188,4 @@ def picture(curves: dict[str, dict[str, dict[str, list[float]]]], file: Path) ->
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(tyro.cli(Config, prog="python -m benchmarks.qmix_strength", description=__doc__))

@@ -1,6 +1,6 @@
 """Tables and pictures of a comparison: PNG, CSV and one report.html that needs no other file.
 
-python -m benchmarks.report runs/compare
+    python -m benchmarks.report runs/compare
 
 ROWS are files or folders that benchmarks.compare wrote; rows of several machines are put together. Rows compare where
 problem, budget and finalisation are the same; each such comparison has its own tables and pictures.
@@ -201,6 +201,6 @@ def _difference(found: Difference | None) -> str:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config, description=__doc__))
+        main(tyro.cli(Config, prog="python -m benchmarks.report", description=__doc__))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

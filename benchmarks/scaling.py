@@ -37,16 +37,21 @@ MACHINES = (1, 2, 4, 8, 16, 32, 64)
 @dataclass(frozen=True)
 class Config:
     networks: tuple[str, ...] = ("resnet20", "vgg16")
+    """registered networks"""
     workers: tuple[int, ...] = (1, 2)
+    """numbers of workers to compare"""
     ray: bool = False
     """Ray actors beside processes"""
     device: str = "cpu"
+    """cpu or cuda"""
     blocks: int = 5
+    """timed blocks of plans"""
     plans: int = 8
     """in a block"""
     processors: int = 16
     """of each machine in the projection"""
     out: Path = Path("runs/scaling")
+    """where results go"""
 
 
 def main(config: Config) -> None:
@@ -171,4 +176,4 @@ def picture(results: dict[str, Any], config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(tyro.cli(Config, prog="python -m benchmarks.scaling", description=__doc__))

@@ -1,6 +1,6 @@
 """Evaluates every plan of the tabulated problem once and writes the file that the package ships.
 
-python -m benchmarks.tabulate
+    python -m benchmarks.tabulate
 
 The network is trained (or taken from the user's cache) and its parameters are rounded to float16, which halves the
 file. Plans are all those that can finish an episode: every count a multiple of `round_to`, MACs at most the target and
@@ -28,8 +28,11 @@ from prune_env.networks.pretrained import pretrained
 @dataclass(frozen=True)
 class Config:
     out: Path = FILE
+    """where results go"""
     targets: tuple[float, ...] = (0.5, 0.3, 0.2)
+    """budgets, fractions of the MACs"""
     round_to: int = 4
+    """multiples that filter counts are kept at"""
     cache: Path | None = None
     """a file that keeps answers, so that a killed run goes on"""
 
@@ -73,4 +76,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(tyro.cli(Config, prog="python -m benchmarks.tabulate", description=__doc__))

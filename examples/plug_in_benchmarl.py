@@ -38,6 +38,13 @@ class FilterPruneTask(PettingZooClass):
 
 
 def main(algorithm: Literal["qmix", "mappo"] = "qmix", episodes: int = 300, seed: int = 0) -> None:
+    """Plays, and compares the best plan.
+
+    Args:
+        algorithm: which of BenchMARL's
+        episodes: played in training
+        seed: of the algorithm
+    """
     game = make_env("small_cnn", "digits", target_macs=0.3)
     batch = 10 * game.config.rounds  # environment steps, 10 episodes
     config = ExperimentConfig.get_from_yaml()

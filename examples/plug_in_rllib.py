@@ -45,6 +45,12 @@ class MaskInObservation(BaseParallelWrapper):
 
 
 def main(episodes: int = 300, seed: int = 0) -> None:
+    """Plays, and compares the best plan.
+
+    Args:
+        episodes: played in training
+        seed: of the algorithm
+    """
     game = make_env("small_cnn", "digits", target_macs=0.3)
     masked = MaskInObservation(game)
     register_env("filter_prune", lambda _: ParallelPettingZooEnv(masked))

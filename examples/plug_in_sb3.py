@@ -1,6 +1,6 @@
 """Stable-Baselines3's PPO, one policy shared by all agents, through SuperSuit (no wheels for Python 3.13).
 
-python examples/plug_in_sb3.py
+    python examples/plug_in_sb3.py
 
 PPO of Stable-Baselines3 knows no masks: an illegal action is taken as the nearest legal rate below, and infos say so.
 """
@@ -39,6 +39,12 @@ class SharedPolicyEnv(SB3VecEnvWrapper):
 
 
 def main(episodes: int = 300, seed: int = 0) -> None:
+    """Plays, and compares the best plan.
+
+    Args:
+        episodes: played in training
+        seed: of the algorithm
+    """
     game = make_env("small_cnn", "digits", target_macs=0.3)
     env = SharedPolicyEnv(pettingzoo_env_to_vec_env_v1(game))
     rounds = game.config.rounds

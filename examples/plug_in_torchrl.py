@@ -22,6 +22,12 @@ MASK, ACTION, VALUES, CHOSEN = (("conv", name) for name in ("action_mask", "acti
 
 
 def main(episodes: int = 300, seed: int = 0) -> None:
+    """Plays, and compares the best plan.
+
+    Args:
+        episodes: played in training
+        seed: of the algorithm
+    """
     game = make_env("small_cnn", "digits", target_macs=0.3)
     torch.manual_seed(seed)
     # Agents conv_0, conv_1, ... are TorchRL's group `conv`; masks come out of the infos.

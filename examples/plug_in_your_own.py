@@ -13,6 +13,12 @@ from prune_env import make_env
 
 
 def main(episodes: int = 300, seed: int = 0) -> None:
+    """Plays, and compares the best plan.
+
+    Args:
+        episodes: played in training
+        seed: of the algorithm
+    """
     env = make_env("small_cnn", "digits", target_macs=0.3)
     rng = np.random.default_rng(seed)
     rounds, agents, rates = env.config.rounds, env.possible_agents, len(env.config.rates)

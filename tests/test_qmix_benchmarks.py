@@ -11,6 +11,7 @@ import pytest
 from benchmarks import jobs, qmix_ablation, qmix_speed, qmix_strength
 from benchmarks.enumerate_plans import accuracies, reachable
 from benchmarks.games import Idle, Seeded, TwoStep
+from benchmarks.methods import METHODS
 from benchmarks.peers import Settings, available, make
 from prune_env import FilterPruneEnv
 from qmix_agent import QMIXConfig
