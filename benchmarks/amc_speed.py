@@ -128,7 +128,7 @@ def compare(amc: Any, data: DataSplits, images: int, config: Config) -> dict[str
     per_plan = [median(seconds) for _, seconds in turns]
     return {
         "validation_images": images,
-        "dtype": str(ours.evaluator.dtype),
+        "dtype": str(ours.evaluator.task.dtype),
         "unpruned_accuracy": {"amc": theirs.org_acc / 100, "ours": ours.evaluator.original_accuracy},
         "amc": [amc_plan for amc_plan, _ in turns],
         "ours_seconds": [seconds for _, seconds in turns],

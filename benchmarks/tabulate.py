@@ -65,7 +65,7 @@ def main(config: Config) -> None:
         "targets": config.targets,
         "images": images,
         "original_right": round(env.evaluator.original_accuracy * images),
-        "made_with": f"torch {torch.__version__}, {env.evaluator.dtype}",
+        "made_with": f"torch {torch.__version__}, {env.evaluator.task.dtype}",
     }
     right = np.rint(np.array(accuracies) * images).astype(np.uint16)
     Table(settings, weights, plans.astype(np.uint8), target.astype(np.uint8), right).save(config.out)

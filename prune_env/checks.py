@@ -7,6 +7,7 @@ from torch import nn
 
 from .config import EnvConfig
 from .data import DataSplits
+from .evaluation.measurer import Task, batch_size
 from .evaluation.metric import Metric, qualified_name
 from .reward import RewardFunction
 
@@ -33,6 +34,16 @@ def check_budget(config: EnvConfig, reward: RewardFunction | None, metric: Metri
         raise ValueError(
             "racing counts images, and ends where a plan falls behind the most accurate ones; it does not go with a "
             "metric or a reward function of your own: set racing=None"
+        )
+
+
+def check_racing(config: EnvConfig, task: Task) -> None:
+    """A count can only end early between two batches."""
+    batch, count = batch_size(task.device), len(task.split)
+    if config.racing is not None and count <= batch:
+        raise ValueError(
+            f"racing={config.racing} would change nothing: the {count} reward images are counted in one batch of up to "
+            f"{batch} on {task.device.type}; set racing=None, or raise reward_images"
         )
 
 

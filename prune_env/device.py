@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -30,11 +30,23 @@ def fast_dtype(device: torch.device | str = "cpu") -> torch.dtype:
 
 
 @contextmanager
-def exact_convolutions() -> Iterator[None]:
+def exact_convolutions(device: torch.device | str) -> Iterator[None]:
     """Float32 convolutions are float32 inside: cuDNN otherwise rounds to TF32, a thousand times as coarse."""
-    now = torch.backends.cudnn
-    with now.flags(now.enabled, now.benchmark, now.benchmark_limit, now.deterministic, allow_tf32=False):
+    if torch.device(device).type != "cuda":
         yield
+        return
+    # Since torch 2.9 by a setting of its own, which must not be mixed with the one before.
+    convolutions: Any = getattr(torch.backends.cudnn, "conv", None)
+    recent = hasattr(convolutions, "fp32_precision")
+    holder, name, exact = (
+        (convolutions, "fp32_precision", "ieee") if recent else (torch.backends.cudnn, "allow_tf32", 0)
+    )
+    before = getattr(holder, name)
+    setattr(holder, name, exact)
+    try:
+        yield
+    finally:
+        setattr(holder, name, before)
 
 
 def channels_last(network: Network) -> Network:

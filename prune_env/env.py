@@ -23,7 +23,7 @@ from torch import nn
 from . import render
 from .archive import Archive, Entry
 from .budget import Budget
-from .checks import calibration_batches, check_budget, check_head, check_original
+from .checks import calibration_batches, check_budget, check_head, check_original, check_racing
 from .config import EnvConfig, EvaluatorKind
 from .data import DataSplits
 from .evaluation.evaluator import Evaluator
@@ -98,6 +98,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             raise ValueError(f"render_mode {render_mode!r} is unknown; choose one of {', '.join(RENDER_MODES)} or None")
         self.config, self.data, self.render_mode = config, data, render_mode
         self.metric, self.loss = metric, loss
+        pool = backend(evaluator, workers, str(device))  # what it lacks is told before anything is computed
         check_metric(metric, data)
         # A plan of no groups: a copy of its own without hooks. The caller may train theirs on.
         self.model = build(model, (), {}, ()).cpu().float().eval()
@@ -138,8 +139,9 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             seed=config.problem_seed,
             device=device,
             cache=cache,
-            workers=backend(evaluator, workers),
+            workers=pool,
         )
+        check_racing(config, self.evaluator.task)
         check_original(self.evaluator.original_accuracy, metric, config)
         self.archive = Archive()
         """Every finished plan with its accuracy, over all episodes."""
@@ -193,9 +195,11 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
 
     def step_async(self, actions: Mapping[str, int]) -> None:
         """The first half of `step`: workers, if there are any, begin to measure what the actions lead to."""
+        if self._ahead is not None:
+            raise RuntimeError("a step has begun already; call step_wait() before the next step_async()")
         ahead = self._rounds.after(self.position, self._checked(actions))
         last = ahead.number == self.config.rounds
-        self._ahead = ahead, self._race() if last else None
+        self._ahead = ahead, self.race() if last else None
         if (last or self.config.every_round) and not self._recovery.on:
             self.evaluator.submit(ahead.plan, self._ahead[1])
 
@@ -223,11 +227,13 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         Returns the reward and whether the episode is over, because this was its last move or the network is lost.
         """
         before, accuracy_before = self.position, self._accuracy
+        agents, self.agents = self.agents, []  # where measuring fails the episode is lost, and says so
         self.position = now
         if self._recovery.on:
             self._recovery.step(now.plan, now.number)
         if last or self.config.every_round:
             self._accuracy = self._measure(race)
+        self.agents = agents
 
         result = self._reward(
             RewardInput(
@@ -350,8 +356,8 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             return self.evaluator.accuracy_of(self._recovery.network())
         return self.evaluator.accuracy(self.plan, race)
 
-    def _race(self) -> Race | None:
-        """What a finished plan is raced against, None for an exact count."""
+    def race(self) -> Race | None:
+        """What a plan that is finished now is raced against, None for an exact count."""
         if self.config.racing is None or len(self.archive) < RACED_FOR:
             return None
         return Race(self.archive.best(RACED_FOR)[-1].accuracy, self.config.racing)

@@ -31,7 +31,8 @@ def imported(path: str) -> nn.Module:
     if module == "__main__":
         raise ValueError(f"import path {path!r} means another module in every program; move the factory to a file")
     try:
-        factory = attrgetter(name)(import_module(module))
+        with torch.random.fork_rng(devices=[]):
+            factory = attrgetter(name)(import_module(module))
     except Exception as error:  # whatever the user's module raises when it is run
         raise ValueError(
             f"import path {path!r} cannot be imported ({_told(error)}); install its package, or run Python where it "
@@ -50,7 +51,8 @@ def from_file(file: str, name: str) -> nn.Module:
     assert spec.loader is not None
     module = sys.modules[title] = module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with torch.random.fork_rng(devices=[]):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever the file raises when it is run
         raise ValueError(f"{file} cannot be imported ({_told(error)})") from error
     try:

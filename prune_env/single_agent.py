@@ -32,6 +32,9 @@ class _View(gymnasium.Env[np.ndarray, np.ndarray]):
     def render(self) -> Any:
         return self.game.render()
 
+    def close(self) -> None:
+        self.game.close()
+
 
 class LayerByLayer(_View):
     """One step for each group, in forward order; the last one ends the episode.
@@ -87,7 +90,7 @@ class LayerByLayer(_View):
         if last:
             plan = game.budget.project(game.full_plan, plan, last=True)
         now = self._rounds.to(before, plan)
-        reward, ended = game.move(now, last)
+        reward, ended = game.move(now, last, game.race() if last else None)
         self._position = None if ended else now
         observation, info = self._seen(now)
         return observation, float(reward), ended, False, info

@@ -36,7 +36,7 @@ class TeamEnv:
                 "with pettingzoo.utils.conversions.aec_to_parallel"
             )
         self.env = env
-        self._steps_async = all(callable(getattr(env, name, None)) for name in ("step_async", "step_wait"))
+        self._steps_async = all(_own(env, name) for name in ("step_async", "step_wait"))
         self._live: list[str] = []
         self._sent: dict[str, int] = {}
         self.spec = spec or self._read_spec()
@@ -47,15 +47,15 @@ class TeamEnv:
 
     def copy(self) -> TeamEnv:
         """Another environment of the same kind: its clone(), which shares what lasts, or else a deep copy."""
-        clone = getattr(self.env, "clone", None)
+        clones = _own(self.env, "clone")
         try:
-            copied = TeamEnv(clone() if callable(clone) else copy.deepcopy(self.env), self.spec)
+            copied = TeamEnv(self.env.clone() if clones else copy.deepcopy(self.env), self.spec)
         except Exception as error:
             raise ValueError(
                 f"{type(self.env).__name__} cannot be copied for n_envs ({type(error).__name__}: {error}); give it a "
                 "clone() method, or give QMIX a list of environments"
             ) from error
-        copied.shared = callable(clone)
+        copied.shared = clones
         return copied
 
     @property
@@ -182,3 +182,8 @@ def team_scalars(infos: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 def _mask(observation: Any, info: Mapping[str, Any]) -> Any:
     """The mask in the infos, or the one beside the observation, or None."""
     return info[MASK_KEY] if MASK_KEY in info else split(observation)[1]
+
+
+def _own(env: Any, method: str) -> bool:
+    """Whether the class has the method. PettingZoo's wrappers pass on what they lack, and would be passed by."""
+    return callable(getattr(type(env), method, None))

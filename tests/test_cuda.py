@@ -46,7 +46,7 @@ def test_the_program_computes_what_cut_networks_compute(name: str) -> None:
         network = build(model, groups, ranking, plan)
         recalibrate(network, (images,))
         program.load(ranking, plan)
-        with exact_convolutions():
+        with exact_convolutions("cuda"):
             program.recalibrate((images.cuda(),))
             with torch.inference_mode():
                 expected, found = network(images), program.network(images.cuda()).cpu()

@@ -40,12 +40,12 @@ class Reconstruction:
         hooks = [layer.register_forward_hook(self._hook(name, rng)) for name, layer in layers.items()]
         try:
             with torch.inference_mode():
-                for images in problem.evaluator.calibration.float().cpu().split(BATCH):
+                for images in problem.evaluator.task.calibration.float().cpu().split(BATCH):
                     problem.model(images)
         finally:
             for hook in hooks:
                 hook.remove()
-        device = problem.evaluator.device  # wide layers' systems are large
+        device = problem.evaluator.task.device  # wide layers' systems are large
         self._sums = {name: (x.to(device), y.to(device)) for name, (x, y) in self._sums.items()}
 
     def network(self, plan: Plan) -> nn.Module:

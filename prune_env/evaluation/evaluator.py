@@ -90,7 +90,8 @@ class Evaluator:
         self._pool = Pool(workers, self.task) if workers is not None else None
         self.cache = None
         if cache is not None:
-            settings = (reward_images, calibration_images, seed, device.type, str(dtype), self._measurer.batch)
+            threads = torch.get_num_threads() if workers is None else workers.threads
+            settings = (reward_images, calibration_images, seed, device.type, str(dtype), self._measurer.batch, threads)
             self.cache = PlanCache(Path(cache), _fingerprint(model, data, groups, ranking, settings))
         full = tuple(group.filters for group in groups)
         stored = self._measurer.accuracy(full, fresh_statistics=False)

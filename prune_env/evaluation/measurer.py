@@ -47,7 +47,7 @@ class Measurer:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.batch = BATCHES.get(task.device.type, BATCHES["cpu"])
+        self.batch = batch_size(task.device)
         # A metric of the user's is given ordinary networks, which it may look into, and of which each is new.
         self._pairs = folding_pairs(task.model, task.example_input) if task.metric else []
         self._program = None
@@ -90,6 +90,11 @@ class Measurer:
         network.eval().to(task.device)
         fold(network, self._pairs)
         return measure(task.metric, channels_last(network.to(task.dtype)), task.split)
+
+
+def batch_size(device: torch.device) -> int:
+    """Images at a time on a device."""
+    return BATCHES.get(device.type, BATCHES["cpu"])
 
 
 def _top1(race: Race | None, batch: int, network: nn.Module, split: Split) -> float:

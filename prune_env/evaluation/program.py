@@ -61,7 +61,8 @@ class Program:
         self.refused: list[str] = []
         """Why the network could not be fused any further, for whoever wonders about its speed."""
         for fused in (fused_graph, fused_modules):
-            reason = self._trial(fused, example_input.to(device), dtype)
+            with exact_convolutions(self._device):
+                reason = self._trial(fused, example_input.to(device), dtype)
             if reason is None:
                 break
             self.refused.append(f"{fused.__name__}: {reason}")
@@ -120,7 +121,6 @@ class Program:
         full = tuple(group.filters for group in self._groups)
         return full, tuple(max(1, count // 2 - 1) for count in full), tuple(-(-2 * count // 3) for count in full)
 
-    @exact_convolutions()
     @torch.inference_mode()
     def _trial(
         self, fused: Callable[[nn.Module, torch.Tensor], nn.Module], example: torch.Tensor, dtype: torch.dtype

@@ -21,23 +21,30 @@ logger = logging.getLogger(__name__)
 
 
 class RayActors:
-    """Actors of `threads` processors each, `count` of them; None takes as many as the cluster has processors for."""
+    """Actors of `threads` processors each, and a GPU if they need one; `count` None takes as many as there is room for.
 
-    def __init__(self, count: int | None = None, threads: int = 1) -> None:
-        """Raises WorkerError without the package, or where the cluster cannot be reached."""
-        self.threads = threads
+    The machines should be of one kind: another processor may answer differently in the last bit.
+    """
+
+    def __init__(self, count: int | None = None, threads: int = 1, gpu: bool = False) -> None:
+        """Raises WorkerError without the package, or where the cluster cannot be reached or has no room."""
+        self.threads, self.gpu = threads, gpu
         self._stored: Any = None
         self._pending: dict[Any, Any] = {}  # actor -> what it was asked
         self._connect()
         if count is None:
-            count = int(self._ray.cluster_resources().get("CPU", 0)) // threads
+            there = self._ray.cluster_resources()
+            count = int(there.get("CPU", 0)) // threads
+            count = min(count, int(there.get("GPU", 0))) if gpu else count
+        if count < 1:
+            raise WorkerError(f"the Ray cluster has no {'GPU' if gpu else 'processor'} for a worker; add machines")
         self.count = count
 
     def start(self, task: Task) -> Any:
         """A new actor."""
         if self._stored is None:
             self._stored = self._ray.put(task)
-        actor = self._ray.remote(_Actor).options(num_cpus=self.threads, max_restarts=0)
+        actor = self._ray.remote(_Actor).options(num_cpus=self.threads, num_gpus=int(self.gpu), max_restarts=0)
         return actor.remote(self._stored, self.threads)
 
     def ask(self, worker: Any, question: Question) -> None:
@@ -62,6 +69,7 @@ class RayActors:
             self._pending.pop(worker, None)
             if self._ray.is_initialized():
                 self._ray.kill(worker)
+        self._stored = None
 
     def _answer(self, reference: Any) -> Answer:
         try:
@@ -83,7 +91,7 @@ class RayActors:
                 raise WorkerError(f"the Ray cluster of RAY_ADDRESS cannot be reached: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"threads": self.threads, "count": self.count, "_stored": None, "_pending": {}}
+        return {"threads": self.threads, "gpu": self.gpu, "count": self.count, "_stored": None, "_pending": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -95,10 +103,13 @@ class _Actor:
         import torch
 
         torch.set_num_threads(threads)
-        self._measurer = Measurer(task)
+        self._task = task
+        self._measurer: Measurer | None = None
 
     def answer(self, *question: Any) -> Answer:
         try:
+            if self._measurer is None:
+                self._measurer = Measurer(self._task)
             return self._measurer.accuracy(*question)
         except Exception:
             return Failed(traceback.format_exc())

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FILE = Path(__file__).with_name("small_cnn_digits.npz")
 FIXED = ("round_to", "importance", "reward_images", "calibration_images", "problem_seed")
-"""Settings that an answer depends on; all others are free, but for those that `check` names."""
+"""Settings that an answer depends on; all others are free, but for those that `Table.config` names."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,12 +10,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import shutil
+import tempfile
 import traceback
+import weakref
 from collections import Counter, deque
-from collections.abc import Hashable, Sequence
-from contextlib import suppress
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, Protocol, get_args
 
 import torch
@@ -53,6 +57,8 @@ class Backend(Protocol):
     """Where workers live."""
 
     count: int
+    threads: int
+    """Of each worker."""
 
     def start(self, task: Task) -> Hashable:
         """A new worker, which gets the task before anything else."""
@@ -80,35 +86,45 @@ class Pool:
 
     def submit(self, plan: Plan, race: Race | None = None) -> None:
         """Asks for a plan; nothing happens if that was done already."""
-        if plan not in self._asked:
-            self._asked.add(plan)
-            self._waiting.append((plan, race))
+        question = plan, race
+        if question in self._asked:
+            return
+        self._asked.add(question)
+        self._waiting.append(question)
+        with self._forgetting():
             self._hand_out()
 
     def result(self, plan: Plan, race: Race | None = None) -> float:
         """The accuracy of a plan, once. Raises WorkerError."""
         self.submit(plan, race)
-        try:
-            while plan not in self._answered:
+        question = plan, race
+        with self._forgetting():
+            while question not in self._answered:
                 self._collect()
-        except BaseException:
-            self.close()  # what was asked is forgotten, so that a later question starts afresh
-            raise
-        self._asked.remove(plan)
-        return self._answered.pop(plan)
+        self._asked.remove(question)
+        return self._answered.pop(question)
 
     def close(self) -> None:
         """Ends the workers and forgets what was asked."""
         self._backend.stop([*self._idle, *self._busy])
         self._reset()
 
+    @contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        """After an error everything is forgotten, so that a later question starts afresh."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
     def _reset(self) -> None:
-        self._asked: set[Plan] = set()
+        self._asked: set[Question] = set()
         self._waiting: deque[Question] = deque()
-        self._answered: dict[Plan, float] = {}
+        self._answered: dict[Question, float] = {}
         self._idle: list[Hashable] = []
         self._busy: dict[Hashable, Question] = {}
-        self._deaths: Counter[Plan] = Counter()
+        self._deaths: Counter[Question] = Counter()
 
     def _hand_out(self) -> None:
         while self._waiting and (self._idle or len(self._busy) < self._backend.count):
@@ -119,22 +135,21 @@ class Pool:
     def _collect(self) -> None:
         for worker, answer in self._backend.answers(list(self._busy)):
             question = self._busy.pop(worker)
-            plan = question[0]
-            if isinstance(answer, Failed):
-                raise WorkerError(f"plan {plan} could not be measured; in the worker:\n{answer.traceback}")
             if isinstance(answer, Died):
-                self._deaths[plan] += 1
-                if self._deaths[plan] == TRIES:
+                self._deaths[question] += 1
+                if self._deaths[question] == TRIES:
                     raise WorkerError(
-                        f"{TRIES} workers ended while they measured plan {plan}: {answer.reason}. Where the first ones "
-                        "do, and at once: a script that uses worker processes needs `if __name__ == "
-                        '"__main__":` around what it runs. Killed by signal 9 often means too little memory: take '
-                        "fewer workers"
+                        f"{TRIES} workers ended while they measured plan {question[0]}; the last: {answer.reason}"
                     )
                 self._waiting.appendleft(question)
-            else:
-                self._idle.append(worker)
-                self._answered[plan] = answer
+                # What ended one may have ended those that wait: the plan must not be blamed for their death.
+                self._backend.stop(self._idle)
+                self._idle.clear()
+                continue
+            self._idle.append(worker)
+            if isinstance(answer, Failed):
+                raise WorkerError(f"plan {question[0]} could not be measured; in the worker:\n{answer.traceback}")
+            self._answered[question] = answer
         self._hand_out()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -157,24 +172,28 @@ class Processes:
 
     count: int
     threads: int = 1
-    _payload: bytes | None = field(default=None, repr=False)
+    _folder: str | None = field(default=None, repr=False)
+    """Of the file with the task, which every worker reads; a pipe would make the next one wait."""
 
     def start(self, task: Task) -> _Process:
         """Raises WorkerError where the task cannot be sent."""
-        if self._payload is None:
-            self._payload = _pickled(task)
+        if self._folder is None:
+            pickled, folder = _pickled(task), tempfile.mkdtemp(prefix="prune_env-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            Path(folder, "task").write_bytes(pickled)
+            self._folder = folder
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self.threads), daemon=True, name="prune_env worker")
+        arguments = (theirs, os.path.join(self._folder, "task"), self.threads)
+        process = context.Process(target=_serve, args=arguments, daemon=True, name="prune_env worker")
         process.start()
         theirs.close()
-        worker = _Process(process, ours)
-        self._send(worker, self._payload)
-        return worker
+        return _Process(process, ours)
 
     def ask(self, worker: _Process, question: Question) -> None:
         """See `Backend`."""
-        self._send(worker, pickle.dumps(question))
+        with suppress(OSError):  # it has died, which `answers` will tell
+            worker.connection.send(question)
 
     def answers(self, workers: Sequence[_Process]) -> list[tuple[_Process, Answer]]:
         """See `Backend`."""
@@ -190,11 +209,7 @@ class Processes:
             worker.process.join()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"count": self.count, "threads": self.threads, "_payload": None}
-
-    def _send(self, worker: _Process, message: bytes) -> None:
-        with suppress(OSError):  # it has died, which `answers` will tell
-            worker.connection.send_bytes(message)
+        return {"count": self.count, "threads": self.threads, "_folder": None}
 
     def _receive(self, worker: _Process) -> Answer:
         try:
@@ -204,8 +219,14 @@ class Processes:
             worker.connection.close()
             worker.process.join(timeout=5)
             code = worker.process.exitcode
-            ended = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-            return Died(f"the last one by {ended}")
+            worker.process.kill()
+            worker.process.join()
+            if code is not None and code < 0:
+                return Died(f"killed by signal {-code}. Signal 9 often means too little memory: take fewer workers")
+            return Died(
+                f"exit code {code}. If they ended at once: a script that uses worker processes needs `if __name__ == "
+                '"__main__":` around what it runs'
+            )
 
 
 def _pickled(task: Task) -> bytes:
@@ -219,29 +240,27 @@ def _pickled(task: Task) -> bytes:
         ) from error
 
 
-def _serve(connection: Connection, threads: int) -> None:
-    """A worker's life: a task, then questions until the connection closes."""
+def _serve(connection: Connection, task: str, threads: int) -> None:
+    """A worker's life: questions about the task in a file, until the connection closes."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(threads)
     measurer: Measurer | None = None
-    while True:
-        try:
-            message = connection.recv_bytes()
-        except (EOFError, OSError):
-            return
-        try:
-            content = pickle.loads(message)
-            if measurer is None:
-                measurer = Measurer(content)
-                continue
-            connection.send(measurer.accuracy(*content))
-        except Exception:
-            connection.send(Failed(traceback.format_exc()))
+    with suppress(EOFError, OSError):  # the parent is gone, or has no more questions
+        while True:
+            question: Question = connection.recv()
+            answer: Answer
+            try:
+                if measurer is None:
+                    measurer = Measurer(pickle.loads(Path(task).read_bytes()))
+                answer = measurer.accuracy(*question)
+            except Exception:
+                answer = Failed(traceback.format_exc())
+            connection.send(answer)
 
 
-def backend(kind: EvaluatorKind, workers: int | None) -> Backend | None:
+def backend(kind: EvaluatorKind, workers: int | None, device: str = "cpu") -> Backend | None:
     """What `evaluator` and `workers` of an environment mean; None for this process."""
     if kind == "local":
         if workers is not None:
@@ -255,5 +274,5 @@ def backend(kind: EvaluatorKind, workers: int | None) -> Backend | None:
     if kind == "ray":
         from .ray_workers import RayActors
 
-        return RayActors(workers)
+        return RayActors(workers, gpu=device.startswith("cuda"))
     raise ValueError(f"evaluator {kind!r} is unknown; choose one of {', '.join(get_args(EvaluatorKind))}")

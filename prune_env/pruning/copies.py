@@ -1,7 +1,8 @@
 """Copies of a network that take other tensors in place of its own, and no hooks.
 
 `copy.deepcopy` of every module is half of what building a small network would cost; modules of the ordinary kind are
-copied attribute by attribute instead, with the same result.
+copied attribute by attribute instead. What deepcopy does, with two exceptions: buffers that are views of one another
+come apart, and a second name for a module's own dictionary of children becomes a dictionary of its own.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def copied(model: nn.Module, tensors: Mapping[int, torch.Tensor], share: bool) -
         else:
             memo.update({id(attributes[name]): type(attributes[name])() for name in HOOKS if name in attributes})
     try:
-        for module in paths:
+        for module in reversed(paths):  # children first: a parent's own way of copying may look into them
             if ordinary[type(module)]:
                 memo[id(module)].__setstate__(_attributes(module, memo))
             else:
@@ -115,4 +116,7 @@ def _is_ordinary(kind: type) -> bool:
     if hasattr(kind, "__deepcopy__") or any(vars(base).get("__slots__") for base in kind.__mro__):
         return False
     methods = ("__reduce_ex__", "__reduce__", "__new__", "__getstate__")
-    return all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in methods)
+    restores = next(base for base in kind.__mro__ if "__setstate__" in vars(base))
+    return restores.__module__.startswith("torch.nn.") and all(
+        getattr(kind, name, None) is getattr(nn.Module, name, None) for name in methods
+    )

@@ -86,3 +86,8 @@ def test_settings_that_do_not_go_together(settings: dict, message: str) -> None:
 def test_a_metric_cannot_be_raced(digits: DataSplits, trained: object) -> None:
     with pytest.raises(ValueError, match="racing counts images"):
         FilterPruneEnv(trained, digits, EnvConfig(prove=False, racing=0.1), metric=lambda network, split: 0.5)  # type: ignore
+
+
+def test_a_race_without_a_look_is_refused(make_env: Callable[..., FilterPruneEnv]) -> None:
+    with pytest.raises(ValueError, match=r"racing=0\.1 would change nothing: the 100 reward images"):
+        make_env(racing=0.1)

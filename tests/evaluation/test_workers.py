@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.data import DataSplits, Split
+from prune_env.evaluation.racing import Race
 from prune_env.evaluation.workers import TRIES, Answer, Died, Failed, Pool, Processes, Question, WorkerError, backend
 
 EnvMaker = Callable[..., FilterPruneEnv]
@@ -83,15 +84,58 @@ class TestThePool:
         workers = Scripted(2, lambda size: 0, lambda question: question[0] == (7,))
         pool = Pool(workers, None)  # type: ignore[arg-type]
         pool.submit((1,))
-        with pytest.raises(WorkerError, match=r"3 workers ended while they measured plan \(7,\): it was told to"):
+        with pytest.raises(
+            WorkerError, match=r"3 workers ended while they measured plan \(7,\); the last: it was told to"
+        ):
             pool.result((7,))
         assert pool.result((1,)) == 0.01, "the pool goes on afterwards"
+
+    def test_workers_that_died_idle_are_not_held_against_a_plan(self) -> None:
+        workers = Scripted(4, lambda size: 0)
+        pool = Pool(workers, None)  # type: ignore[arg-type]
+        for number in range(4):
+            pool.submit((number,))
+        assert [pool.result((number,)) for number in range(4)] == [0.0, 0.01, 0.02, 0.03]
+        dead = set(range(1, workers.started + 1))
+        workers.dies = lambda question: False
+        answers = workers.answers
+        workers.answers = lambda asked: (  # type: ignore[method-assign]
+            [(asked[0], Died("long ago"))] if workers.asked.pop(asked[0], None) and asked[0] in dead else revived(asked)
+        )
+
+        def revived(asked: Sequence[int]) -> list[tuple[int, Answer]]:
+            workers.asked[asked[0]] = ((9,), None)
+            return answers(asked)
+
+        assert pool.result((9,)) == 0.09
+
+    @pytest.mark.parametrize("where", ["start", "ask", "answers"])
+    def test_after_an_error_a_question_can_be_asked_again(self, where: str) -> None:
+        workers = Scripted(1, lambda size: 0)
+        pool, works = Pool(workers, None), getattr(workers, where)  # type: ignore[arg-type]
+
+        def breaks(*_: Any) -> Any:
+            setattr(workers, where, works)
+            raise OSError("no more processes")
+
+        setattr(workers, where, breaks)
+        with pytest.raises(OSError, match="no more processes"):
+            pool.result((4,))
+        workers.asked.clear()
+        assert pool.result((4,)) == 0.04
+
+    def test_a_race_and_an_exact_count_are_two_questions(self) -> None:
+        pool = Pool(Scripted(1, lambda size: 0), None)  # type: ignore[arg-type]
+        pool.submit((3,), Race(0.9, 0.1))
+        assert pool.result((3,)) == 0.03
+        assert pool.result((3,), Race(0.9, 0.1)) == 0.03
 
     def test_a_failure_shows_the_workers_traceback(self) -> None:
         workers = Scripted(1, lambda size: 0)
         workers.answers = lambda workers: [(workers[0], Failed("ZeroDivisionError: in the metric"))]  # type: ignore
         with pytest.raises(WorkerError, match="ZeroDivisionError: in the metric"):
             Pool(workers, None).result((1,))  # type: ignore[arg-type]
+        assert workers.stopped == [1], "no worker is left behind"
 
     @pytest.mark.parametrize(
         ("kind", "count", "message"),
@@ -115,13 +159,13 @@ def failing(network: torch.nn.Module, split: Split) -> float:
 def played(
     env: FilterPruneEnv, episodes: int, beside: int = 1, after: Callable[[int], None] = lambda turn: None
 ) -> Any:
-    """The archive after random episodes, `beside` of them at a time."""
-    rng = np.random.default_rng(0)
+    """The archive after random episodes, `beside` of them at a time; each plays what its number says."""
     envs = [env, *(env.clone() for _ in range(beside - 1))]
     for turn in range(episodes // beside):
+        rngs = [np.random.default_rng(turn * beside + place) for place in range(beside)]
         infos = [one.reset()[1] for one in envs]
         while envs[0].agents:
-            for one, info in zip(envs, infos, strict=True):
+            for one, info, rng in zip(envs, infos, rngs, strict=True):
                 one.step_async({a: int(rng.choice(np.flatnonzero(info[a]["action_mask"]))) for a in one.agents})
             after(turn)
             infos = [one.step_wait()[4] for one in envs]
@@ -215,7 +259,7 @@ class TestEpisodesBesideEachOther:
         clone = beside.clone()
         assert clone.archive is beside.archive
         assert clone.evaluator is beside.evaluator
-        assert played(alone, 6).keys() == played(beside, 6, beside=3).keys()
+        assert played(alone, 6) == played(beside, 6, beside=3)
         for one in (beside, clone):
             one.reset(seed=1)
         beside.step({agent: 1 for agent in beside.agents})
@@ -236,6 +280,32 @@ class TestEpisodesBesideEachOther:
                 assert np.array_equal(result[0][agent], expected[0][agent])
         with pytest.raises(RuntimeError, match="call step_async"):
             halves.step_wait()
+
+    def test_a_step_is_not_begun_twice(self, make_env: EnvMaker) -> None:
+        env = make_env()
+        env.reset()
+        env.step_async({agent: 1 for agent in env.agents})
+        with pytest.raises(RuntimeError, match="call step_wait"):
+            env.step_async({agent: 2 for agent in env.agents})
+
+    def test_where_measuring_fails_the_episode_is_over(
+        self, make_env: EnvMaker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        env = make_env(rounds=1)
+        env.reset()
+
+        def fails(*_: Any) -> float:
+            raise WorkerError("all workers ended")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(env.evaluator, "accuracy", fails)
+            with pytest.raises(WorkerError):
+                env.step({agent: 1 for agent in env.agents})
+        with pytest.raises(RuntimeError, match="call reset"):
+            env.step({agent: 1 for agent in env.possible_agents})
+        env.reset()
+        env.step({agent: 1 for agent in env.agents})
+        assert len(env.archive) == 1
 
     def test_a_reset_forgets_the_first_half(self, make_env: EnvMaker) -> None:
         env = make_env()

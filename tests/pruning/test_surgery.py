@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from prune_env.networks import create
 from prune_env.networks.resnet import ZeroPadShortcut
 from prune_env.pruning import (
     Cost,
@@ -296,3 +297,25 @@ def test_a_copy_is_what_deepcopy_would_have_made():
     for name, tensor in model.state_dict().items():
         assert torch.equal(ours.state_dict()[name], tensor)
         assert ours.state_dict()[name].data_ptr() != tensor.data_ptr()
+
+
+def test_parents_that_look_into_their_children_are_copied():
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.flat = [self.conv.weight]
+
+        def __setstate__(self, state: dict) -> None:
+            super().__setstate__(state)
+            self.flat = [self.conv.weight]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x)
+
+    for model in (torch.fx.symbolic_trace(create("resnet20").eval()), nn.Sequential(Flat(), nn.Sequential(nn.ReLU()))):
+        copied = build(model, (), {}, ())
+        images = torch.randn(2, 3, 32, 32)
+        assert torch.equal(copied(images), model(images))
+    assert copied[0].flat[0] is copied[0].conv.weight
+    assert copied[0].conv.weight is not model[0].conv.weight

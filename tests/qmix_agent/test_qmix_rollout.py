@@ -280,3 +280,28 @@ def test_a_full_buffer_drops_the_oldest_and_draws_distinct_episodes() -> None:
     assert {id(one) for one in buffer.sample(9, np.random.default_rng(0))} == {id(one) for one in episodes[2:]}
     again = [id(one) for one in buffer.sample(2, np.random.default_rng(1))]
     assert [id(one) for one in buffer.sample(2, np.random.default_rng(1))] == again
+
+
+def test_wrappers_are_not_passed_by() -> None:
+    """PettingZoo's wrappers give out what they lack from the environment inside: its halves of a step, its clones."""
+    from pettingzoo.utils import BaseParallelWrapper
+
+    class Halved(TwoStep):  # steps in halves, and clones
+        def step_async(self, actions):
+            self.sent = actions
+
+        def step_wait(self):
+            return self.step(self.sent)
+
+        def clone(self):
+            return Halved()
+
+    class Doubled(BaseParallelWrapper):
+        def step(self, actions):
+            observations, rewards, *rest = super().step(actions)
+            return observations, {agent: 2 * reward + 1 for agent, reward in rewards.items()}, *rest
+
+    env = TeamEnv(Doubled(Halved()))
+    assert isinstance(env.copy().env, Doubled)
+    env.reset(0)
+    assert env.step(np.zeros(env.spec.n_agents, dtype=np.int64))[1] % 2 == 1
