@@ -304,4 +304,5 @@ def test_wrappers_are_not_passed_by() -> None:
     env = TeamEnv(Doubled(Halved()))
     assert isinstance(env.copy().env, Doubled)
     env.reset(0)
-    assert env.step(np.zeros(env.spec.n_agents, dtype=np.int64))[1] % 2 == 1
+    env.step_async(np.zeros(env.spec.n_agents, dtype=np.int64))
+    assert env.step_wait()[1] % 2 == 1
