@@ -133,7 +133,7 @@ def _block(names: Sequence[str], columns: Sequence[Sequence[str]]) -> str:
     """Columns beside the networks' names; two cells of a column are its heading."""
     widths = [max(map(len, column)) for column in columns]
     left = max(8, WIDTH - sum(widths) - 2 * len(widths))
-    wrapped = [textwrap.wrap(name, left) or [""] for name in names]
+    wrapped = [textwrap.wrap(name, left, break_on_hyphens=False) or [""] for name in names]
     left = max(len(line) for lines in (*wrapped, ["Network"]) for line in lines)
     lines = []
     for number, (name, *rest) in enumerate([[""], ["Network"], *wrapped]):
