@@ -133,7 +133,7 @@ def _block(names: Sequence[str], columns: Sequence[Sequence[str]]) -> str:
     """Columns beside the networks' names; two cells of a column are its heading."""
     widths = [max(map(len, column)) for column in columns]
     left = max(8, WIDTH - sum(widths) - 2 * len(widths))
-    wrapped = [textwrap.wrap(name, left, break_on_hyphens=False) or [""] for name in names]
+    wrapped = [_lines(name, left) for name in names]
     left = max(len(line) for lines in (*wrapped, ["Network"]) for line in lines)
     lines = []
     for number, (name, *rest) in enumerate([[""], ["Network"], *wrapped]):
@@ -141,6 +141,12 @@ def _block(names: Sequence[str], columns: Sequence[Sequence[str]]) -> str:
         lines += ["  ".join((name.ljust(left), *cells)).rstrip(), *rest]
     lines.insert(2, "-" * (left + sum(widths) + 2 * len(widths)))
     return "\n".join(lines)
+
+
+def _lines(name: str, width: int) -> list[str]:
+    """A name in lines of at most `width`; a word that is longer begins a line of its own."""
+    words = [word[start : start + width] for word in name.split() for start in range(0, len(word), width)]
+    return textwrap.wrap(" ".join(words), width, break_on_hyphens=False) or [""]
 
 
 def plot_learning(
