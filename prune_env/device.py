@@ -38,9 +38,8 @@ def exact_convolutions(device: torch.device | str) -> Iterator[None]:
     # Since torch 2.9 by a setting of its own, which must not be mixed with the one before.
     convolutions: Any = getattr(torch.backends.cudnn, "conv", None)
     recent = hasattr(convolutions, "fp32_precision")
-    holder, name, exact = (
-        (convolutions, "fp32_precision", "ieee") if recent else (torch.backends.cudnn, "allow_tf32", 0)
-    )
+    holder: Any = convolutions if recent else torch.backends.cudnn
+    name, exact = ("fp32_precision", "ieee") if recent else ("allow_tf32", False)
     before = getattr(holder, name)
     setattr(holder, name, exact)
     try:

@@ -10,7 +10,6 @@ import torch
 from .config import EnvConfig, EvaluatorKind
 from .data import DataSplits, load
 from .env import FilterPruneEnv
-from .evaluation.evaluator import Evaluator
 from .evaluation.table import Table, TableEvaluator
 from .networks.pretrained import normalised_for, pretrained
 
@@ -51,7 +50,6 @@ def make_env(
         workers=workers,
     )
     if table:
-        assert isinstance(env.evaluator, Evaluator)
         env.evaluator = TableEvaluator(table, settings.target_macs, env.evaluator)
         env._start()
     return env

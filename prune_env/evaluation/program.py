@@ -83,7 +83,8 @@ class Program:
             present[group.agent_id] = order[:rounded].sort().values
             silent[group.agent_id] = order[kept:rounded]
         removed = removed_positions(self._groups, present)
-        smaller = cut_modules(self._source, removed)
+        modules = dict(self._source.named_modules(remove_duplicate=False))
+        smaller = cut_modules(modules, removed)
         for group in self._groups:
             for member in group.members:
                 positions = member.index[silent[group.agent_id]].flatten()
@@ -91,16 +92,16 @@ class Program:
                     gone = removed.get((member.module, "in"))
                     positions = positions if gone is None else positions - torch.searchsorted(gone, positions)
                     tensors, _ = smaller.setdefault(member.module, ({}, {}))
-                    _silence(self._source.get_submodule(member.module), tensors, positions)
+                    _silence(modules[member.module], tensors, positions)
         # A network that was trained on may have left its weights anywhere.
-        self._put(self._source, self._holders if self._foreign else self._changing, smaller)
+        self._put(modules, self._holders if self._foreign else self._changing, smaller)
         self._foreign = False
 
     @torch.inference_mode()
     def load_network(self, network: nn.Module) -> None:
         """Takes the weights of a network that was cut out of the model, and trained since, maybe."""
         self._foreign = True
-        self._put(network, self._holders)
+        self._put(dict(network.named_modules(remove_duplicate=False)), self._holders)
 
     @torch.inference_mode()
     def recalibrate(self, batches: Iterable[torch.Tensor]) -> None:
@@ -169,17 +170,17 @@ class Program:
 
     def _put(
         self,
-        origin: nn.Module,
+        modules: Mapping[str, nn.Module],
         paths: Iterable[str],
         smaller: Mapping[str, tuple[dict[str, torch.Tensor], dict[str, int]]] = MappingProxyType({}),
     ) -> None:
-        """Tensors and sizes of the origin's modules at `paths`, or what `smaller` has in their place."""
+        """Tensors and sizes of the modules at `paths`, or what `smaller` has in their place."""
         exact = {id(module) for unit in self._units for module in unit.held}
         for path in paths:
             holder = self._holders.get(path)
             if holder is None:
                 continue
-            module = origin.get_submodule(path)
+            module = modules[path]
             tensors, sizes = smaller.get(path, ({}, {}))
             for name in SIZES:
                 if name in vars(module):

@@ -1,8 +1,8 @@
 """A pool of measurers in other processes, or on other machines, that answers as one would.
 
 The pool hands out one plan at a time to each worker, gives those of a worker that died to another, and starts a new
-one in its place. Every worker computes with the same number of threads whatever their number, so that answers depend
-neither on it nor on the order in which they arrive.
+one in its place. Every worker computes with the same number of threads whatever their number, so that on machines of
+one kind answers depend neither on it nor on the order in which they arrive.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ class PruningError(ValueError):
 @torch.inference_mode(False)
 def twin(model: nn.Module) -> nn.Module:
     """A copy without hooks that shares the parameters' storage and owns its buffers: to trace, hook and look at."""
-    return copied(uncompiled(model), {}, share=True)[id(uncompiled(model))]
+    model = uncompiled(model)
+    return copied(model, {}, share=True)[id(model)]
 
 
 def uncompiled(model: nn.Module) -> nn.Module:

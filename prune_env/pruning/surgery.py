@@ -133,7 +133,7 @@ def cut(model: nn.Module, removed: Removed, share: bool = False) -> nn.Module:
     model = uncompiled(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     tensors: dict[int, torch.Tensor] = {}  # id of an original tensor -> what takes its place
-    smaller = _cut_modules(modules, removed)
+    smaller = cut_modules(modules, removed)
     for path, (changed, _) in smaller.items():
         tensors.update({id(getattr(modules[path], name)): tensor for name, tensor in changed.items()})
     copies = copied(model, tensors, share)
@@ -142,15 +142,10 @@ def cut(model: nn.Module, removed: Removed, share: bool = False) -> nn.Module:
     return copies[id(model)]
 
 
-def cut_modules(model: nn.Module, removed: Removed) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, int]]]:
-    """Path of every module that loses something -> its smaller tensors, and its attributes that say their sizes."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    return _cut_modules(modules, removed)
-
-
-def _cut_modules(
+def cut_modules(
     modules: Mapping[str, nn.Module], removed: Removed
 ) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, int]]]:
+    """Path of every module that loses something -> its smaller tensors, and its attributes that say their sizes."""
     smaller = {}
     for path in dict.fromkeys(path for path, _ in removed):
         module = modules.get(path)
