@@ -54,6 +54,8 @@ from prune_env.data import DataSplits, load
 from prune_env.files import replacing
 from prune_env.networks.pretrained import normalised_for, pretrained
 
+from .methods import random_search
+
 LOWEST = 0.2
 """AMC's `lbound`: the fraction of a layer's channels that stays at least."""
 BATCH = 50
@@ -154,10 +156,7 @@ def play_ours(env: FilterPruneEnv, plans: int, rng: np.random.Generator) -> list
     for known in range(len(env.archive), len(env.archive) + plans):
         start = time.perf_counter()
         while len(env.archive) == known:  # a plan that is known costs its time, too
-            _, infos = env.reset()
-            while env.agents:
-                legal = {agent: np.flatnonzero(infos[agent]["action_mask"]) for agent in env.agents}
-                *_, infos = env.step({agent: int(rng.choice(actions)) for agent, actions in legal.items()})
+            random_search.play(env, rng)
         seconds.append(time.perf_counter() - start)
     return seconds
 

@@ -15,14 +15,11 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import itertools
-import multiprocessing
 import platform
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +34,7 @@ from prune_env.finalise import accuracy, choose, distil_fully
 from prune_env.training.distillation import DistillationConfig
 
 from . import rows
+from .jobs import results
 from .methods import METHODS, SearchResult
 from .rows import Row
 
@@ -132,7 +130,9 @@ def main(config: Config) -> None:
     todo = [run for run in mine if rows.identity(config.identity(*run)) not in known]
     if todo and config.jobs > 1 and config.weights is None and config.evaluator == "local":
         problem(config, todo[0][1])  # trains the network, if need be, before several processes ask for it
-    for row in tqdm(_results(config, todo), total=len(mine), initial=len(mine) - len(todo), unit="run"):
+    threads = max(1, torch.get_num_threads() // config.jobs)
+    found = results(todo, partial(_run, config), config.jobs, threads)
+    for _, row in tqdm(found, total=len(mine), initial=len(mine) - len(todo), unit="run"):
         rows.append(config.file, row)
     print(f"{len(mine)} runs are in {config.out}; python -m benchmarks.report {config.out}")
 
@@ -200,22 +200,8 @@ def problem(config: Config, target_macs: float) -> FilterPruneEnv:
     return make_env(config.network, splits, config.weights, target_macs=target_macs, **common, **config.settings)
 
 
-def _results(config: Config, todo: list[tuple[int, float, str]]) -> Iterator[Row]:
-    """Rows as they come, from one process or several."""
-    if config.jobs == 1:
-        for arguments in todo:
-            yield run(config, *arguments)
-        return
-    threads = max(1, torch.get_num_threads() // config.jobs)
-    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    with ProcessPoolExecutor(config.jobs, context, torch.set_num_threads, (threads,)) as pool:
-        futures = [pool.submit(run, config, *arguments) for arguments in todo]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def _run(config: Config, arguments: tuple[int, float, str]) -> Row:
+    return run(config, *arguments)
 
 
 @lru_cache(maxsize=1)

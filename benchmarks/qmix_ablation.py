@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -29,8 +28,10 @@ from prune_env import FilterPruneEnv, make_env
 from qmix_agent import QMIX, QMIXConfig
 
 from .enumerate_plans import accuracies, reachable
-from .jobs import Job, complete, difference_interval, mean_interval
+from .jobs import Job, complete
 from .methods import random_search
+from .methods.budgeted import Budgeted
+from .statistics import difference_interval, mean_interval
 
 VALUES: dict[str, tuple[Any, ...]] = {
     "mixer": ("qmix", "vdn", "iql"),
@@ -132,22 +133,11 @@ def run(job: Job, file: Path) -> dict[str, Any]:
 
 def learn(env: FilterPruneEnv, fields: dict[str, Any], budget: int, seed: int) -> dict[str, Any]:
     """QMIX until `budget` distinct plans are evaluated, or twice as many episodes are played."""
-    seconds: list[float] = []
-
-    def after_episode(_: QMIX, row: dict[str, Any]) -> None:
-        seconds.append(row["seconds"])
-        if len(env.archive) >= budget:
-            raise _Spent
-
-    config = QMIXConfig(epsilon_episodes=max(1, budget // 2), eval_every=0, **fields)
-    agent = QMIX(env, config, seed)
-    with suppress(_Spent):
-        agent.learn(2 * budget, callback=after_episode, progress=False)
-    best, curve = 0.0, []
-    for entry in env.archive:
-        best = max(best, entry.accuracy)
-        curve.append(best)
-    return {"curve": curve[:budget], "episodes": len(seconds), "seconds": round(sum(seconds), 2)}
+    agent = QMIX(env, QMIXConfig(epsilon_episodes=max(1, budget // 2), eval_every=0, **fields), seed)
+    with Budgeted(env, budget) as budgeted:
+        agent.learn(2 * budget, progress=False)
+    result = budgeted.result()
+    return {"curve": result.curve, "episodes": agent.episode, "seconds": round(result.seconds, 2)}
 
 
 def table(rows: Sequence[Job], best: float) -> str:
@@ -179,10 +169,6 @@ def regret(row: Job, best: float, share: float) -> float:
     played the same ones again and again, counts with what it had."""
     curve = row["curve"]
     return 100 * (best - curve[min(len(curve), round(share * row["job"]["budget"])) - 1])
-
-
-class _Spent(Exception):
-    """The budget of evaluations is used up."""
 
 
 def _problem(config: Config) -> dict[str, Any]:

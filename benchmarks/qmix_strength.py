@@ -26,8 +26,9 @@ import torch
 import tyro
 
 from .games import Seeded, TwoStep
-from .jobs import Job, complete, mean_interval
+from .jobs import Job, complete
 from .peers import Env, Peer, Settings, available, make
+from .statistics import mean_interval
 
 
 @dataclass(frozen=True)

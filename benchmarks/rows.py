@@ -1,4 +1,4 @@
-"""The rows of a comparison: one JSON object a line, one line a run."""
+"""Rows of JSON, one line a run, that survive a kill; and what makes those of a comparison the same run."""
 
 from __future__ import annotations
 
@@ -21,22 +21,25 @@ def identity(row: Row) -> str:
 def read(sources: Iterable[Path]) -> list[Row]:
     """All rows of files, and of the .jsonl files in folders; of a run that is met twice the first row.
 
-    A last line that a killed process left unfinished is passed over. Raises FileNotFoundError for a missing source and
-    ValueError for a line that is no row.
+    Raises FileNotFoundError for a missing source and ValueError for a line that is no row of benchmarks.compare.
     """
     rows: dict[str, Row] = {}
     for source in sources:
         if not source.exists():
             raise FileNotFoundError(f"{source} does not exist; give files or folders that benchmarks.compare wrote")
         for file in sorted(source.glob("*.jsonl")) if source.is_dir() else [source]:
-            lines = file.read_text().split("\n")
-            for number, line in enumerate(lines[:-1], 1):
+            for number, line in enumerate(_lines(file), 1):
                 try:
                     row = json.loads(line)
                     rows.setdefault(identity(row), row)
                 except (ValueError, TypeError, KeyError) as error:
                     raise ValueError(f"{file}, line {number} is no row of benchmarks.compare: {error!r}") from error
     return list(rows.values())
+
+
+def read_file(file: Path) -> list[Row]:
+    """The rows of one file of any benchmark; none if it is not there yet."""
+    return [json.loads(line) for line in _lines(file)] if file.is_file() else []
 
 
 def append(file: Path, row: Row) -> None:
@@ -48,3 +51,8 @@ def append(file: Path, row: Row) -> None:
         file.write_bytes(file.read_bytes().rpartition(b"\n")[0] + b"\n")
     with file.open("a") as stream:
         stream.write(text)
+
+
+def _lines(file: Path) -> list[str]:
+    """Those that were finished; a last one that a killed process left unfinished is passed over."""
+    return file.read_text().split("\n")[:-1]

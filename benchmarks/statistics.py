@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, variance
 
 import numpy as np
 
@@ -88,3 +89,24 @@ def kendall(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
         return math.nan, math.nan
     found = kendalltau(*zip(*pairs, strict=True))
     return float(found.statistic), float(found.pvalue)
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Mean and half the width of its confidence interval (Student's t); nan for a single value."""
+    from scipy.stats import t
+
+    count = len(values)
+    if count < 2:
+        return fmean(values), math.nan
+    return fmean(values), float(t.ppf(0.5 + confidence / 2, count - 1)) * math.sqrt(variance(values) / count)
+
+
+def difference_interval(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """mean(a) - mean(b) and half the width of its interval, for unequal variances (Welch 1947)."""
+    from scipy.stats import t
+
+    errors = [variance(values) / len(values) for values in (a, b)]
+    if sum(errors) == 0:
+        return fmean(a) - fmean(b), 0.0
+    freedom = sum(errors) ** 2 / sum(e**2 / (len(values) - 1) for e, values in zip(errors, (a, b), strict=True))
+    return fmean(a) - fmean(b), float(t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(sum(errors))

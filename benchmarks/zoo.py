@@ -10,7 +10,6 @@ a table in Markdown. Weights are random; BatchNorm statistics are drawn, so that
 from __future__ import annotations
 
 import copy
-import json
 import re
 import time
 import warnings
@@ -31,6 +30,8 @@ from prune_env.networks.registry import image_size
 from prune_env.pruning import inspect
 from prune_env.pruning.proof import TOLERANCE, zeros_at_consumers
 
+from . import rows
+
 TRANSFORMERS = ("vit", "swin", "maxvit")
 TIMM = ("timm/resnest14d", "timm/ghostnet_100", "timm/dla34", "timm/hrnet_w18_small", "timm/cspresnet50")
 LARGE_IMAGES = {"inception_v3": 299, "timm/hrnet_w18_small": 64}
@@ -48,14 +49,11 @@ class Config:
 
 def main(config: Config) -> None:
     names = config.names or all_names()
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = config.out.read_text().splitlines() if config.out.is_file() else []
-    done = {row["name"]: row for row in map(json.loads, lines)}
+    done = {row["name"]: row for row in rows.read_file(config.out)}
     for name in tqdm(names):
         if name not in done:
             done[name] = examine(name)
-            with config.out.open("a") as file:
-                file.write(json.dumps(done[name]) + "\n")
+            rows.append(config.out, done[name])
     print(table([done[name] for name in names]))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import jobs, qmix_ablation, qmix_speed, qmix_strength
+from benchmarks import jobs, qmix_ablation, qmix_speed, qmix_strength, statistics
 from benchmarks.enumerate_plans import accuracies, reachable
 from benchmarks.games import Idle, Seeded, TwoStep
 from benchmarks.methods import METHODS
@@ -68,18 +68,22 @@ def test_interrupted_runs_go_on_where_they_stopped(tmp_path: Path) -> None:
     assert rows == [{"job": {"seed": seed}, "square": seed**2} for seed in range(3)]
     assert jobs.complete(todo[::-1], run, tmp_path / "runs.jsonl") == rows[::-1]
     assert ran == [0, 1, 2]
+    with (tmp_path / "runs.jsonl").open("a") as file:
+        file.write('{"job": {"se')  # killed while it wrote
+    assert jobs.complete([*todo, {"seed": 3}], run, tmp_path / "runs.jsonl")[3] == {"job": {"seed": 3}, "square": 9}
+    assert jobs.complete(todo, run, tmp_path / "runs.jsonl") == rows
 
 
 def test_intervals_are_students_and_welchs() -> None:
     from scipy import stats
 
     a, b = [1.0, 2.0, 4.0, 4.5, 7.0], [2.0, 2.5, 2.0, 3.0]
-    mean, half = jobs.mean_interval(a)
+    mean, half = statistics.mean_interval(a)
     assert (mean - half, mean + half) == pytest.approx(stats.ttest_1samp(a, 0).confidence_interval())
-    mean, half = jobs.difference_interval(a, b)
+    mean, half = statistics.difference_interval(a, b)
     expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
     assert (mean - half, mean + half) == pytest.approx((expected.low, expected.high))
-    assert jobs.difference_interval([2.0, 2.0], [1.0, 1.0]) == (1.0, 0.0)
+    assert statistics.difference_interval([2.0, 2.0], [1.0, 1.0]) == (1.0, 0.0)
 
 
 def test_every_played_plan_is_enumerated(make_env: Callable[..., FilterPruneEnv]) -> None:

@@ -15,8 +15,13 @@ def search(problem: FilterPruneEnv, budget: int, seed: int) -> SearchResult:
     rng = np.random.default_rng(seed)
     with Budgeted(problem, budget) as budgeted:
         while True:
-            _, infos = problem.reset()
-            while problem.agents:
-                legal = {agent: np.flatnonzero(infos[agent]["action_mask"]) for agent in problem.agents}
-                *_, infos = problem.step({agent: int(rng.choice(actions)) for agent, actions in legal.items()})
+            play(problem, rng)
     return budgeted.result()
+
+
+def play(env: FilterPruneEnv, rng: np.random.Generator) -> None:
+    """One episode of uniformly random legal actions."""
+    _, infos = env.reset()
+    while env.agents:
+        legal = {agent: np.flatnonzero(infos[agent]["action_mask"]) for agent in env.agents}
+        *_, infos = env.step({agent: int(rng.choice(actions)) for agent, actions in legal.items()})
