@@ -38,6 +38,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "recurrent": (True, False),
     "double_q": (True, False),
     "td_lambda": (0.0, 0.6, 1.0),
+    "off_policy_correction": (True, False),
     "loss": ("huber", "mse"),
     "updates_per_episode": (1, 4, 8),
     "exploration": ("agent", "team", "noisy"),

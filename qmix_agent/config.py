@@ -45,11 +45,15 @@ class QMIXConfig:
     gamma: float = 0.99
     """Discount per step."""
     td_lambda: float = 0.6
-    """0: one-step targets; 1: Monte Carlo returns. Above 0 a late reward reaches early steps in one update."""
+    """0: one-step targets; 1: whole returns. Above 0 a late reward reaches early steps in one update."""
+    off_policy_correction: bool = True
+    """Returns are those of the greedy policy: what an explored action costs later is not charged to the steps before
+    it (Harutyunyan et al. 2016). Without it exploration counts as it came (Peng and Williams 1996). Unused with
+    td_lambda=0 or n_step=1."""
     n_step: int | None = None
-    """Longest return in a target. Both settings make one truncated lambda-return (Sutton and Barto 2018, equation
-    12.9): the n-step returns up to this n, weighted by `td_lambda`. So td_lambda=1 with n_step=3 is the plain 3-step
-    return. None: up to the end of the episode."""
+    """Longest return in a target. It and `td_lambda` make one truncated lambda-return (Sutton and Barto 2018, equation
+    12.9): the n-step returns up to this n, weighted by `td_lambda`. So td_lambda=1 with n_step=3, uncorrected, is the
+    plain 3-step return. None: up to the end of the episode."""
     double_q: bool = True
     """The live network chooses the next action, the target network values it (van Hasselt et al. 2016)."""
     loss: Literal["huber", "mse"] = "huber"
@@ -106,7 +110,7 @@ class QMIXConfig:
         _one_of(self, "hypernet_layers", (1, 2))
         for name in ("recurrent", "layer_norm", "parameter_sharing", "last_action", "agent_id"):
             _true_or_false(self, name)
-        for name in ("double_q", "standardise_rewards"):
+        for name in ("double_q", "off_policy_correction", "standardise_rewards"):
             _true_or_false(self, name)
         for name in ("hidden_size", "mixing_embed", "hypernet_hidden", "batch_size", "buffer_size"):
             _whole(self, name, 1)

@@ -49,12 +49,13 @@ class QMixer(nn.Module):
 
     def forward(self, q: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """q [B, T, N], states [B, T, S] -> Q_tot [B, T, 1]."""
-        weights_1 = self._non_negative(self.weights_1(states))  # [B, T, N * E]
+        rows = states.reshape(-1, states.shape[-1])  # [B*T, S]: contiguous once, not in every hypernetwork
+        weights_1 = self._non_negative(self.weights_1(rows)).unflatten(-1, (self.n_agents, self.embed))
         # A product and a sum: faster on a processor than B*T tiny matrix products.
-        mixed = (q.unsqueeze(-1) * weights_1.unflatten(-1, (self.n_agents, self.embed))).sum(dim=-2)  # [B, T, E]
-        hidden = functional.elu(mixed + self.bias_1(states))  # [B, T, E]
-        weights_2 = self._non_negative(self.weights_2(states))  # [B, T, E]
-        return (hidden * weights_2).sum(dim=-1, keepdim=True) + self.value(states)
+        mixed = (q.reshape(-1, self.n_agents, 1) * weights_1).sum(dim=1)  # [B*T, E]
+        hidden = functional.elu(mixed + self.bias_1(rows))
+        weights_2 = self._non_negative(self.weights_2(rows))  # [B*T, E]
+        return ((hidden * weights_2).sum(dim=-1, keepdim=True) + self.value(rows)).view(*q.shape[:-1], 1)
 
     def _non_negative(self, weights: torch.Tensor) -> torch.Tensor:
         return functional.softplus(weights) if self.softplus else weights.abs()

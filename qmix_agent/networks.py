@@ -85,7 +85,7 @@ class AgentNetwork(nn.Module):
         self, inputs: torch.Tensor, hidden: torch.Tensor | None = None, noise: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `forward`, of `inputs` [T, B, N, I]; values are [T, B, N, A]."""
-        features = self._normalised(self.encoder(inputs)).relu_()  # [T, B, N, H]; in place: memory costs time
+        features = self._normalised(self.encoder(inputs)).relu()  # [T, B, N, H]
         if isinstance(self.body, nn.GRU):
             memory = hidden.flatten(0, 1).unsqueeze(0) if hidden is not None else None  # [1, B*N, H]
             outputs, memory = self.body(features.flatten(1, 2), memory)
@@ -93,7 +93,7 @@ class AgentNetwork(nn.Module):
         elif self.recurrent:
             features, hidden = self.body(features, hidden)
         else:
-            features = self._normalised(self.body(features)).relu_()
+            features = self._normalised(self.body(features)).relu()
         if self.recurrent:
             features = self._normalised(features)
         return (self.head(features, noise) if self.noisy else self.head(features)), hidden

@@ -10,13 +10,11 @@ from games import Matrix, Memory, TwoStep
 
 from qmix_agent import QMIX, QMIXConfig
 
-# As in the paper: uniform exploration throughout. One-step targets then, as longer ones would value the next step's
-# random action.
+# As in the paper: uniform exploration throughout.
 TWO_STEP = {
     "recurrent": False,
     "epsilon_end": 1.0,
     "epsilon_episodes": 0,
-    "td_lambda": 0.0,
     "gamma": 1.0,
     "loss": "mse",
     "learning_rate": 5e-3,
@@ -48,6 +46,8 @@ def test_all_mixers_solve_a_monotonic_matrix(mixer: str, n_envs: int) -> None:
 
 
 VARIANTS: list[dict[str, Any]] = [
+    {"td_lambda": 0.0},
+    {"td_lambda": 1.0},
     {"mixing_weights": "softplus"},
     {"hypernet_layers": 1},
     {"parameter_sharing": False},
@@ -60,6 +60,12 @@ VARIANTS: list[dict[str, Any]] = [
 def test_every_variant_of_qmix_reaches_8(variant: dict[str, Any]) -> None:
     agent = QMIX(TwoStep(), QMIXConfig(**TWO_STEP, **variant)).learn(160, progress=False)  # type: ignore[arg-type]
     assert agent.evaluate(episodes=1).mean == 8.0
+
+
+def test_without_the_correction_a_first_step_is_valued_by_random_second_steps() -> None:
+    """Whole returns of random play: the daring branch pays (0 + 1 + 1 + 8) / 4 on average, the safe one 7."""
+    config = QMIXConfig(**TWO_STEP | {"td_lambda": 1.0}, off_policy_correction=False)  # type: ignore[arg-type]
+    assert QMIX(TwoStep(), config).learn(160, progress=False).evaluate(episodes=1).mean == 7.0
 
 
 def test_qmix_cannot_be_relied_on_where_the_best_joint_action_is_not_each_agents_best() -> None:

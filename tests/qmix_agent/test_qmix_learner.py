@@ -96,6 +96,50 @@ def test_lambda_returns_are_the_weighted_sum_of_n_step_returns(
             assert targets[row, t].item() == pytest.approx(expected, abs=1e-9)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    length=st.integers(1, 6),
+    gamma=st.floats(0, 1),
+    td_lambda=st.floats(0, 1),
+    n_step=st.none() | st.integers(1, 7),
+    terminates=st.booleans(),
+    seed=st.integers(0, 10_000),
+)
+def test_corrected_returns_are_the_value_and_the_discounted_errors_after_it(
+    length: int, gamma: float, td_lambda: float, n_step: int | None, terminates: bool, seed: int
+) -> None:
+    """Against the definition, Q_t + sum (gamma lambda)^k delta_{t+k} with delta_t = r_t + gamma V_{t+1} - Q_t."""
+    rng = np.random.default_rng(seed)
+    rewards, values, taken = rng.normal(size=(3, length))  # taken[t] is Q_t
+    terminated = np.zeros(length)
+    terminated[-1] = terminates
+    next_taken = np.append(taken[1:], np.nan)  # the last step's must not be used
+    arrays = [torch.tensor(array)[None] for array in (rewards, terminated, np.ones(length))]
+    ahead, later = (torch.tensor(array)[None, :, None] for array in (values, next_taken))
+    targets = td_targets(*arrays, ahead, gamma, td_lambda, n_step, later).flatten().tolist()
+    errors = rewards + gamma * (1 - terminated) * values - taken
+    for t in range(length):
+        steps = range(min(length - t, n_step or length) if td_lambda else 1)
+        expected = taken[t] + sum((gamma * td_lambda) ** k * errors[t + k] for k in steps)
+        assert targets[t] == pytest.approx(expected, abs=1e-9)
+
+
+def test_what_is_learned_perfectly_is_not_corrected() -> None:
+    """Where rewards are what the target networks expect of the actions taken, the targets are these expectations."""
+    learner = a_learner(dataclasses.replace(SMALL, td_lambda=0.8, double_q=False))
+    batch = pad([an_episode(5, False, seed=3)])
+    learner.update(batch)  # live and target differ from here on
+    with torch.no_grad():
+        last = torch.cat([torch.full((1, 1, 3), -1), batch.actions], dim=1)
+        target_q = learner.target_network(batch.observations, last)[0]
+        q = target_q[:, :-1].gather(-1, batch.actions.unsqueeze(-1)).squeeze(-1)
+        taken = learner.target_mixer(q, batch.states[:, :-1])
+        best = greedy_values(target_q[:, 1:], target_q[:, 1:], batch.action_masks[:, 1:], double_q=False)
+        ahead = learner.target_mixer(best, batch.states[:, 1:])
+    batch = dataclasses.replace(batch, rewards=(taken - learner.config.gamma * ahead).squeeze(-1))
+    assert torch.allclose(learner.q_and_targets(batch)[1], taken, atol=1e-5)
+
+
 def test_double_q_on_two_steps_by_hand() -> None:
     """Case 23: the live network likes 2 best, which is illegal, then 1; the target values 1 at 5, and likes 0 at 7."""
     live = torch.tensor([[[1.0, 4.0, 9.0]]])

@@ -29,6 +29,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"parameter_sharing": False, "recurrent": False},
     {"layer_norm": True},
     {"n_step": 2, "td_lambda": 1.0},
+    {"off_policy_correction": False},
     {"hypernet_layers": 1},
     {"mixing_weights": "softplus"},
     {"priority_alpha": 0.6},
