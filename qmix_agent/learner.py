@@ -73,15 +73,20 @@ class Learner:
             next_q = torch.cat([live_q[1:], final_q]).transpose(0, 1)  # [B, T, N, A]
             target_q = self.target_network.values(inputs, noise=target_noise)[0][1:].transpose(0, 1)
             best = greedy_values(next_q, target_q, batch.action_masks[:, 1:], config.double_q)
+            ahead = [best]
+            if config.off_policy_correction and config.td_lambda > 0 and config.n_step != 1:
+                next_actions = functional.pad(batch.actions[:, 1:], (0, 0, 0, 1))  # none follows the last step
+                ahead.append(target_q.gather(-1, next_actions.unsqueeze(-1)).squeeze(-1))
+            next_values, *next_taken = self.target_mixer(torch.stack(ahead), batch.states[:, 1:])  # each [B, T, M]
             targets = td_targets(
                 batch.rewards,
                 batch.terminated,
                 batch.filled,
-                self.target_mixer(best, batch.states[:, 1:]),
+                next_values,
                 config.gamma,
                 config.td_lambda,
                 config.n_step,
-                self._next_taken(batch, target_q) if config.td_lambda and config.off_policy_correction else None,
+                *next_taken,
             )
         return q_tot, targets
 
@@ -154,11 +159,6 @@ class Learner:
                         f"{part}.{name} is not finite after update {self.updates}; it is not saved. Go back to the "
                         "last checkpoint, with a lower learning_rate or rewards of a smaller size"
                     )
-
-    def _next_taken(self, batch: Batch, target_q: torch.Tensor) -> torch.Tensor:
-        """The target networks' value of the actions taken one step later, [B, T, M]; the last step's means nothing."""
-        actions = functional.pad(batch.actions[:, 1:], (0, 0, 0, 1)).unsqueeze(-1)  # [B, T, N, 1]
-        return self.target_mixer(target_q.gather(-1, actions).squeeze(-1), batch.states[:, 1:])
 
     def _noise(self, batch: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Of this update, independent for each episode, agent and network: [B, N, H + A] for live and target."""

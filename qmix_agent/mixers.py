@@ -48,14 +48,15 @@ class QMixer(nn.Module):
         self.value = _two_layers(n_state, embed, 1)
 
     def forward(self, q: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """q [B, T, N], states [B, T, S] -> Q_tot [B, T, 1]."""
+        """q [..., B, T, N], states [B, T, S] -> Q_tot [..., B, T, 1]. Many q share their states' weights."""
         rows = states.reshape(-1, states.shape[-1])  # [B*T, S]: contiguous once, not in every hypernetwork
-        weights_1 = self._non_negative(self.weights_1(rows)).unflatten(-1, (self.n_agents, self.embed))
+        moments = states.shape[:-1]
+        weights_1 = self._non_negative(self.weights_1(rows)).view(*moments, self.n_agents, self.embed)
         # A product and a sum: faster on a processor than B*T tiny matrix products.
-        mixed = (q.reshape(-1, self.n_agents, 1) * weights_1).sum(dim=1)  # [B*T, E]
-        hidden = functional.elu(mixed + self.bias_1(rows))
-        weights_2 = self._non_negative(self.weights_2(rows))  # [B*T, E]
-        return ((hidden * weights_2).sum(dim=-1, keepdim=True) + self.value(rows)).view(*q.shape[:-1], 1)
+        mixed = (q.unsqueeze(-1) * weights_1).sum(dim=-2)  # [..., B, T, E]
+        hidden = functional.elu(mixed + self.bias_1(rows).view(*moments, self.embed))
+        weights_2 = self._non_negative(self.weights_2(rows)).view(*moments, self.embed)
+        return (hidden * weights_2).sum(dim=-1, keepdim=True) + self.value(rows).view(*moments, 1)
 
     def _non_negative(self, weights: torch.Tensor) -> torch.Tensor:
         return functional.softplus(weights) if self.softplus else weights.abs()
@@ -65,7 +66,7 @@ class VDNMixer(nn.Module):
     """The sum of the agents' values (Sunehag et al. 2018, arXiv:1706.05296)."""
 
     def forward(self, q: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """q [B, T, N] -> Q_tot [B, T, 1]."""
+        """q [..., N] -> Q_tot [..., 1]."""
         return q.sum(dim=-1, keepdim=True)
 
 
@@ -73,7 +74,7 @@ class IQLMixer(nn.Module):
     """No mixing: each agent learns the team's return from its own values (Tan 1993)."""
 
     def forward(self, q: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """q [B, T, N] -> the same."""
+        """q [..., N] -> the same."""
         return q
 
 
