@@ -6,7 +6,8 @@ Every method may evaluate the same number of distinct plans, all of the same cos
 whole reward split and distilled shortly, the best of them fully, and the test set is read once.
 
 One row a run goes to the folder `out`; runs whose row is there are not repeated, so the same command goes on after
-Ctrl-C. Seeds come one after another: stopped early, all methods have the same seeds, or one more.
+Ctrl-C. Seeds come one after another: stopped early, all methods have the same seeds, or one more. A run that was
+searched before, with --no-finalise, is not searched again: searching and finalising may be done on different machines.
 `benchmarks.report` makes tables and pictures of the rows.
 """
 
@@ -38,6 +39,8 @@ from .jobs import results
 from .methods import METHODS, SearchResult
 from .rows import Row
 
+CANDIDATES = 10
+"""Best plans of a search that its row keeps: a later finalisation chooses among them."""
 PACKAGES = ("prune-env", "torch", "numpy", "cma", "optuna", "stable-baselines3")
 
 
@@ -85,6 +88,8 @@ class Config:
             raise ValueError(f"method {min(unknown)!r} is unknown; choose among {', '.join(METHODS)}")
         if min(self.budget, self.seeds, self.finalists, self.jobs) < 1 or self.short_epochs <= 0:
             raise ValueError("budget, seeds, finalists and jobs must be at least 1, and short-epochs above 0")
+        if self.finalists > CANDIDATES:
+            raise ValueError(f"finalists must be at most {CANDIDATES}, as many as a search keeps; got {self.finalists}")
         part, _, parts = self.shard.partition("/")
         if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
             raise ValueError(f"shard must be i/n with 0 <= i < n, such as 0/4; got {self.shard!r}")
@@ -104,7 +109,7 @@ class Config:
             settings = {name: value for name, value in settings.items() if value != defaults[name]}
         return settings
 
-    def identity(self, seed: int, target_macs: float, method: str) -> Row:
+    def identity(self, seed: int, target_macs: float, method: str, finalise: bool | None = None) -> Row:
         """What makes a run the same run. Files are known by their names."""
         problem: Row = {"network": self.network, "data": Path(self.data).name, "evaluator": self.evaluator}
         problem |= {"weights": self.weights and self.weights.name, **self.settings}
@@ -115,14 +120,15 @@ class Config:
             "problem": problem,
             "target_macs": target_macs,
             "budget": self.budget,
-            "finalisation": finalisation if self.finalise else None,
+            "finalisation": finalisation if (self.finalise if finalise is None else finalise) else None,
             "method": method,
             "seed": seed,
         }
 
 
 def main(config: Config) -> None:
-    known = {rows.identity(row) for row in rows.read([config.out])} if config.out.is_dir() else set()
+    found = rows.read([config.out]) if config.out.is_dir() else []
+    known = {rows.identity(row): row for row in found}
     part, parts = map(int, config.shard.split("/"))
     everything = itertools.product(range(config.seeds), config.target_macs, config.methods)
     # Shifted by one with every seed, so that no part gets the slow methods only.
@@ -131,50 +137,57 @@ def main(config: Config) -> None:
     if todo and config.jobs > 1 and config.weights is None and config.evaluator == "local":
         problem(config, todo[0][1])  # trains the network, if need be, before several processes ask for it
     threads = max(1, torch.get_num_threads() // config.jobs)
-    found = results(todo, partial(_run, config), config.jobs, threads)
-    for _, row in tqdm(found, total=len(mine), initial=len(mine) - len(todo), unit="run"):
+    jobs = [(*run, known.get(rows.identity(config.identity(*run, finalise=False)))) for run in todo]
+    made = results(jobs, partial(_run, config), config.jobs, threads)
+    for _, row in tqdm(made, total=len(mine), initial=len(mine) - len(todo), unit="run"):
         rows.append(config.file, row)
     print(f"{len(mine)} runs are in {config.out}; python -m benchmarks.report {config.out}")
 
 
-def run(config: Config, seed: int, target_macs: float, method: str) -> Row:
-    """One search, and what becomes of what it found."""
+def run(config: Config, seed: int, target_macs: float, method: str, searched: Row | None = None) -> Row:
+    """One search, and what becomes of what it found; `searched` is the row of a search that was made before."""
     env = problem(config, target_macs)  # a fresh one: no run profits from another
-    result = METHODS[method](env, config.budget, seed)
+    if searched is None:
+        searched = _searched(config, env, METHODS[method](env, config.budget, seed))
+    if config.finalise:
+        searched |= _finalised(config, env, searched["candidates"][: config.finalists], seed)
+    return searched | config.identity(seed, target_macs, method)
+
+
+def _searched(config: Config, env: FilterPruneEnv, result: SearchResult) -> Row:
     if not result.entries:
-        raise RuntimeError(f"method {method!r} found no plan within {target_macs} of the MACs; raise the budget")
-    best = result.best()[0]
-    row = config.identity(seed, target_macs, method) | {
-        "plan": best.plan,
+        raise RuntimeError(f"no plan within {env.config.target_macs} of the MACs was found; raise the budget")
+    candidates = [
+        {"plan": entry.plan, "macs_ratio": entry.macs_ratio, "search_accuracy": entry.accuracy}
+        for entry in result.best(CANDIDATES)
+    ]
+    return {
+        **candidates[0],
+        "candidates": candidates,
         "full_plan": env.full_plan,
-        "macs_ratio": best.macs_ratio,
-        "search_accuracy": best.accuracy,
         "original_search_accuracy": env.evaluator.original_accuracy,
         "evaluations": len(result.evaluations),
         "proposals": result.proposals,
         "optimum": getattr(env.evaluator, "optimum", None),
         "curve": result.curve,
         "search_seconds": round(result.seconds, 2),
-        "device": _device(config.device),
-        "threads": torch.get_num_threads(),
-        "versions": _versions(),
+        "search_machine": _machine(config.device),
     }
-    return row | _finalised(config, env, result, seed) if config.finalise else row
 
 
-def _finalised(config: Config, env: FilterPruneEnv, result: SearchResult, seed: int) -> Row:
+def _finalised(config: Config, env: FilterPruneEnv, candidates: list[Row], seed: int) -> Row:
     """The best plans of the search, distilled; accuracies by which nothing is chosen are those of the test set."""
-    entries = {entry.plan: entry for entry in result.best(config.finalists)}
+    candidate_of = {tuple(candidate["plan"]): candidate for candidate in candidates}
     distillation = dataclasses.replace(config.distillation, seed=seed)
     common: dict[str, Any] = {"device": config.device, "progress": False}
     begin = time.perf_counter()
-    finalists = choose(env, list(entries), distillation, short_epochs=config.short_epochs, **common)
+    finalists = choose(env, list(candidate_of), distillation, short_epochs=config.short_epochs, **common)
     winner, middle = finalists[0], time.perf_counter()
     network = distil_fully(env, winner.plan, distillation, **common)
     end = time.perf_counter()
     return {
         "plan": winner.plan,
-        "macs_ratio": entries[winner.plan].macs_ratio,
+        "macs_ratio": candidate_of[winner.plan]["macs_ratio"],
         "rescored_accuracy": winner.recalibrated_accuracy,
         "short_test_accuracy": accuracy(winner.network, env.data, env.data.test, config.device),
         "test_accuracy": accuracy(network, env.data, env.data.test, config.device),
@@ -182,7 +195,7 @@ def _finalised(config: Config, env: FilterPruneEnv, result: SearchResult, seed: 
         "finalists": [
             {
                 "plan": finalist.plan,
-                "search_accuracy": entries[finalist.plan].accuracy,
+                "search_accuracy": candidate_of[finalist.plan]["search_accuracy"],
                 "rescored_accuracy": finalist.recalibrated_accuracy,
                 "distilled_accuracy": finalist.distilled_accuracy,
             }
@@ -190,6 +203,7 @@ def _finalised(config: Config, env: FilterPruneEnv, result: SearchResult, seed: 
         ],
         "short_seconds": round(middle - begin, 2),
         "full_seconds": round(end - middle, 2),
+        "finalise_machine": _machine(config.device),
     }
 
 
@@ -200,7 +214,7 @@ def problem(config: Config, target_macs: float) -> FilterPruneEnv:
     return make_env(config.network, splits, config.weights, target_macs=target_macs, **common, **config.settings)
 
 
-def _run(config: Config, arguments: tuple[int, float, str]) -> Row:
+def _run(config: Config, arguments: tuple[int, float, str, Row | None]) -> Row:
     return run(config, *arguments)
 
 
@@ -209,10 +223,10 @@ def _splits(data: str) -> DataSplits:
     return load(data)
 
 
-def _device(device: str) -> str:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
+def _machine(device: str) -> Row:
+    cuda = torch.device(device).type == "cuda"
+    name = torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine()
+    return {"device": name, "threads": torch.get_num_threads(), "versions": _versions()}
 
 
 def _versions() -> dict[str, str]:

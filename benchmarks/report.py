@@ -155,15 +155,15 @@ def _csv_line(comparison: Comparison, target: str, line: Line) -> list[object]:
 
 def _settings(comparison: Comparison) -> str:
     first = comparison.rows[0]
-    devices = sorted({f"{row['device']}, {row['threads']} threads" for row in comparison.rows})
-    versions = sorted({json.dumps(row["versions"]) for row in comparison.rows})
     told = {name: first[name] for name in ("problem", "budget", "finalisation")}
-    facts = html.escape(json.dumps(told | {"devices": devices, "versions": versions}, indent=1))
+    for stage in ("search_machine", "finalise_machine"):
+        told[stage] = sorted({json.dumps(row[stage]) for row in comparison.rows if stage in row})
+    facts = html.escape(json.dumps(told, indent=1))
     methods = {row["method"] for row in comparison.rows}
     own = OWN if methods & set(OWN_WEIGHTS) else ""
     label = comparison.label.removesuffix(", %").lower()
     notes = NOTES.format(label=label, resamples=f"{RESAMPLES:,}", own=own)
-    return f"{notes}<details><summary>Settings, devices, versions</summary><code>{facts}</code></details>"
+    return f"{notes}<details><summary>Settings, machines, versions</summary><code>{facts}</code></details>"
 
 
 def _correlations(comparison: Comparison) -> str:

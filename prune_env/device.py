@@ -48,6 +48,27 @@ def exact_convolutions(device: torch.device | str) -> Iterator[None]:
         setattr(holder, name, before)
 
 
+@contextmanager
+def seeded(device: torch.device | str, seed: int) -> Iterator[None]:
+    """What draws from torch's global random state inside, such as dropout, follows from `seed`; the state is restored.
+
+    Of the processor and of `device`.
+    """
+    device = torch.device(device)
+    generators = [torch.random.default_generator]
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    before = [generator.get_state() for generator in generators]
+    for generator in generators:
+        generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
+
+
 def channels_last(network: Network) -> Network:
     """The network, its 2d weights laid out with channels last, in place. `Module.to` fails where others are beside."""
     for parameter in network.parameters():

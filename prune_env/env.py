@@ -36,7 +36,8 @@ from .pruning import Cost, Plan, build, importance, trusted
 from .recovery import Recovery
 from .reward import RewardFunction, RewardInput, RoundReward, get_reward
 from .rounds import Position, Rounds
-from .training.fit import Loss, state_digest
+from .training.fit import state_digest
+from .training.step import Loss
 
 RENDER_MODES = ("ansi", "rgb_array")
 RACED_FOR = 10

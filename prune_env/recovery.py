@@ -15,7 +15,8 @@ from .config import EnvConfig
 from .data import DataSplits
 from .pruning import Plan, PruningGroup, build, restrict
 from .training.distillation import DistillationConfig, distill
-from .training.fit import Loss, check_loss
+from .training.fit import check_loss
+from .training.step import Loss
 
 
 class Recovery:

@@ -31,6 +31,7 @@ LAYERS = [
     {"data"},
     {"evaluation.batchnorm", "evaluation.latency", "evaluation.metric", "evaluation"},
     {"training.muon"},
+    {"training.step"},
     {"training", "training.fit"},
     {"training.distillation"},
     {
@@ -50,7 +51,8 @@ LAYERS = [
     {"pruning.inspection", "pruning"},
     {"evaluation.units"},
     {"evaluation.fusion"},
-    {"evaluation.program", "evaluation.cache"},
+    {"evaluation.program", "evaluation.silenced", "evaluation.cache"},
+    {"evaluation.recorded"},
     {"evaluation.racing"},
     {"evaluation.measurer"},
     {"evaluation.workers"},

@@ -72,6 +72,26 @@ class TestCompare:
         tested = [row[f"{kind}test_accuracy"] for kind in ("", "short_", "original_")]
         assert all(abs(360 * accuracy - round(360 * accuracy)) < 1e-6 for accuracy in tested), "shares of 360 images"
 
+    def test_what_was_searched_before_is_only_finalised(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings = {"methods": ("random",), "seeds": 1, "finalists": 2}
+        compare.main(config(tmp_path / "at once", finalise=True, **settings))
+        compare.main(config(tmp_path / "in two", finalise=False, **settings))
+        monkeypatch.setitem(compare.METHODS, "random", lambda *_: pytest.fail("searched again"))
+        compare.main(config(tmp_path / "in two", finalise=True, **settings))
+        (at_once,) = rows.read([tmp_path / "at once"])
+        searched, finalised = rows.read([tmp_path / "in two"])
+        assert searched["finalisation"] is None
+        assert without_times(finalised) == without_times(at_once)
+
+    def test_a_search_keeps_enough_plans_for_every_finalisation(self, tmp_path: Path) -> None:
+        compare.main(config(tmp_path, methods=("random",), seeds=1))
+        (row,) = rows.read([tmp_path])
+        accuracies = [candidate["search_accuracy"] for candidate in row["candidates"]]
+        assert len(accuracies) == compare.CANDIDATES
+        assert accuracies == sorted(accuracies, reverse=True)
+        with pytest.raises(ValueError, match="finalists must be at most"):
+            config(tmp_path, finalists=compare.CANDIDATES + 1)
+
     @pytest.mark.slow
     def test_several_processes_find_the_same(self, tmp_path: Path) -> None:
         for jobs in (1, 2):
@@ -109,7 +129,7 @@ def made(accuracies: dict[str, list[float]], target: float = 0.5) -> list[rows.R
             "finalisation": {"finalists": 1}, "method": method, "seed": seed, "plan": [4, 8], "full_plan": [8, 8],
             "macs_ratio": target, "search_accuracy": accuracy - 0.1, "original_search_accuracy": 0.99,
             "evaluations": 3, "proposals": 3, "optimum": None, "curve": [0.1, accuracy - 0.2, accuracy - 0.1],
-            "search_seconds": 2.0, "device": "none", "threads": 1, "versions": {"python": "3"},
+            "search_seconds": 2.0, "search_machine": {"device": "none", "threads": 1, "versions": {"python": "3"}},
             "rescored_accuracy": accuracy - 0.1, "short_test_accuracy": accuracy - 0.05, "test_accuracy": accuracy,
             "original_test_accuracy": 0.98, "short_seconds": 1.0, "full_seconds": 3.0,
             "finalists": [{

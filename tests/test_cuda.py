@@ -7,12 +7,14 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from prune_env import EnvConfig, FilterPruneEnv
-from prune_env.data import DataSplits
+from prune_env.data import DataSplits, from_tensors
 from prune_env.device import exact_convolutions
 from prune_env.evaluation.batchnorm import recalibrate
 from prune_env.evaluation.program import Program
+from prune_env.evaluation.recorded import recording
 from prune_env.networks import create
 from prune_env.networks.registry import image_size
 from prune_env.pruning import build, find_groups
@@ -36,7 +38,7 @@ def played(env: FilterPruneEnv, episodes: int) -> list[tuple[tuple[int, ...], fl
 def test_the_program_computes_what_cut_networks_compute(name: str) -> None:
     model = create(name).eval()
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(64, 3, *image_size(name), generator=generator)
+    images = torch.randn(8, 3, *image_size(name), generator=generator)  # all positions give the statistics
     groups = find_groups(model, images[:2])
     ranking = {group.agent_id: torch.randperm(group.filters, generator=generator) for group in groups}
     program = Program(model, groups, images[:2], dtype=torch.float32, device="cuda")
@@ -59,6 +61,85 @@ def test_accuracies_are_those_of_the_cpu(trained: torch.nn.Module, digits: DataS
     differences = [abs(one[1] - other[1]) for one, other in zip(here, there, strict=True)]
     assert np.mean(differences) <= 0.01
     assert max(differences) <= 0.04
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "vgg16", "resnet20", "alexnet"])
+def test_recordings_count_what_cut_networks_get_right(name: str) -> None:
+    model = create(name).eval()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(300, 3, *image_size(name), generator=generator).cuda()
+    groups = find_groups(model, images[:2].cpu())
+    ranking = {group.agent_id: torch.randperm(group.filters, generator=generator) for group in groups}
+    plans = [tuple(max(1, round(share * group.filters)) for group in groups) for share in (1.0, 0.7, 0.4, 1.0)]
+    networks = [build(model, groups, ranking, plan).cuda() for plan in plans]
+    with exact_convolutions("cuda"), torch.inference_mode():
+        for network in networks:
+            recalibrate(network, (images[:100], images[100:200]))
+        labels = networks[1](images).argmax(1)  # so that one plan is right everywhere, and others here and there
+        expected = [int((network(images).argmax(1) == labels).sum()) for network in networks]
+        batches = [(images[:200], labels[:200]), (images[200:], labels[200:])]
+        recorded = recording(model, groups, ranking, images[:2].cpu(), (images[:100], images[100:200]), batches)
+        assert recorded is not None
+        found = [recorded.right(plan) for plan in plans]
+    assert found == pytest.approx(expected, abs=3)  # kernels differ
+    assert found[0] == found[3]
+    assert len(set(expected)) > 1
+
+
+class Waiting(nn.Module):
+    """Its forward pass reads a number from the GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 10)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.second(self.conv(x).relu()).relu()
+        return self.head((y if y.sum().item() > 0 else -y).mean((2, 3)))
+
+
+def test_what_cannot_be_recorded_is_measured_all_the_same() -> None:
+    images, labels = torch.randn(8, 3, 8, 8).cuda(), torch.zeros(8, dtype=torch.long).cuda()
+    model = Waiting().eval()
+    groups = find_groups(model, images[:2].cpu())
+    ranking = {group.agent_id: torch.arange(group.filters) for group in groups}
+    assert recording(model, groups, ranking, images[:2].cpu(), (images,), [(images, labels)]) is None
+    assert float(model.cuda()(images).sum()) == pytest.approx(float(model.cpu()(images.cpu()).sum()), abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "alexnet", "resnet20"])
+@pytest.mark.parametrize("muon_lr", [0.0, 0.05])
+def test_steps_that_are_replayed_are_the_same_steps(name: str, muon_lr: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (600, 3, *image_size(name)), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(600) % 10
+    splits = from_tensors(images[:500], labels[:500], images[500:], labels[500:])
+    config = FitConfig(epochs=3, batch_size=50, lr=0.05, muon_lr=muon_lr)
+    seen = []
+    for replay in (True, True, False):
+        model = fit(create(name), splits, config, device="cuda", replay=replay, progress=False)
+        seen.append(torch.cat([tensor.flatten().float() for tensor in model.state_dict().values()]))
+    begun = torch.cat([tensor.flatten().float() for tensor in create(name).state_dict().values()])
+    assert torch.equal(seen[0], seen[1])
+    moved = (seen[2] - begun).norm()
+    assert (seen[0] - seen[2]).norm() <= 0.05 * moved
+
+
+def test_a_loss_that_waits_for_the_gpu_trains_all_the_same() -> None:
+    images = torch.randint(0, 256, (200, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    splits = from_tensors(images, torch.arange(200) % 10, images[:50], torch.arange(50) % 10)
+
+    def loss(logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        value = nn.functional.cross_entropy(logits, labels)
+        return value * (1.0 if value.item() > 0 else -1.0)
+
+    one, other = (
+        fit(create("small_cnn"), splits, FitConfig(epochs=2, batch_size=20), loss=loss, device="cuda", replay=replay)
+        for replay in (True, False)
+    )
+    for name, tensor in one.state_dict().items():
+        assert torch.allclose(tensor, other.state_dict()[name], rtol=1e-3, atol=1e-3)
 
 
 def test_equal_questions_get_equal_answers(trained: torch.nn.Module, digits: DataSplits) -> None:

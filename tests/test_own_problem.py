@@ -25,7 +25,8 @@ from prune_env.evaluation.metric import identity, qualified_name
 from prune_env.finalise import accuracy, choose, distil_fully
 from prune_env.networks import create
 from prune_env.training.distillation import DistillationConfig, distill, distillation_loss
-from prune_env.training.fit import FitConfig, first_tensor, fit, score
+from prune_env.training.fit import FitConfig, fit, score
+from prune_env.training.step import first_tensor
 
 SHORT = DistillationConfig(epochs=2, min_steps=20, batch_size=64)
 SETTINGS = {"reward_images": 100, "calibration_images": 200, "prove": False}

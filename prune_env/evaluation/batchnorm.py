@@ -16,6 +16,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from ..device import exact_convolutions
+
 TOLERANCE = 1e-3
 """How far two float32 computations of one thing may be apart."""
 
@@ -84,7 +86,7 @@ def folding_pairs(model: nn.Module, example_input: torch.Tensor) -> list[tuple[s
         for name, module in model.named_modules()
         if type(module) in (nn.Conv2d, nn.BatchNorm2d)
     ]
-    with torch.inference_mode():
+    with torch.inference_mode(), exact_convolutions(example_input.device):
         expected = model(example_input)
         for handle in handles:
             handle.remove()

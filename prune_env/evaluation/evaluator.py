@@ -91,7 +91,8 @@ class Evaluator:
         self.cache = None
         if cache is not None:
             threads = torch.get_num_threads() if workers is None else workers.threads
-            settings = (reward_images, calibration_images, seed, device.type, str(dtype), self._measurer.batch, threads)
+            images = (reward_images, calibration_images, seed)
+            settings = (*images, device.type, str(dtype), *self._measurer.settings, threads)
             self.cache = PlanCache(Path(cache), _fingerprint(model, data, groups, ranking, settings))
         full = tuple(group.filters for group in groups)
         stored = self._measurer.accuracy(full, fresh_statistics=False)

@@ -20,6 +20,7 @@ from .batchnorm import fold, folding_pairs, near_equal, recalibrate
 from .metric import Metric, measure
 from .program import Program
 from .racing import Race
+from .recorded import recording
 
 BATCHES = {"cpu": 250, "cuda": 2000}
 """Images at a time: as many as fit a processor's cache, or keep a GPU busy."""
@@ -53,16 +54,29 @@ class Measurer:
         self._program = None
         if task.metric is None:
             self._program = Program(task.model, task.groups, task.example_input, dtype=task.dtype, device=task.device)
+        self._recording = None
+        if task.metric is None and task.device.type == "cuda":
+            calibration = near_equal(task.calibration, self.batch)
+            batches = list(zip(task.split.images.split(self.batch), task.split.labels.split(self.batch), strict=True))
+            example = task.example_input
+            self._recording = recording(task.model, task.groups, task.ranking, example, calibration, batches)
+
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """What answers depend on besides the task."""
+        return (self.batch,) if self._recording is None else (self.batch, "recorded")
 
     def accuracy(self, what: Plan | nn.Module, race: Race | None = None, *, fresh_statistics: bool = True) -> float:
         """Of a plan, or of a network that was cut out of the model and trained since, maybe; it is not changed.
 
-        race   may end the count early; what was counted is then the answer
+        race   may end the count early; what was counted is then the answer. A recording counts all, sooner
         fresh_statistics   whether BatchNorm is recalibrated first
         """
         task = self.task
         if self._program is None:
             return self._by_metric(what, fresh_statistics)
+        if self._recording is not None and fresh_statistics and not isinstance(what, nn.Module):
+            return self._recording.right(what) / len(task.split)
         if isinstance(what, nn.Module):
             self._program.load_network(what)
         else:

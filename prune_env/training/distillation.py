@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from ..data import DataSplits
 from ..device import channels_last, fast_dtype
 from ..evaluation.metric import Metric, identity
-from .fit import FitConfig, Loss, check_loss, cross_entropy, fit, state_digest
+from .fit import FitConfig, check_loss, cross_entropy, fit, state_digest
+from .step import Loss
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def distill(
         select_best=select_best,
         checkpoint=checkpoint,
         device=device,
+        replay=loss is None,  # what a foreign loss does at each step cannot be known
         progress=progress,
         title=title,
     )

@@ -2,7 +2,7 @@
 
 Pretraining uses it with cross-entropy, distillation with a loss that also asks a teacher. A run with a checkpoint
 file goes on where it was killed and ends with the same weights: the order and augmentation of an epoch follow from
-(seed, epoch) alone.
+(seed, epoch) alone, and so does what dropout and the like draw.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,14 +23,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ..data import DataSplits, Split
-from ..device import channels_last, fast_dtype
-from ..evaluation.batchnorm import folding_pairs, near_equal, recalibrate
+from ..device import channels_last, fast_dtype, seeded
+from ..evaluation.batchnorm import near_equal, recalibrate
 from ..evaluation.metric import Metric, check_metric, identity, measure
 from ..files import replacing
-from .muon import Muon
-
-Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(logits float32 [B, K], normalised images [B, C, H, W], labels [B] or [B, K]) -> scalar"""
+from .step import Loss, Step, optimizers_of
 
 
 @dataclass(frozen=True)
@@ -83,6 +80,7 @@ def fit(
     select_best: bool = False,
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
+    replay: bool = True,
     progress: bool = True,
     title: str = "training",
 ) -> nn.Module:
@@ -97,6 +95,8 @@ def fit(
     metric      what `select_best` goes by, in place of accuracy
     recipe      what `loss` depends on, in words, if its code does not say it: what makes a checkpoint that of one run
     checkpoint  written after every epoch; an existing one of the same run is resumed
+    replay      on a GPU, record the step and replay it: several times as fast for a small network. Not for a loss or a
+                network whose Python code does something else from step to step
     Raises FloatingPointError when the loss is no longer finite, and ValueError for a checkpoint of another run, for
     labels without classes that lack a loss or a metric, and for a muon_lr that has no convolution to work on.
     """
@@ -115,7 +115,8 @@ def fit(
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     # Momentum is kept in new buffers, for the parameters of this very copy.
     example = data.example_input.to(device)
-    optimizers = _optimizers(model, config, example)
+    peaks = {"lr": config.lr, "muon_lr": config.muon_lr}
+    optimizers = optimizers_of(model, example, **peaks, momentum=config.momentum, weight_decay=config.weight_decay)
     steps_per_epoch = max(1, len(data.train) // config.batch_size)
     steps = max(1, config.min_steps, round(config.epochs * steps_per_epoch))
     step, best = 0, (-math.inf, model.state_dict())
@@ -128,34 +129,31 @@ def fit(
     # Every image is seen both ways in any two epochs (alternating flip, Jordan 2024): better than chance in short runs.
     first_flip = torch.rand(len(data.train), generator=torch.Generator().manual_seed(config.seed)) < 0.5
 
+    take_step = Step(model, loss, optimizers, device, dtype, replay)
     bar = tqdm(total=steps, initial=step, desc=title, unit="step", disable=not progress, mininterval=1)
     while step < steps:
         epoch = step // steps_per_epoch
         generator = torch.Generator().manual_seed(_mix(config.seed, epoch))
         model.train()
-        for rows in _batches(len(data.train), config.batch_size, generator):
-            if step == steps:
-                break
-            images, labels = data.train.images[rows].to(device), data.train.labels[rows].to(device)
-            for optimizer, peak in optimizers.items():
-                for group in optimizer.param_groups:
-                    group["lr"] = peak * _one_cycle((step + 1) / (steps + 1), config.warmup)
-            images = data.augmented(images, generator, first_flip[rows] ^ bool(epoch % 2))
-            if config.cutout:
-                images = _cut_out(images, config.cutout, generator)
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                value = loss(first_tensor(model(images)).float(), images, labels)
-            if not torch.isfinite(value):
-                raise FloatingPointError(f"{title}: the loss is {value.item()} at step {step}; lower lr ({config.lr})")
-            model.zero_grad(set_to_none=True)
-            value.backward()
-            for optimizer in optimizers:
-                optimizer.step()
-            averaged.update_parameters(model)
-            step += 1
-            bar.update()
-            if step % 20 == 0:
-                bar.set_postfix(loss=f"{value.item():.3f}", refresh=False)
+        with seeded(device, _mix(config.seed, epoch)):
+            for rows in _batches(len(data.train), config.batch_size, generator):
+                if step == steps:
+                    break
+                images, labels = data.train.images[rows].to(device), data.train.labels[rows].to(device)
+                images = data.augmented(images, generator, first_flip[rows] ^ bool(epoch % 2))
+                if config.cutout:
+                    images = _cut_out(images, config.cutout, generator)
+                take_step.set_learning_rates(_one_cycle((step + 1) / (steps + 1), config.warmup))
+                value = take_step(images, labels)
+                if not torch.isfinite(value):
+                    raise FloatingPointError(
+                        f"{title}: the loss is {value.item()} at step {step}; lower lr ({config.lr})"
+                    )
+                averaged.update_parameters(model)
+                step += 1
+                bar.update()
+                if step % 20 == 0:
+                    bar.set_postfix(loss=f"{value.item():.3f}", refresh=False)
         if select_best or step == steps:
             candidate = _finished(averaged if config.ema_decay else model, data, device)
             accuracy = score(candidate, data, data.reward, metric, device) if select_best else 1.0
@@ -215,20 +213,6 @@ def check_loss(loss: Loss | None, data: DataSplits) -> None:
             "loss(logits, images, labels) -> scalar, for instance one that returns "
             "torch.nn.functional.binary_cross_entropy_with_logits(logits, labels) or mse_loss(logits, labels)"
         )
-
-
-def first_tensor(output: object) -> torch.Tensor:
-    """The logits in a network's output: the output itself, or the first of a tuple or list of tensors.
-
-    GoogLeNet and Inception return their auxiliary heads behind it in training mode. Raises TypeError for all else.
-    """
-    found = output[0] if isinstance(output, tuple | list) and output else output
-    if not isinstance(found, torch.Tensor):
-        raise TypeError(
-            f"the network must return a tensor of logits, or a tuple or list that begins with it; it returned a "
-            f"{type(output).__name__}"
-        )
-    return found
 
 
 def state_digest(model: nn.Module) -> str:
@@ -294,28 +278,6 @@ def _bf16_is_broken(model: nn.Module, example_input: torch.Tensor) -> bool:
         for handle in handles:
             handle.remove()
     return bool(found)
-
-
-def _optimizers(model: nn.Module, config: FitConfig, example_input: torch.Tensor) -> dict[torch.optim.Optimizer, float]:
-    """Fresh optimizers of the model's parameters, and the peak learning rate of each."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    turned: list[torch.Tensor] = []
-    if config.muon_lr:
-        normalised = [model.get_parameter(f"{conv}.weight") for conv, _ in folding_pairs(model, example_input)]
-        turned = [weight for weight in normalised[1:] if weight.requires_grad]
-        if not turned:
-            raise ValueError(
-                f"muon_lr={config.muon_lr} is for convolutions that a BatchNorm follows, and this network has no two "
-                "of them that learn; set it to 0"
-            )
-    of_muon = {id(weight) for weight in turned}
-    rest = [parameter for parameter in parameters if id(parameter) not in of_muon]
-    groups = [
-        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True)
-    return {sgd: config.lr} | ({Muon(turned, config.muon_lr): config.muon_lr} if turned else {})
 
 
 def _batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,19 @@ SHORT = FitConfig(epochs=2, batch_size=128, lr=0.05, ema_decay=0.9, seed=3)
 
 def same(one: nn.Module, two: nn.Module) -> bool:
     return all(torch.equal(tensor, two.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+@contextmanager
+def dying_after_a_checkpoint() -> Iterator[None]:
+    save = fit_module._save
+
+    def save_then_die(*arguments: object) -> None:
+        save(*arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        patch.setattr(fit_module, "_save", save_then_die)
+        yield
 
 
 @pytest.mark.usefixtures("untouched_rngs")
@@ -46,24 +61,29 @@ def test_it_learns(digits: DataSplits) -> None:
 @pytest.mark.parametrize("muon_lr", [0.0, 0.1])
 @pytest.mark.parametrize("select_best", [False, True])
 def test_a_killed_run_ends_like_an_undisturbed_one(
-    digits: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, select_best: bool, muon_lr: float
+    digits: DataSplits, tmp_path: Path, select_best: bool, muon_lr: float
 ) -> None:
     model, file = create("small_cnn", 10, 1), tmp_path / "run.pt"
     config = dataclasses.replace(SHORT, muon_lr=muon_lr)
     expected = fit(model, digits, config, select_best=select_best, progress=False)
-    save = fit_module._save
-
-    def save_then_die(*arguments: object) -> None:
-        save(*arguments)  # type: ignore[arg-type]
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fit_module, "_save", save_then_die)
-        with pytest.raises(KeyboardInterrupt):
-            fit(model, digits, config, select_best=select_best, checkpoint=file, progress=False)
+    with dying_after_a_checkpoint():
+        fit(model, digits, config, select_best=select_best, checkpoint=file, progress=False)
     resumed = fit(model, digits, config, select_best=select_best, checkpoint=file, progress=False)
     assert same(expected, resumed)
     assert same(expected, fit(model, digits, config, select_best=select_best, checkpoint=file, progress=False))
+
+
+@pytest.mark.usefixtures("untouched_rngs")
+def test_dropout_follows_from_seed_and_epoch(digits: DataSplits, tmp_path: Path) -> None:
+    """Whatever was drawn before, and across a kill."""
+    model, file = nn.Sequential(create("small_cnn", 10, 1), nn.Dropout(0.3)), tmp_path / "run.pt"
+    expected = fit(model, digits, SHORT, progress=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(123)
+        assert same(expected, fit(model, digits, SHORT, progress=False))
+    with dying_after_a_checkpoint():
+        fit(model, digits, SHORT, checkpoint=file, progress=False)
+    assert same(expected, fit(model, digits, SHORT, checkpoint=file, progress=False))
 
 
 def test_of_equally_good_epochs_the_last_wins(digits: DataSplits) -> None:

@@ -1,0 +1,156 @@
+"""One step of training: forward, loss, backward, optimizers.
+
+On a GPU a small network's kernels end before the next ones are launched, so the step is recorded once as a CUDA graph
+and replayed: the same kernels on the same memory, launched together.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from ..evaluation.batchnorm import folding_pairs
+from .muon import Muon
+
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(logits float32 [B, K], normalised images [B, C, H, W], labels [B] or [B, K]) -> scalar"""
+
+WARM_UP = 3
+"""Steps before the recording: optimizers then have their buffers, and libraries their workspaces."""
+
+logger = logging.getLogger(__name__)
+
+
+class Step:
+    """Calling it with a batch takes one step and gives the loss. Make it once the optimizers are as they should be.
+
+    optimizers  each with its share of the peak learning rate; `set_learning_rates` says how much of it holds
+    replay      whether to record the step, where there is a GPU; what cannot be recorded goes on without
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        optimizers: Mapping[torch.optim.Optimizer, float],
+        device: torch.device,
+        dtype: torch.dtype,
+        replay: bool,
+    ) -> None:
+        self._model, self._loss, self._optimizers = model, loss, optimizers
+        self._device, self._dtype = device, dtype
+        self._replay = replay and device.type == "cuda"
+        self._steps = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._images = self._labels = self._value = torch.empty(0)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            # A recording reads it from the GPU's memory.
+            group["lr"] = torch.zeros((), device=device) if self._replay else 0.0
+
+    def set_learning_rates(self, share: float) -> None:
+        """Of each optimizer's peak."""
+        for optimizer, peak in self._optimizers.items():
+            for group in optimizer.param_groups:
+                if self._replay:
+                    group["lr"].fill_(peak * share)
+                else:
+                    group["lr"] = peak * share
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Normalised images [B, C, H, W], labels [B] or [B, K] -> the loss before the step, a scalar."""
+        if not self._replay:
+            return self._taken(images, labels)
+        self._steps += 1
+        if self._steps <= WARM_UP:
+            return self._aside(images, labels)
+        if self._steps == WARM_UP + 1:
+            self._record(images, labels)
+        if self._graph is None:
+            return self._taken(images, labels)
+        self._images.copy_(images)
+        self._labels.copy_(labels)
+        self._graph.replay()
+        return self._value
+
+    def _taken(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            value = self._loss(first_tensor(self._model(images)).float(), images, labels)
+        self._model.zero_grad(set_to_none=True)
+        value.backward()
+        for optimizer in self._optimizers:
+            optimizer.step()
+        return value.detach()
+
+    def _aside(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """On another stream, as what precedes a recording has to be."""
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            value = self._taken(images, labels)
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        return value
+
+    def _record(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Nothing is computed here. Gradients are dropped first: they then belong to the recording's memory."""
+        self._model.zero_grad(set_to_none=True)
+        self._images, self._labels = images.clone(memory_format=torch.preserve_format), labels.clone()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._value = self._taken(self._images, self._labels)
+        except RuntimeError as error:  # a loss or a network that waits for the GPU
+            logger.info("the training step is not recorded: %s", error)
+            self._model.zero_grad(set_to_none=True)
+            return
+        self._graph = graph
+
+
+def optimizers_of(
+    model: nn.Module,
+    example_input: torch.Tensor,
+    *,
+    lr: float,
+    muon_lr: float,
+    momentum: float,
+    weight_decay: float,
+) -> dict[torch.optim.Optimizer, float]:
+    """Fresh optimizers of the model's parameters, and the peak learning rate of each.
+
+    Raises ValueError for a muon_lr that has no convolution to work on.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    turned: list[torch.Tensor] = []
+    if muon_lr:
+        normalised = [model.get_parameter(f"{conv}.weight") for conv, _ in folding_pairs(model, example_input)]
+        turned = [weight for weight in normalised[1:] if weight.requires_grad]
+        if not turned:
+            raise ValueError(
+                f"muon_lr={muon_lr} is for convolutions that a BatchNorm follows, and this network has no two "
+                "of them that learn; set it to 0"
+            )
+    of_muon = {id(weight) for weight in turned}
+    rest = [parameter for parameter in parameters if id(parameter) not in of_muon]
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    on_gpu = example_input.device.type == "cuda"
+    sgd = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=True, fused=on_gpu or None)
+    return {sgd: lr} | ({Muon(turned, muon_lr): muon_lr} if turned else {})
+
+
+def first_tensor(output: object) -> torch.Tensor:
+    """The logits in a network's output: the output itself, or the first of a tuple or list of tensors.
+
+    GoogLeNet and Inception return their auxiliary heads behind it in training mode. Raises TypeError for all else.
+    """
+    found = output[0] if isinstance(output, tuple | list) and output else output
+    if not isinstance(found, torch.Tensor):
+        raise TypeError(
+            f"the network must return a tensor of logits, or a tuple or list that begins with it; it returned a "
+            f"{type(output).__name__}"
+        )
+    return found
