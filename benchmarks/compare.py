@@ -137,7 +137,8 @@ def main(config: Config) -> None:
     if todo and config.jobs > 1 and config.weights is None and config.evaluator == "local":
         problem(config, todo[0][1])  # trains the network, if need be, before several processes ask for it
     threads = max(1, torch.get_num_threads() // config.jobs)
-    jobs = [(*run, known.get(rows.identity(config.identity(*run, finalise=False)))) for run in todo]
+    searched = {key: row for key, row in known.items() if "candidates" in row}
+    jobs = [(*run, searched.get(rows.identity(config.identity(*run, finalise=False)))) for run in todo]
     made = results(jobs, partial(_run, config), config.jobs, threads)
     for _, row in tqdm(made, total=len(mine), initial=len(mine) - len(todo), unit="run"):
         rows.append(config.file, row)
@@ -148,15 +149,16 @@ def run(config: Config, seed: int, target_macs: float, method: str, searched: Ro
     """One search, and what becomes of what it found; `searched` is the row of a search that was made before."""
     env = problem(config, target_macs)  # a fresh one: no run profits from another
     if searched is None:
-        searched = _searched(config, env, METHODS[method](env, config.budget, seed))
+        result = METHODS[method](env, config.budget, seed)
+        if not result.entries:
+            raise RuntimeError(f"method {method!r} found no plan within {target_macs} of the MACs; raise the budget")
+        searched = _searched(config, env, result)
     if config.finalise:
         searched |= _finalised(config, env, searched["candidates"][: config.finalists], seed)
     return searched | config.identity(seed, target_macs, method)
 
 
 def _searched(config: Config, env: FilterPruneEnv, result: SearchResult) -> Row:
-    if not result.entries:
-        raise RuntimeError(f"no plan within {env.config.target_macs} of the MACs was found; raise the budget")
     candidates = [
         {"plan": entry.plan, "macs_ratio": entry.macs_ratio, "search_accuracy": entry.accuracy}
         for entry in result.best(CANDIDATES)

@@ -265,7 +265,7 @@ class QMIX:
 
     def new_team(self) -> Team:
         """Actors with the present weights and memories of their own."""
-        return Team(self.learner.network, self.spec, self.config, self.learner.device)
+        return Team(self.learner.network, self.spec, self.config.exploration, self.learner.device)
 
     def _env_state_dicts(self) -> list[Any]:
         """What lasts in each environment that does not share it; of those that are not there, as it was loaded."""

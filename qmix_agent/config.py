@@ -87,9 +87,6 @@ class QMIXConfig:
     """Who explores with probability epsilon. agent: each on its own. team: the step as a whole, and then 1 to N agents,
     a random number of them; in a large team this leaves many joint actions greedy, or nearly so. noisy: nobody; each
     agent acts by a last layer with learned noise, drawn anew for every episode (Fortunato et al. 2018)."""
-    explore_episodes: bool = False
-    """Who explores, and which actions it likes best, is drawn once an episode, not at every step: one agent then tries
-    one thing all along while others stay greedy (temporally extended exploration, Dabney et al. 2021)."""
     noisy_sigma: float = 0.5
     """Size of that noise at the start, relative to the weights'. Unused unless `exploration` is noisy."""
     epsilon_start: float = 1.0
@@ -111,7 +108,7 @@ class QMIXConfig:
         _one_of(self, "exploration", EXPLORATIONS)
         _one_of(self, "mixing_weights", MIXING_WEIGHTS)
         _one_of(self, "hypernet_layers", (1, 2))
-        for name in ("recurrent", "layer_norm", "parameter_sharing", "last_action", "agent_id", "explore_episodes"):
+        for name in ("recurrent", "layer_norm", "parameter_sharing", "last_action", "agent_id"):
             _true_or_false(self, name)
         for name in ("double_q", "off_policy_correction", "standardise_rewards"):
             _true_or_false(self, name)

@@ -44,24 +44,22 @@ def explorers(action_masks: np.ndarray, epsilon: float, rng: np.random.Generator
     return chosen
 
 
-def draw(
-    action_masks: np.ndarray, epsilons: Sequence[float], rngs: Sequence[np.random.Generator], exploration: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which agents of K games act at random, bool [K, N], and how much they like each action then, [K, N, A].
+def choose(
+    q: np.ndarray,
+    action_masks: np.ndarray,
+    epsilons: Sequence[float],
+    rngs: Sequence[np.random.Generator],
+    exploration: str,
+) -> np.ndarray:
+    """Epsilon-greedy legal actions in K games: q [K, N, A], masks bool [K, N, A] -> int64 [K, N].
 
-    action_masks bool [K, N, A]. Each game draws from its own generator, so that what it draws does not depend on the
-    games beside it.
+    Each game draws from its own generator, so that what it draws does not depend on the games beside it.
     """
-    explore, likings = np.empty(action_masks.shape[:2], dtype=bool), np.empty(action_masks.shape)
+    explore, draws = np.empty(q.shape[:2], dtype=bool), np.empty(q.shape)
     for game, (epsilon, rng) in enumerate(zip(epsilons, rngs, strict=True)):
         explore[game] = explorers(action_masks[game], epsilon, rng, exploration)
-        rng.random(out=likings[game])
-    return explore, likings
-
-
-def choose(q: np.ndarray, action_masks: np.ndarray, explore: np.ndarray, likings: np.ndarray) -> np.ndarray:
-    """The legal action that is worth most, or that an explorer likes best: [K, N, A] and [K, N] -> int64 [K, N]."""
-    return np.where(explore, _random_actions(action_masks, likings), greedy_actions(q, action_masks))
+        rng.random(out=draws[game])
+    return np.where(explore, _random_actions(action_masks, draws), greedy_actions(q, action_masks))
 
 
 def _random_actions(action_masks: np.ndarray, draws: np.ndarray) -> np.ndarray:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .config import QMIXConfig
-from .exploration import choose, draw
+from .exploration import choose
 from .networks import AgentNetwork
 from .team_env import TeamEnv, team_scalars
 from .types import EnvSpec, Episode, View
@@ -21,15 +20,14 @@ from .types import EnvSpec, Episode, View
 class Team:
     """All agents of K games, acting with one network: it keeps their memories and last actions from step to step."""
 
-    def __init__(self, network: AgentNetwork, spec: EnvSpec, config: QMIXConfig, device: torch.device) -> None:
-        self._network, self._spec, self._config, self._device = network, spec, config, device
+    def __init__(self, network: AgentNetwork, spec: EnvSpec, exploration: str, device: torch.device) -> None:
+        self._network, self._spec, self._exploration, self._device = network, spec, exploration, device
         self.reset()
 
     def reset(self, games: int = 1, noise: np.ndarray | None = None) -> None:
         """Forgets: new episodes start. noise [K, N, H + A] stays in the network's weights until the next reset."""
         self._hidden: torch.Tensor | None = None
         self._last_actions = np.full((games, self._spec.n_agents), -1, dtype=np.int64)
-        self._drawn: tuple[np.ndarray, np.ndarray] | None = None
         self._noise = torch.tensor(noise, device=self._device) if noise is not None else None
 
     @torch.no_grad()
@@ -44,9 +42,7 @@ class Team:
         seen = torch.tensor(observations, device=self._device).unsqueeze(1)  # [K, 1, N, O]
         last = torch.tensor(self._last_actions, device=self._device).unsqueeze(1)  # [K, 1, N]
         q, self._hidden = self._network(seen, last, self._hidden, self._noise)
-        if self._drawn is None or not self._config.explore_episodes:
-            self._drawn = draw(action_masks, epsilons, rngs, self._config.exploration)
-        self._last_actions = choose(q[:, 0].cpu().numpy(), action_masks, *self._drawn)
+        self._last_actions = choose(q[:, 0].cpu().numpy(), action_masks, epsilons, rngs, self._exploration)
         return self._last_actions
 
 

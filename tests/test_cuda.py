@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from prune_env.networks import create
 from prune_env.networks.registry import image_size
 from prune_env.pruning import build, find_groups
 from prune_env.training.fit import FitConfig, fit, score
+from prune_env.training.step import Step
 from qmix_agent import QMIX, QMIXConfig
 
 pytestmark = pytest.mark.cuda
@@ -99,27 +101,57 @@ class Waiting(nn.Module):
         return self.head((y if y.sum().item() > 0 else -y).mean((2, 3)))
 
 
-def test_what_cannot_be_recorded_is_measured_all_the_same() -> None:
-    images, labels = torch.randn(8, 3, 8, 8).cuda(), torch.zeros(8, dtype=torch.long).cuda()
-    model = Waiting().eval()
-    groups = find_groups(model, images[:2].cpu())
-    ranking = {group.agent_id: torch.arange(group.filters) for group in groups}
-    assert recording(model, groups, ranking, images[:2].cpu(), (images,), [(images, labels)]) is None
-    assert float(model.cuda()(images).sum()) == pytest.approx(float(model.cpu()(images.cpu()).sum()), abs=0.05)
+def test_what_cannot_be_recorded_is_measured_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    images = torch.randint(0, 256, (400, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    splits = from_tensors(images, torch.arange(400) % 10, images[:50], torch.arange(50) % 10)
+    caplog.set_level("INFO")
+    env = FilterPruneEnv(
+        Waiting().eval(), splits, EnvConfig(prove=False, target_macs=None, reward="amc"), device="cuda"
+    )
+    assert "is not recorded: " in caplog.text
+    assert len(played(env, 2)) == 2
+    caplog.clear()
+    dropping = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 10)
+    )
+    other = FilterPruneEnv(dropping.eval(), splits, EnvConfig(prove=False), device="cuda")  # recording still works
+    assert "is not recorded" not in caplog.text
+    fit(dropping, splits, FitConfig(epochs=10, batch_size=20), device="cuda", progress=False)
+    assert len(played(other, 2)) == 2
+
+
+def test_environments_can_be_copied_and_sent(trained: torch.nn.Module, digits: DataSplits) -> None:
+    env = FilterPruneEnv(trained, digits, SMALL, device="cuda")
+    answers = played(env, 3)
+    for other in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
+        assert other.evaluator._measurer._recording is not None
+        plan, accuracy = answers[0]
+        assert other.evaluator._measurer.accuracy(plan) == accuracy
+
+
+def test_a_plan_and_its_network_are_measured_alike(trained: torch.nn.Module, digits: DataSplits) -> None:
+    env = FilterPruneEnv(trained, digits, SMALL, device="cuda")
+    for plan, accuracy in played(env, 5):
+        assert env.evaluator.accuracy_of(build(env.model, env.groups, env.ranking, plan)) == pytest.approx(
+            accuracy, abs=0.02
+        )
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "alexnet", "resnet20"])
 @pytest.mark.parametrize("muon_lr", [0.0, 0.05])
-def test_steps_that_are_replayed_are_the_same_steps(name: str, muon_lr: float) -> None:
-    generator = torch.Generator().manual_seed(0)
+def test_steps_that_are_replayed_are_the_same_steps(name: str, muon_lr: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, graphs = torch.Generator().manual_seed(0), []
     images = torch.randint(0, 256, (600, 3, *image_size(name)), dtype=torch.uint8, generator=generator)
     labels = torch.arange(600) % 10
     splits = from_tensors(images[:500], labels[:500], images[500:], labels[500:])
-    config = FitConfig(epochs=3, batch_size=50, lr=0.05, muon_lr=muon_lr)
+    config = FitConfig(epochs=8, batch_size=50, lr=0.05, muon_lr=muon_lr)
+    record = Step._record
+    monkeypatch.setattr(Step, "_record", lambda step, *batch: graphs.append(record(step, *batch)))
     seen = []
-    for replay in (True, True, False):
+    for number, replay in enumerate((True, True, False)):
         model = fit(create(name), splits, config, device="cuda", replay=replay, progress=False)
         seen.append(torch.cat([tensor.flatten().float() for tensor in model.state_dict().values()]))
+        assert len(graphs) == min(2, number + 1)
     begun = torch.cat([tensor.flatten().float() for tensor in create(name).state_dict().values()])
     assert torch.equal(seen[0], seen[1])
     moved = (seen[2] - begun).norm()
@@ -135,7 +167,7 @@ def test_a_loss_that_waits_for_the_gpu_trains_all_the_same() -> None:
         return value * (1.0 if value.item() > 0 else -1.0)
 
     one, other = (
-        fit(create("small_cnn"), splits, FitConfig(epochs=2, batch_size=20), loss=loss, device="cuda", replay=replay)
+        fit(create("small_cnn"), splits, FitConfig(epochs=5, batch_size=20), loss=loss, device="cuda", replay=replay)
         for replay in (True, False)
     )
     for name, tensor in one.state_dict().items():

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import jobs, qmix_ablation, qmix_speed, qmix_strength, statistics
 from benchmarks.enumerate_plans import accuracies, reachable
 from benchmarks.games import Idle, Seeded, TwoStep
-from benchmarks.methods import METHODS
+from benchmarks.methods import METHODS, qmix
 from benchmarks.peers import Settings, available, make
 from prune_env import FilterPruneEnv
 from qmix_agent import QMIXConfig
@@ -106,10 +106,10 @@ def test_ablation_changes_one_field_at_a_time(make_env: Callable[..., FilterPrun
     assert {"mixer": QMIXConfig().mixer} not in settings.values()
     env = make_env(rates=(0.0, 0.5), rounds=1)
     fields = {"learning_starts": 4, "batch_size": 4, "hidden_size": 8}
-    result = qmix_ablation.learn(env, fields, 6, 0)
-    assert len(result["curve"]) == 6 or result["episodes"] == 12
-    assert result["curve"] == sorted(result["curve"])
-    assert result["curve"][-1] == max(entry.accuracy for entry in env.archive)
+    result = qmix.learn(env, 6, 0, **fields)
+    assert len(result.curve) == 6 or result.proposals == 18
+    assert result.curve == sorted(result.curve)
+    assert result.curve[-1] == max(entry.accuracy for entry in env.archive)
 
 
 def test_regret_is_to_the_best_plan_in_points() -> None:

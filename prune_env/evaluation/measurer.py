@@ -9,6 +9,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from .batchnorm import fold, folding_pairs, near_equal, recalibrate
 from .metric import Metric, measure
 from .program import Program
 from .racing import Race
-from .recorded import recording
+from .recorded import Recording, recording
 
 BATCHES = {"cpu": 250, "cuda": 2000}
 """Images at a time: as many as fit a processor's cache, or keep a GPU busy."""
@@ -54,12 +55,22 @@ class Measurer:
         self._program = None
         if task.metric is None:
             self._program = Program(task.model, task.groups, task.example_input, dtype=task.dtype, device=task.device)
-        self._recording = None
-        if task.metric is None and task.device.type == "cuda":
-            calibration = near_equal(task.calibration, self.batch)
-            batches = list(zip(task.split.images.split(self.batch), task.split.labels.split(self.batch), strict=True))
-            example = task.example_input
-            self._recording = recording(task.model, task.groups, task.ranking, example, calibration, batches)
+        self._recording = self._recorded()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_recording": None}  # part of this process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._recording = self._recorded()
+
+    def _recorded(self) -> Recording | None:
+        task = self.task
+        if task.metric is not None or task.device.type != "cuda":
+            return None
+        calibration = near_equal(task.calibration, self.batch)
+        batches = list(zip(task.split.images.split(self.batch), task.split.labels.split(self.batch), strict=True))
+        return recording(task.model, task.groups, task.ranking, task.example_input, calibration, batches)
 
     @property
     def settings(self) -> tuple[object, ...]:

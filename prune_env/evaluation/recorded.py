@@ -14,15 +14,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from .. import cuda_graphs
+from ..cuda_graphs import aside, refusing_to_wait
 from ..device import exact_convolutions
 from ..pruning.copies import twin
 from ..pruning.groups import Plan, PruningGroup
 from ..pruning.surgery import build
 from .batchnorm import TOLERANCE, agree, recalibrate, stirred
 from .silenced import SilencedNetwork
-
-WARM_UP = 2
-"""Runs before the recording: libraries then have their workspaces."""
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +43,12 @@ class Recording:
         self._silenced, self._calibration, self._batches = silenced, calibration, batches
         device = batches[0][1].device
         self._right = torch.zeros((), dtype=torch.long, device=device)
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                self._count()
-        torch.cuda.current_stream(device).wait_stream(stream)
+        with aside(device):
+            self._count()  # libraries then have their workspaces
+        with aside(device), refusing_to_wait():
+            self._count()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with cuda_graphs.recording(self._graph, device):
             self._count()
 
     def right(self, plan: Plan) -> int:
@@ -83,17 +80,19 @@ def recording(
     """
     device, dtype = batches[0][0].device, batches[0][0].dtype
     try:
-        reason = fault(model, groups, example_input.to(device))
+        reason = silencing_fault(model, groups, example_input.to(device))
         if reason is None:
             return Recording(SilencedNetwork(model, groups, ranking, dtype=dtype, device=device), calibration, batches)
-    except RuntimeError as error:  # what CUDA says of a network that cannot be recorded, or of memory
+    except torch.OutOfMemoryError:
+        raise  # answers must not depend on who else uses the GPU
+    except RuntimeError as error:  # what torch says of a network that waits
         reason = str(error)
     logger.info("the evaluation of %s is not recorded: %s", type(model).__name__, reason)
     return None
 
 
 @torch.inference_mode()
-def fault(model: nn.Module, groups: Sequence[PruningGroup], example: torch.Tensor) -> str | None:
+def silencing_fault(model: nn.Module, groups: Sequence[PruningGroup], example: torch.Tensor) -> str | None:
     """What speaks against silencing this model's filters: a plan whose silenced network is not the cut one."""
     model = stirred(copy.deepcopy(twin(model)).to(example.device)).eval()
     ranking = {group.agent_id: torch.arange(group.filters).flip(0) for group in groups}

@@ -52,6 +52,7 @@ class SilencedNetwork:
             module = self.network.get_submodule(path)
             self._readers.append((module, feeding.to(device), _reading(module).clone()))
 
+    @torch.inference_mode()
     def load(self, plan: Plan) -> None:
         """The plan that `silence` makes the network's. Raises ValueError for one that does not fit the groups."""
         check_plan(self._groups, plan)

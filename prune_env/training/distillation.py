@@ -55,6 +55,7 @@ def distill(
     select_best: bool = True,
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
+    replay: bool | None = None,
     progress: bool = True,
     title: str = "distillation",
 ) -> nn.Module:
@@ -65,7 +66,7 @@ def distill(
 
     loss    what the labels ask, beside the teacher; default: cross-entropy. Labels without classes need one
     metric  what `select_best` goes by, in place of accuracy
-    For the checkpoint, and for what is raised, see `fit`.
+    For the checkpoint, `replay`, and for what is raised, see `fit`.
     """
     config = config or DistillationConfig()
     check_loss(loss, data)
@@ -81,7 +82,7 @@ def distill(
         select_best=select_best,
         checkpoint=checkpoint,
         device=device,
-        replay=loss is None,  # what a foreign loss does at each step cannot be known
+        replay=loss is None if replay is None else replay,
         progress=progress,
         title=title,
     )

@@ -27,7 +27,7 @@ from ..device import channels_last, fast_dtype, seeded
 from ..evaluation.batchnorm import near_equal, recalibrate
 from ..evaluation.metric import Metric, check_metric, identity, measure
 from ..files import replacing
-from .step import Loss, Step, optimizers_of
+from .step import WORTH_RECORDING, Loss, Step, optimizers_of
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def fit(
     select_best: bool = False,
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
-    replay: bool = True,
+    replay: bool | None = None,
     progress: bool = True,
     title: str = "training",
 ) -> nn.Module:
@@ -95,8 +95,8 @@ def fit(
     metric      what `select_best` goes by, in place of accuracy
     recipe      what `loss` depends on, in words, if its code does not say it: what makes a checkpoint that of one run
     checkpoint  written after every epoch; an existing one of the same run is resumed
-    replay      on a GPU, record the step and replay it: several times as fast for a small network. Not for a loss or a
-                network whose Python code does something else from step to step
+    replay      on a GPU, record the step and replay it: up to three times as fast for a small network. Not for a
+                network or a loss whose Python code does something else from step to step; None: not with a `loss`
     Raises FloatingPointError when the loss is no longer finite, and ValueError for a checkpoint of another run, for
     labels without classes that lack a loss or a metric, and for a muon_lr that has no convolution to work on.
     """
@@ -108,6 +108,7 @@ def fit(
     if select_best:
         check_metric(metric, data)
         recipe += f" by {identity(metric)}" if metric else ""
+    replay = loss is None if replay is None else replay
     loss = loss or cross_entropy(config.label_smoothing)
     model = channels_last(copy.deepcopy(model).to(device))
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -129,13 +130,13 @@ def fit(
     # Every image is seen both ways in any two epochs (alternating flip, Jordan 2024): better than chance in short runs.
     first_flip = torch.rand(len(data.train), generator=torch.Generator().manual_seed(config.seed)) < 0.5
 
-    take_step = Step(model, loss, optimizers, device, dtype, replay)
+    take_step = Step(model, loss, optimizers, device, dtype, replay and steps - step >= WORTH_RECORDING)
     bar = tqdm(total=steps, initial=step, desc=title, unit="step", disable=not progress, mininterval=1)
     while step < steps:
         epoch = step // steps_per_epoch
         generator = torch.Generator().manual_seed(_mix(config.seed, epoch))
         model.train()
-        with seeded(device, _mix(config.seed, epoch)):
+        with seeded(device, _mix(config.seed, epoch) ^ 1):  # not the draws of order and augmentation again
             for rows in _batches(len(data.train), config.batch_size, generator):
                 if step == steps:
                     break
@@ -340,5 +341,6 @@ def _restore(
     model.load_state_dict(state["model"])
     averaged.load_state_dict(state["averaged"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
+        # Settings are this run's: a checkpoint may come from another device.
+        optimizer.load_state_dict({**saved, "param_groups": optimizer.state_dict()["param_groups"]})
     return state["step"], (state["best_accuracy"], state["best"])

@@ -45,7 +45,11 @@ class Muon(torch.optim.Optimizer):
                 average = state["momentum_buffer"].mul_(group["momentum"]).add_(weight.grad)
                 ahead = weight.grad.add(average, alpha=group["momentum"])
                 weight.mul_(len(weight) ** 0.5 / weight.norm().clamp_min(1e-7))
-                weight.sub_(orthogonalised(ahead.flatten(1)).view_as(weight).mul_(group["lr"]))
+                turn = orthogonalised(ahead.flatten(1)).view_as(weight)
+                if isinstance(group["lr"], torch.Tensor):  # in the memory of a recording
+                    weight.sub_(turn.mul_(group["lr"]))
+                else:
+                    weight.sub_(turn, alpha=group["lr"])
 
 
 def orthogonalised(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:

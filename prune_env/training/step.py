@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from ..cuda_graphs import aside, recording, refusing_to_wait
 from ..evaluation.batchnorm import folding_pairs
 from .muon import Muon
 
@@ -20,15 +21,17 @@ Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 WARM_UP = 3
 """Steps before the recording: optimizers then have their buffers, and libraries their workspaces."""
+WORTH_RECORDING = 30
+"""Steps to come, at least."""
 
 logger = logging.getLogger(__name__)
 
 
 class Step:
-    """Calling it with a batch takes one step and gives the loss. Make it once the optimizers are as they should be.
+    """Calling it with a batch takes one step and gives the loss, which the next call may overwrite.
 
-    optimizers  each with its share of the peak learning rate; `set_learning_rates` says how much of it holds
-    replay      whether to record the step, where there is a GPU; what cannot be recorded goes on without
+    optimizers  each with its peak learning rate, in the state that training goes on from
+    replay      whether to record the step, where there is a GPU; what waits for the GPU goes on without
     """
 
     def __init__(
@@ -64,16 +67,23 @@ class Step:
         if not self._replay:
             return self._taken(images, labels)
         self._steps += 1
-        if self._steps <= WARM_UP:
-            return self._aside(images, labels)
-        if self._steps == WARM_UP + 1:
-            self._record(images, labels)
+        if self._steps < WARM_UP:
+            with aside(self._device):
+                return self._taken(images, labels)
+        if self._steps == WARM_UP:
+            return self._tried(images, labels)
         if self._graph is None:
-            return self._taken(images, labels)
+            self._record(images, labels)
+            assert self._graph is not None
         self._images.copy_(images)
         self._labels.copy_(labels)
         self._graph.replay()
         return self._value
+
+    @property
+    def recorded(self) -> bool:
+        """Whether steps are replayed by now."""
+        return self._graph is not None
 
     def _taken(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
@@ -84,28 +94,31 @@ class Step:
             optimizer.step()
         return value.detach()
 
-    def _aside(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """On another stream, as what precedes a recording has to be."""
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            value = self._taken(images, labels)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        return value
+    def _tried(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """One step; if it waits for the GPU, none is recorded."""
+        try:
+            with aside(self._device), refusing_to_wait():
+                return self._taken(images, labels)
+        except RuntimeError as error:
+            if "synchroniz" not in str(error):
+                raise
+            logger.info("the training step is not recorded: %s", error)
+            self._replay_off()
+            return self._taken(images, labels)
 
     def _record(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         """Nothing is computed here. Gradients are dropped first: they then belong to the recording's memory."""
         self._model.zero_grad(set_to_none=True)
-        self._images, self._labels = images.clone(memory_format=torch.preserve_format), labels.clone()
+        self._images, self._labels = images.clone(), labels.clone()
         graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._value = self._taken(self._images, self._labels)
-        except RuntimeError as error:  # a loss or a network that waits for the GPU
-            logger.info("the training step is not recorded: %s", error)
-            self._model.zero_grad(set_to_none=True)
-            return
+        with recording(graph, self._device):
+            self._value = self._taken(self._images, self._labels)
         self._graph = graph
+
+    def _replay_off(self) -> None:
+        self._replay = False
+        for group in (group for optimizer in self._optimizers for group in optimizer.param_groups):
+            group["lr"] = float(group["lr"])
 
 
 def optimizers_of(

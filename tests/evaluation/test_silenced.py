@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks.zoo import make
 from prune_env.evaluation.batchnorm import recalibrate
-from prune_env.evaluation.recorded import fault
+from prune_env.evaluation.recorded import silencing_fault
 from prune_env.evaluation.silenced import SilencedNetwork
 from prune_env.networks import NETWORKS
 from prune_env.pruning import PruningGroup, build, inspect
@@ -47,7 +47,7 @@ def test_known_networks(name: str) -> None:
     model, images = make(name)
     images = images.tile(2, 1, 1, 1)[:, :, :64, :64]
     check(model, images)
-    assert fault(model, inspect(model, images, prove=False).groups, images) is None
+    assert silencing_fault(model, inspect(model, images, prove=False).groups, images) is None
 
 
 @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -86,7 +86,7 @@ def test_a_network_that_silencing_does_not_suit_is_found() -> None:
     conv = Member("conv", "out", torch.arange(8)[:, None])
     group = PruningGroup("conv_0", ("conv",), 8, (conv,))
     images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert "gives other outputs" in (fault(ChannelMean().eval(), [group], images) or "")
+    assert "gives other outputs" in (silencing_fault(ChannelMean().eval(), [group], images) or "")
 
 
 def test_a_plan_that_does_not_fit_is_refused() -> None:

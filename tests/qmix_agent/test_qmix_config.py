@@ -37,7 +37,6 @@ from qmix_agent import QMIXConfig
         ("hypernet_layers", True),
         ("mixing_weights", "exp"),
         ("parameter_sharing", 1),
-        ("explore_episodes", "yes"),
         ("layer_norm", None),
         ("priority_alpha", 1.5),
         ("priority_beta", -0.1),

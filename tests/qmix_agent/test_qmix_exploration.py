@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
-import torch
-from games import TwoStep
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmix_agent import QMIXConfig
-from qmix_agent.exploration import choose, draw, epsilon_at, explorers, random_actions
-from qmix_agent.learner import Learner
-from qmix_agent.rollout import Team
-from qmix_agent.team_env import TeamEnv
+from qmix_agent.exploration import choose, epsilon_at, explorers, random_actions
 
 
 def test_epsilon_falls_linearly_and_stays() -> None:
@@ -32,9 +25,7 @@ def test_actions_are_always_legal(seed: int, epsilon: float, exploration: str) -
     masks[np.arange(4), rng.integers(0, 5, 4)] = True
     q = np.where(masks, -1e30, 1e30)  # everything illegal looks best
     for _ in range(5):
-        explore, likings = draw(masks[None], [epsilon], [rng], exploration)
-        assert masks[np.arange(4), choose(q[None], masks[None], explore, likings)[0]].all()
-        assert masks[np.arange(4), choose(q[None], masks[None], ~explore, likings)[0]].all()
+        assert masks[np.arange(4), choose(q[None], masks[None], [epsilon], [rng], exploration)[0]].all()
 
 
 def test_random_actions_are_uniform_over_the_legal_ones() -> None:
@@ -59,35 +50,3 @@ def test_a_team_explores_together_one_to_all_of_those_with_a_choice() -> None:
     assert np.bincount(sizes[sizes > 0], minlength=6)[1:] / (sizes > 0).sum() == pytest.approx([0.2] * 5, abs=0.06)
     assert not explorers(masks, 1.0, rng, "team")[5]
     assert not explorers(masks[5:], 1.0, rng, "team").any()  # nobody has a choice
-
-
-@pytest.mark.parametrize("exploration", ["agent", "team"])
-def test_explorers_of_whole_episodes_keep_to_what_they_like(exploration: str) -> None:
-    """Others stay greedy; in the next episode it is drawn anew. Without the option it is drawn at every step."""
-    spec, rng = TeamEnv(TwoStep()).spec, np.random.default_rng(0)
-    kept = QMIXConfig(explore_episodes=True, exploration=exploration, recurrent=False, last_action=False)
-    network = Learner(spec, kept, seed=0, device="cpu").network
-    observations = np.zeros((1, spec.n_agents, spec.max_observation), dtype=np.float32)
-    masks = np.ones((1, spec.n_agents, spec.max_actions), dtype=bool)
-
-    def explored(config: QMIXConfig) -> np.ndarray:
-        """[episodes, steps, N]"""
-        team, episodes = Team(network, spec, config, torch.device("cpu")), []
-        for _ in range(60):
-            team.reset()
-            episodes.append([team.act(observations, masks, [1.0], [rng])[0] for _ in range(6)])
-        return np.array(episodes)
-
-    steady, restless = explored(kept), explored(dataclasses.replace(kept, explore_episodes=False))
-    assert (steady == steady[:, :1]).all()
-    assert len(np.unique(steady[:, 0], axis=0)) > 1
-    assert (restless == restless[:, :1]).all(axis=(1, 2)).mean() < 0.5
-
-
-def test_what_an_explorer_likes_best_may_become_illegal() -> None:
-    masks = np.ones((1, 2, 4), dtype=bool)
-    explore, likings = draw(masks, [1.0], [np.random.default_rng(1)], "agent")
-    q, order = np.zeros((1, 2, 4)), np.argsort(-likings[0], axis=-1)
-    assert (choose(q, masks, explore, likings)[0] == order[:, 0]).all()
-    masks[0, np.arange(2), order[:, 0]] = False
-    assert (choose(q, masks, explore, likings)[0] == order[:, 1]).all()

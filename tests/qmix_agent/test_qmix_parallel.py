@@ -28,7 +28,6 @@ KINDS: list[dict[str, Any]] = [
     {"parameter_sharing": False},
     {"exploration": "noisy"},
     {"exploration": "team"},
-    {"explore_episodes": True},
 ]
 
 
@@ -42,7 +41,7 @@ def test_playing_together_is_playing_one_by_one(game: type[Ragged], kind: dict[s
     """Episodes of unequal length, each with its own seed, epsilon, exploration and noise."""
     spec, config = TeamEnv(game()).spec, dataclasses.replace(SMALL, **kind)
     learner = Learner(spec, config, seed=0, device="cpu")
-    team = Team(learner.network, spec, config, learner.device)
+    team = Team(learner.network, spec, config.exploration, learner.device)
 
     def start(seed: int) -> Start:
         rng = np.random.default_rng(seed)

@@ -29,7 +29,7 @@ CONFIG = QMIXConfig(hidden_size=8)
 def played(env: Game, seed: int, epsilon: float = 1.0) -> tuple[TeamEnv, Episode, dict[str, float]]:
     view = TeamEnv(env)
     learner = Learner(view.spec, CONFIG, seed=0, device="cpu")
-    team = Team(learner.network, view.spec, CONFIG, torch.device("cpu"))
+    team = Team(learner.network, view.spec, "agent", torch.device("cpu"))
     return view, *play_episodes([view], team, [Start(seed, epsilon, np.random.default_rng(seed))])[0]
 
 
