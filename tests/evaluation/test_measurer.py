@@ -1,0 +1,70 @@
+"""What is measured by a recording, as on a GPU, played here by a network without one."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from prune_env import EnvConfig, FilterPruneEnv
+from prune_env.data import DataSplits
+from prune_env.evaluation.batchnorm import near_equal
+from prune_env.evaluation.measurer import Measurer, Task
+from prune_env.evaluation.silenced import SilencedNetwork
+from prune_env.pruning import Plan, build
+
+SMALL = EnvConfig(reward_images=300, calibration_images=300, prove=False)
+
+
+class Recorded:
+    """Answers as a recording does, and, like one, can neither be copied nor sent."""
+
+    def __init__(self, task: Task, batch: int) -> None:
+        self.task, self.batch, self.asked = task, batch, 0
+        self.silenced = SilencedNetwork(task.model, task.groups, task.ranking, dtype=task.dtype)
+        self.graph = (number for number in range(3))
+
+    def right(self, plan: Plan) -> int:
+        self.asked += 1
+        self.silenced.load(plan)
+        self.silenced.silence()
+        self.silenced.recalibrate(near_equal(self.task.calibration, self.batch))
+        with torch.inference_mode():
+            return int((self.silenced.network(self.task.split.images).argmax(1) == self.task.split.labels).sum())
+
+
+@pytest.fixture
+def env(trained: nn.Module, digits: DataSplits, monkeypatch: pytest.MonkeyPatch) -> FilterPruneEnv:
+    monkeypatch.setattr(Measurer, "_recorded", lambda self: Recorded(self.task, self.batch))
+    return FilterPruneEnv(trained, digits, SMALL)
+
+
+def some_plans(env: FilterPruneEnv) -> list[Plan]:
+    return [tuple(max(2, round(share * count)) for count in env.full_plan) for share in (0.9, 0.7, 0.5)]
+
+
+def test_plans_go_to_the_recording_and_networks_do_not(env: FilterPruneEnv) -> None:
+    recorded = env.evaluator._measurer._recording
+    assert isinstance(recorded, Recorded)
+    before = recorded.asked
+    for plan in some_plans(env):
+        accuracy = env.evaluator.accuracy(plan)
+        network = build(env.model, env.groups, env.ranking, plan)
+        assert env.evaluator.accuracy_of(network) == pytest.approx(accuracy, abs=0.03)  # sampled statistics
+    assert recorded.asked == before + 3
+
+
+def test_copies_make_a_recording_of_their_own(env: FilterPruneEnv) -> None:
+    (plan, *_) = some_plans(env)
+    for other in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
+        assert other.evaluator._measurer._recording is not env.evaluator._measurer._recording
+        assert other.evaluator._measurer.accuracy(plan) == env.evaluator.accuracy(plan)
+
+
+def test_answers_of_a_recording_are_kept_apart(env: FilterPruneEnv) -> None:
+    """On disk; statistics are taken from other positions."""
+    measurer = env.evaluator._measurer
+    assert measurer.settings == (measurer.batch, "recorded")
