@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from benchmarks import evaluator_memory
 from benchmarks.methods import METHODS, ONE_PLAN
 from benchmarks.methods.budgeted import PROPOSALS, Budgeted
 from benchmarks.methods.plans import from_keep_ratios
@@ -97,3 +98,10 @@ def test_plans_from_keep_ratios_cost_the_budget(make_env: MakeEnv) -> None:
 def test_sensitivity_needs_a_look_at_every_group(make_env: MakeEnv) -> None:
     with pytest.raises(ValueError, match="to at least 6"):
         METHODS["sensitivity"](make_env(), GROUPS, 0)
+
+
+def test_memory_is_told_beside_the_memo(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluator_memory.main(evaluator_memory.Config(evaluations=20, looks=2))
+    _, _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines] == ["| 10", "| 20"]
+    assert all(float(line.split(" | ")[1]) > 100 for line in lines)
