@@ -33,7 +33,7 @@ def refusing_to_wait() -> Iterator[None]:
 
 
 @contextmanager
-def recording(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[None]:
+def capturing(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[None]:
     """What is launched inside becomes the graph's and does not run. Raises RuntimeError where that cannot be."""
     with torch.cuda.device(device):
         before = torch.cuda.current_stream(device)

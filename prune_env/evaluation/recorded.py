@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from .. import cuda_graphs
-from ..cuda_graphs import aside, refusing_to_wait
+from ..cuda_graphs import aside, capturing, refusing_to_wait
 from ..device import exact_convolutions
 from ..pruning.copies import twin
 from ..pruning.groups import Plan, PruningGroup
@@ -48,7 +47,7 @@ class Recording:
         with aside(device), refusing_to_wait():
             self._count()
         self._graph = torch.cuda.CUDAGraph()
-        with cuda_graphs.recording(self._graph, device):
+        with capturing(self._graph, device):
             self._count()
 
     def right(self, plan: Plan) -> int:

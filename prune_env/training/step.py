@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from ..cuda_graphs import aside, recording, refusing_to_wait
+from ..cuda_graphs import aside, capturing, refusing_to_wait
 from ..evaluation.batchnorm import folding_pairs
 from .muon import Muon
 
@@ -80,11 +80,6 @@ class Step:
         self._graph.replay()
         return self._value
 
-    @property
-    def recorded(self) -> bool:
-        """Whether steps are replayed by now."""
-        return self._graph is not None
-
     def _taken(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
             value = self._loss(first_tensor(self._model(images)).float(), images, labels)
@@ -111,7 +106,7 @@ class Step:
         self._model.zero_grad(set_to_none=True)
         self._images, self._labels = images.clone(), labels.clone()
         graph = torch.cuda.CUDAGraph()
-        with recording(graph, self._device):
+        with capturing(graph, self._device):
             self._value = self._taken(self._images, self._labels)
         self._graph = graph
 
