@@ -80,13 +80,16 @@ def text_table(comparison: Comparison, target: float | None) -> str:
 
 
 def main(config: Config) -> None:
+    if not config.rows:
+        raise ValueError("give files or folders that benchmarks.compare wrote, such as runs/compare")
     found = rows.read(config.rows)
     first = config.rows[0]
     out = config.out or (first if first.is_dir() else first.parent) / "report"
     page = write(found, out)
     for comparison in comparisons(found):
         for target in comparison.targets:
-            print(f"\n{comparison.title}, {100 * target:g} % of the MACs\n{text_table(comparison, target)}")
+            about = f"{comparison.title}, {100 * target:g} % of the MACs, {comparison.label}"
+            print(f"\n{about}\n{text_table(comparison, target)}")
     print(f"\n{page}")
 
 
