@@ -109,7 +109,7 @@ class Config:
             settings = {name: value for name, value in settings.items() if value != defaults[name]}
         return settings
 
-    def identity(self, seed: int, target_macs: float, method: str, finalise: bool | None = None) -> Row:
+    def identity(self, seed: int, target_macs: float, method: str) -> Row:
         """What makes a run the same run. Files are known by their names."""
         problem: Row = {"network": self.network, "data": Path(self.data).name, "evaluator": self.evaluator}
         problem |= {"weights": self.weights and self.weights.name, **self.settings}
@@ -120,7 +120,7 @@ class Config:
             "problem": problem,
             "target_macs": target_macs,
             "budget": self.budget,
-            "finalisation": finalisation if (self.finalise if finalise is None else finalise) else None,
+            "finalisation": finalisation if self.finalise else None,
             "method": method,
             "seed": seed,
         }
@@ -138,7 +138,7 @@ def main(config: Config) -> None:
         problem(config, todo[0][1])  # trains the network, if need be, before several processes ask for it
     threads = max(1, torch.get_num_threads() // config.jobs)
     searched = {key: row for key, row in known.items() if "candidates" in row}
-    jobs = [(*run, searched.get(rows.identity(config.identity(*run, finalise=False)))) for run in todo]
+    jobs = [(*run, searched.get(rows.identity(config.identity(*run) | {"finalisation": None}))) for run in todo]
     made = results(jobs, partial(_run, config), config.jobs, threads)
     for _, row in tqdm(made, total=len(mine), initial=len(mine) - len(todo), unit="run"):
         rows.append(config.file, row)
@@ -154,7 +154,7 @@ def run(config: Config, seed: int, target_macs: float, method: str, searched: Ro
             raise RuntimeError(f"method {method!r} found no plan within {target_macs} of the MACs; raise the budget")
         searched = _searched(config, env, result)
     if config.finalise:
-        searched |= _finalised(config, env, searched["candidates"][: config.finalists], seed)
+        searched = searched | _finalised(config, env, searched["candidates"][: config.finalists], seed)
     return searched | config.identity(seed, target_macs, method)
 
 

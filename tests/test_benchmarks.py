@@ -21,8 +21,10 @@ GROUPS = 5
 def test_methods_keep_the_budget_and_repeat(make_env: MakeEnv, method: str) -> None:
     first, second = (METHODS[method](make_env(), 8, 3) for _ in range(2))
     assert first.entries == second.entries
-    # A learner that repeats itself ends with the proposals.
-    assert len(first.entries) == (1 if method in ONE_PLAN else 8) or first.proposals == 8 * PROPOSALS
+    if method in ("iql", "vdn", "qmix") and len(first.entries) < 8:
+        assert first.proposals == 8 * PROPOSALS, "one that repeats itself ends with the proposals"
+    else:
+        assert len(first.entries) == (1 if method in ONE_PLAN else 8)
     assert len({entry.plan for entry in first.entries}) == len(first.entries)
     assert all(0.49 <= entry.macs_ratio <= 0.5 for entry in first.entries)
     assert first.curve == sorted(first.curve)

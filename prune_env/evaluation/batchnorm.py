@@ -1,7 +1,7 @@
 """BatchNorm statistics: estimating them anew, and folding them into the convolutions.
 
 Recalibration as in EagleEye (Li et al., ECCV 2020): after filters are gone, the stored statistics describe inputs
-that no longer exist. Statistics are averaged over all batches with equal weight (momentum=None).
+that no longer exist. Statistics are averaged over all batches with equal weight.
 """
 
 from __future__ import annotations
@@ -40,18 +40,27 @@ def estimating(model: nn.Module) -> Iterator[bool]:
     """Every BatchNorm takes the statistics of the batches that run inside; gives whether there is any.
 
     Only the BatchNorm layers run in training mode: dropout stays off. Every module's mode and momentum are restored.
+    All calls of a layer count alike, as with a momentum of None, whose counter a GPU would have to be waited for.
     """
+    calls: Counter[nn.Module] = Counter()
+
+    def average(norm: nn.Module, _inputs: object) -> None:
+        calls[norm] += 1
+        norm.momentum = 1 / calls[norm]  # type: ignore[assignment]
+
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
+    handles = [norm.register_forward_pre_hook(average) for norm in norms]
     model.eval()
     try:
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # cumulative average
             norm.train()
         yield bool(norms)
     finally:
+        for handle in handles:
+            handle.remove()
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         for module, mode in modes:

@@ -59,7 +59,7 @@ class Recording:
     @torch.inference_mode()
     def _count(self) -> None:
         self._silenced.silence()
-        self._silenced.recalibrate(self._calibration)
+        recalibrate(self._silenced.network, self._calibration)
         self._right.zero_()
         for images, labels in self._batches:
             self._right += (self._silenced.network(images).argmax(1) == labels).sum()
@@ -104,7 +104,7 @@ def silencing_fault(model: nn.Module, groups: Sequence[PruningGroup], example: t
             recalibrate(network, (images.clone(),))
             silenced.load(plan)
             silenced.silence()
-            silenced.recalibrate((images.clone(),))
+            recalibrate(silenced.network, (images.clone(),))
             if not agree(silenced.network(images.clone()), network(images.clone()), 10 * TOLERANCE):
                 return f"plan {plan} gives other outputs"
     return None

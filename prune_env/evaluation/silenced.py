@@ -8,7 +8,7 @@ layer; and with shapes that never change, all that is done for a plan can be rec
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -41,7 +41,6 @@ class SilencedNetwork:
     ) -> None:
         self._groups, self._ranking = tuple(groups), ranking
         self.network = channels_last(copy.deepcopy(twin(model)).to(device)).eval().requires_grad_(False)
-        self._norms = [module for module in self.network.modules() if isinstance(module, _BatchNorm)]
         for module in self.network.modules():
             if not isinstance(module, _BatchNorm):
                 _convert(module, dtype)
@@ -74,20 +73,6 @@ class SilencedNetwork:
                 axis = 0 if isinstance(module, _ConvTransposeNd) else 1
                 shape = [-1 if dimension == axis else 1 for dimension in range(whole.ndim)]
                 torch.mul(whole, heard.view(shape), out=_reading(module))
-
-    @torch.inference_mode()
-    def recalibrate(self, batches: Iterable[torch.Tensor]) -> None:
-        """BatchNorm statistics become those of the batches, each [B, C, H, W], as by `batchnorm.recalibrate`."""
-        norms = [norm for norm in self._norms if norm.track_running_stats]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.train()
-        for number, images in enumerate(batches, 1):
-            for norm in norms:
-                norm.momentum = 1 / number  # the mean of all so far, without a counter to be waited for
-            self.network(images)
-        for norm in norms:
-            norm.eval()
 
 
 def feeders(network: nn.Module, groups: Sequence[PruningGroup]) -> dict[str, torch.Tensor]:

@@ -24,10 +24,11 @@ from tqdm import tqdm
 
 from ..data import DataSplits, Split
 from ..device import channels_last, fast_dtype, seeded
-from ..evaluation.batchnorm import near_equal, recalibrate
+from ..evaluation.batchnorm import folding_pairs, near_equal, recalibrate
 from ..evaluation.metric import Metric, check_metric, identity, measure
 from ..files import replacing
-from .step import WORTH_RECORDING, Loss, Step, optimizers_of
+from .muon import Muon
+from .step import WORTH_RECORDING, Loss, Step
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,7 @@ def fit(
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     # Momentum is kept in new buffers, for the parameters of this very copy.
     example = data.example_input.to(device)
-    peaks = {"lr": config.lr, "muon_lr": config.muon_lr}
-    optimizers = optimizers_of(model, example, **peaks, momentum=config.momentum, weight_decay=config.weight_decay)
+    optimizers = _optimizers(model, config, example)
     steps_per_epoch = max(1, len(data.train) // config.batch_size)
     steps = max(1, config.min_steps, round(config.epochs * steps_per_epoch))
     step, best = 0, (-math.inf, model.state_dict())
@@ -279,6 +279,29 @@ def _bf16_is_broken(model: nn.Module, example_input: torch.Tensor) -> bool:
         for handle in handles:
             handle.remove()
     return bool(found)
+
+
+def _optimizers(model: nn.Module, config: FitConfig, example_input: torch.Tensor) -> dict[torch.optim.Optimizer, float]:
+    """Fresh optimizers of the model's parameters, and the peak learning rate of each."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    turned: list[torch.Tensor] = []
+    if config.muon_lr:
+        normalised = [model.get_parameter(f"{conv}.weight") for conv, _ in folding_pairs(model, example_input)]
+        turned = [weight for weight in normalised[1:] if weight.requires_grad]
+        if not turned:
+            raise ValueError(
+                f"muon_lr={config.muon_lr} is for convolutions that a BatchNorm follows, and this network has no two "
+                "of them that learn; set it to 0"
+            )
+    of_muon = {id(weight) for weight in turned}
+    rest = [parameter for parameter in parameters if id(parameter) not in of_muon]
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    fused = True if example_input.device.type == "cuda" else None  # takes a learning rate from the GPU's memory
+    sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True, fused=fused)
+    return {sgd: config.lr} | ({Muon(turned, config.muon_lr): config.muon_lr} if turned else {})
 
 
 def _batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:

@@ -13,8 +13,6 @@ import torch
 from torch import nn
 
 from ..cuda_graphs import aside, capturing, refusing_to_wait
-from ..evaluation.batchnorm import folding_pairs
-from .muon import Muon
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits float32 [B, K], normalised images [B, C, H, W], labels [B] or [B, K]) -> scalar"""
@@ -49,9 +47,9 @@ class Step:
         self._steps = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._images = self._labels = self._value = torch.empty(0)
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            # A recording reads it from the GPU's memory.
-            group["lr"] = torch.zeros((), device=device) if self._replay else 0.0
+        if self._replay:
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+                group["lr"] = torch.zeros((), device=device)  # a recording reads it from the GPU's memory
 
     def set_learning_rates(self, share: float) -> None:
         """Of each optimizer's peak."""
@@ -98,7 +96,7 @@ class Step:
             if "synchroniz" not in str(error):
                 raise
             logger.info("the training step is not recorded: %s", error)
-            self._replay_off()
+            self._replay = False
             return self._taken(images, labels)
 
     def _record(self, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -109,45 +107,6 @@ class Step:
         with capturing(graph, self._device):
             self._value = self._taken(self._images, self._labels)
         self._graph = graph
-
-    def _replay_off(self) -> None:
-        self._replay = False
-        for group in (group for optimizer in self._optimizers for group in optimizer.param_groups):
-            group["lr"] = float(group["lr"])
-
-
-def optimizers_of(
-    model: nn.Module,
-    example_input: torch.Tensor,
-    *,
-    lr: float,
-    muon_lr: float,
-    momentum: float,
-    weight_decay: float,
-) -> dict[torch.optim.Optimizer, float]:
-    """Fresh optimizers of the model's parameters, and the peak learning rate of each.
-
-    Raises ValueError for a muon_lr that has no convolution to work on.
-    """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    turned: list[torch.Tensor] = []
-    if muon_lr:
-        normalised = [model.get_parameter(f"{conv}.weight") for conv, _ in folding_pairs(model, example_input)]
-        turned = [weight for weight in normalised[1:] if weight.requires_grad]
-        if not turned:
-            raise ValueError(
-                f"muon_lr={muon_lr} is for convolutions that a BatchNorm follows, and this network has no two "
-                "of them that learn; set it to 0"
-            )
-    of_muon = {id(weight) for weight in turned}
-    rest = [parameter for parameter in parameters if id(parameter) not in of_muon]
-    groups = [
-        {"params": [p for p in rest if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    on_gpu = example_input.device.type == "cuda"
-    sgd = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=True, fused=on_gpu or None)
-    return {sgd: lr} | ({Muon(turned, muon_lr): muon_lr} if turned else {})
 
 
 def first_tensor(output: object) -> torch.Tensor:

@@ -41,6 +41,22 @@ def test_recalibrated_statistics_are_the_means_over_all_batches() -> None:
     assert not any(module.training for module in model.modules())
 
 
+def test_all_calls_of_a_layer_count_alike() -> None:
+    """As by torch's own cumulative average, to the bit."""
+    generator = torch.Generator().manual_seed(0)
+    norm = nn.BatchNorm2d(3)
+    model, batches = nn.Sequential(norm, nn.ReLU(), norm), [torch.randn(8, 3, 4, 4, generator=generator) for _ in "123"]
+    expected = copy.deepcopy(model).train()
+    expected[0].momentum = None
+    for batch in batches:
+        expected(batch)
+    recalibrate(model.eval(), batches)
+    assert torch.equal(norm.running_mean, expected[0].running_mean)
+    assert torch.equal(norm.running_var, expected[0].running_var)
+    assert norm.momentum == 0.1
+    assert not norm._forward_pre_hooks
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_folding_changes_nothing(name: str) -> None:
     model = shaken(create(name))

@@ -11,7 +11,7 @@ from torch import nn
 
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.data import DataSplits
-from prune_env.evaluation.batchnorm import near_equal
+from prune_env.evaluation.batchnorm import near_equal, recalibrate
 from prune_env.evaluation.measurer import Measurer, Task
 from prune_env.evaluation.silenced import SilencedNetwork
 from prune_env.pruning import Plan, build
@@ -31,7 +31,7 @@ class Recorded:
         self.asked += 1
         self.silenced.load(plan)
         self.silenced.silence()
-        self.silenced.recalibrate(near_equal(self.task.calibration, self.batch))
+        recalibrate(self.silenced.network, near_equal(self.task.calibration, self.batch))
         with torch.inference_mode():
             return int((self.silenced.network(self.task.split.images).argmax(1) == self.task.split.labels).sum())
 

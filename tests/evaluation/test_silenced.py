@@ -35,7 +35,7 @@ def check(model: nn.Module, images: torch.Tensor, seed: int = 0) -> None:
         recalibrate(cut, (images, 2 * images))
         silenced.load(plan)
         silenced.silence()
-        silenced.recalibrate((images, 2 * images))
+        recalibrate(silenced.network, (images, 2 * images))
         with torch.inference_mode():
             found, expected = silenced.network(images), cut(images)
         assert (found - expected).abs().max() <= 1e-3 * expected.abs().max()
@@ -65,7 +65,7 @@ def test_statistics_end_in_eval_mode_and_in_float32() -> None:
     groups = inspect(model, images, prove=False).groups
     ranking = {group.agent_id: torch.arange(group.filters) for group in groups}
     silenced = SilencedNetwork(model, groups, ranking, dtype=torch.bfloat16)
-    silenced.recalibrate((images.bfloat16(),))
+    recalibrate(silenced.network, (images.bfloat16(),))
     norms = [module for module in silenced.network.modules() if isinstance(module, _BatchNorm)]
     assert not any(norm.training for norm in norms)
     assert {norm.running_var.dtype for norm in norms} == {torch.float32}
