@@ -22,7 +22,8 @@ Panel = TypeVar("Panel")
 REFERENCES = ("random", "uniform")
 """Methods that every other is compared with."""
 OWN_WEIGHTS = ("amc_ls",)
-"""Methods whose search evaluates reconstructed weights: what it says of a plan is not what others hear of it."""
+"""Methods whose search evaluates reconstructed weights: what it says of a plan is not what others hear of it, so that
+searches alone do not compare."""
 
 
 @dataclass(frozen=True)
@@ -123,19 +124,21 @@ class Comparison:
             return {name: np.mean(plans, 0).tolist() for name, plans in shares.items()}
 
         def curves(target: float) -> dict[str, list[list[float]]]:
-            return {name: [row["curve"] for row in mine] for name in order if (mine := self.of(target, name))}
+            names = [name for name in order if name not in OWN_WEIGHTS]
+            return {name: [row["curve"] for row in mine] for name in names if (mine := self.of(target, name))}
 
         means = panels(lambda target: {line.method: line.result for line in lines[target]})
         by_share = {
             name: {target: line.result for target in self.targets for line in lines[target] if line.method == name}
             for name in order
         }
-        figures = {
-            "methods": pictures.methods(panels(seeds), means, self.label),
-            "front": pictures.front(by_share, self.rows[0][f"original_{self.metric}"], self.label),
-            "curves": pictures.curves(panels(curves), panels(lambda target: self.of(target)[0]["optimum"])),
-            "layers": pictures.heat_map(panels(kept)),
-        }
+        figures = {"methods": pictures.methods(panels(seeds), means, self.label)}
+        if len(self.targets) > 1:
+            figures["front"] = pictures.front(by_share, self.rows[0][f"original_{self.metric}"], self.label)
+        searches = panels(curves)
+        if all(searches.values()):
+            figures["curves"] = pictures.curves(searches, panels(lambda target: self.of(target)[0]["optimum"]))
+        figures["layers"] = pictures.heat_map(panels(kept))
         if self.finalised:
             figures["correlation"] = pictures.correlation(
                 panels(self.finalists), "Reward images after the short distillation, %"
@@ -177,6 +180,8 @@ def comparisons(found: Iterable[Row]) -> list[Comparison]:
     """Rows put together where they compare."""
     groups: dict[str, list[Row]] = {}
     for row in found:
+        if row["finalisation"] is None and row["method"] in OWN_WEIGHTS:
+            continue  # there is nothing to compare them by
         key = json.dumps([row["problem"], row["budget"], row["finalisation"]], sort_keys=True)
         groups.setdefault(key, []).append(row)
     return [Comparison(group) for group in groups.values()]
@@ -184,7 +189,7 @@ def comparisons(found: Iterable[Row]) -> list[Comparison]:
 
 def _average(found: list[Row], name: str) -> float:
     """NaN where rows have no such number."""
-    values = [row[name] for row in found if name in row]
+    values = [row[name] for row in found if row.get(name) is not None]
     return float(np.mean(values)) if values else math.nan
 
 

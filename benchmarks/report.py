@@ -38,11 +38,12 @@ class Config:
 
 def write(found: list[Row], out: Path) -> Path:
     """Writes everything to a folder and returns the page. Raises ValueError without rows."""
-    if not found:
-        raise ValueError("there are no rows; run benchmarks.compare first")
+    compared = comparisons(found)
+    if not compared:
+        raise ValueError("there are no rows that compare; run benchmarks.compare first")
     out.mkdir(parents=True, exist_ok=True)
     body, table = [], [HEADINGS]
-    for number, comparison in enumerate(comparisons(found), 1):
+    for number, comparison in enumerate(compared, 1):
         body.append(f"<h2>{html.escape(comparison.title)}</h2>{_settings(comparison)}")
         several = len(comparison.targets) > 1
         for target in [*comparison.targets, *[None] * several]:
@@ -75,7 +76,7 @@ def text_table(comparison: Comparison, target: float | None) -> str:
         text = f"{line.method:<12}{line.seeds:>5}{line.evaluations:>6.0f}{100 * line.search:>8.2f}"
         text += f"{100 * line.result.value:>11.2f}{_bounds(line.result):>17}{line.rank:>6.1f}"
         text += "".join(f"{_difference(line.against[name]):>33}" for name in REFERENCES)
-        lines.append(text + f"{line.search_seconds:>9.1f}")
+        lines.append(text + f"{_number(line.search_seconds, 1):>9}")
     return "\n".join(lines)
 
 
@@ -110,8 +111,9 @@ NOTES = """<p>Accuracies in %, differences in points. <b>Result</b> is {label}. 
 mean over seeds, 95 %, {resamples} resamples; with fewer than ten seeds they are too narrow. Differences are paired by
 seed (and target); p is that of the two-sided paired t-test, not corrected for the number of comparisons. Coloured:
 the interval of the difference excludes zero. Rank: mean over seeds, the best 1. Search: best accuracy on the images of
-the reward split that the search sees; re-scored: the winner's on the whole split. Seconds are wall time per run.
-MACs: multiply-accumulates of convolution and linear layers, one input.{own}</p>"""
+the reward split that the search sees; re-scored: the winner's on the whole split. Seconds are wall time per run,
+without runs that were searched with a cache. MACs: multiply-accumulates of convolution and linear layers, one
+input.{own}</p>"""
 OWN = """ amc_ls searches with weights reconstructed by least squares, so its search reward is that of other networks;
 it is finalised from the original weights like all."""
 PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Search methods compared</title><style>

@@ -182,11 +182,13 @@ def plot_learning(
     upper, rest = panels[0], list(panels[1:])
     x, y = list(returns), list(returns.values())
     upper.plot(x, y, ".", color=BLUE, alpha=0.35, markersize=5, markeredgewidth=0, label="episode")
-    upper.plot(x, _running_mean(y, window), color=BLUE, linewidth=1.8, label=f"mean of the last {window}")
+    smooth = _running_mean(y, window)
+    upper.plot(x, smooth, color=BLUE, linewidth=1.8, label=f"mean of the last {window}")
     if evaluations:
         style = {"color": ORANGE, "linewidth": 1.2, "marker": "D", "markersize": 4, "label": "greedy evaluation"}
         upper.plot(list(evaluations), list(evaluations.values()), **style)
     upper.set_ylabel("Return", color=INK)
+    _leave_out_the_lowest(upper, x, y, [*smooth, *evaluations.values()])
     _legend(upper)
     if best:
         _plot_best(rest.pop(0), best, references or {})
@@ -279,6 +281,7 @@ def plot_tradeoff(
     if budget is not None:
         label = f"budget: {100 * budget:g} %"
         axes.axvline(100 * budget, color=GREY, linewidth=1.4, linestyle=":", zorder=1, label=label)
+    _leave_out_the_lowest(axes, x, y, [100 * pair[1] for pair in (original, winner, uniform) if pair is not None])
     axes.set_xlabel("MACs, % of the original", color=INK)
     axes.set_ylabel("Accuracy on reward images, %", color=INK)
     ticks = sorted({1, *(count * quarter // 4 for quarter in range(1, 5))} - {0})
@@ -331,6 +334,21 @@ def _legend(axes: Axes) -> None:
     style: dict[str, Any] = {"fontsize": 8, "labelcolor": INK, "frameon": False, "borderaxespad": 0.2, "borderpad": 0.2}
     columns = len(labels) if in_a_row else 2
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, handletextpad=0.5, **style)
+
+
+def _leave_out_the_lowest(axes: Axes, x: Sequence[float], y: Sequence[float], shown: Sequence[float]) -> None:
+    """Where a few of the points lie so far below that all others are squeezed, marks at the lower edge stand for them.
+
+    shown  values that stay in the picture
+    """
+    high, low = max(*y, *shown), min(sorted(y)[len(y) // 20], *shown)
+    edge, top = low - 0.15 * (high - low), high + 0.06 * (high - low)
+    lost = [(place, value) for place, value in zip(x, y, strict=True) if value < edge]
+    if not lost or high - min(y) < 2 * (high - low):
+        return
+    label = f"{len(lost)} further down, to {min(y):.3g}"
+    axes.plot([place for place, _ in lost], [edge] * len(lost), "v", color=GREY, markersize=4, label=label)
+    axes.set_ylim(edge - 0.04 * (high - low), top)
 
 
 def _plot_best(axes: Axes, best: Mapping[int, float], references: Mapping[str, float]) -> None:

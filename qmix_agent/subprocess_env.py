@@ -13,6 +13,8 @@ from gymnasium import spaces
 from gymnasium.vector.utils import CloudpickleWrapper
 from pettingzoo import ParallelEnv
 
+from .interrupts import inherited_deafness
+
 Step = tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, Any]]
 
 
@@ -37,7 +39,8 @@ class SubprocessEnv(ParallelEnv[str, Any, Any]):
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, CloudpickleWrapper(env_fn)), daemon=True)
-        self._process.start()
+        with inherited_deafness():
+            self._process.start()
         theirs.close()  # so that the end of the process is the end of the connection
         self._waiting = False
         about = self._result("starting")
@@ -146,7 +149,7 @@ class SubprocessEnv(ParallelEnv[str, Any, Any]):
 
 def _serve(connection: Connection, env_fn: CloudpickleWrapper) -> None:
     """In the new process: answers with (True, result) or (False, traceback) until the other side is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for Windows, where nothing is inherited
     try:
         env = env_fn.fn()
         connection.send((True, _about(env)))

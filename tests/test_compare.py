@@ -179,11 +179,28 @@ class TestReport:
         (line,) = comparison.lines(0.5)
         assert line.result.value == pytest.approx(0.8)
         assert math.isnan(line.result.low)
-        assert report.write(plain, tmp_path).read_text().count("base64") == 4
+        assert report.write(plain, tmp_path).read_text().count("base64") == 3  # one budget has no front
+
+    def test_accuracies_of_other_weights_are_no_rivals(self, tmp_path: Path) -> None:
+        found = made({"amc_ls": [0.99], "qmix": [0.9]})
+        (comparison,) = comparisons(row | {"finalisation": None} for row in found)
+        assert [line.method for line in comparison.lines(0.5)] == ["qmix"]
+        (comparison,) = comparisons(found)  # test accuracies compare, the way there does not
+        assert [line.method for line in comparison.lines(0.5)] == ["amc_ls", "qmix"]
+        assert "amc_ls" not in str(comparison.pictures()["curves"].legends[0].get_texts())
+        assert "curves" not in comparisons(found[:1])[0].pictures()
+
+    def test_seconds_of_cached_searches_do_not_count(self) -> None:
+        found = made({"qmix": [0.9, 0.9]})
+        found[0]["search_seconds"] = None
+        assert comparisons(found)[0].lines(0.5)[0].search_seconds == 2
+        found[1]["search_seconds"] = None
+        assert "–" in report.text_table(comparisons(found)[0], 0.5)  # noqa: RUF001
 
     def test_no_rows(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="no rows"):
-            report.write([], tmp_path)
+        for found in ([], [row | {"finalisation": None} for row in made({"amc_ls": [0.9]})]):
+            with pytest.raises(ValueError, match="no rows"):
+                report.write(found, tmp_path)
 
 
 class TestStatistics:

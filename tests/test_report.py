@@ -293,6 +293,29 @@ def test_nothing_is_wider_than_the_picture(name: str, drawn: list[Figure]) -> No
     assert box.y1 <= height
 
 
+@pytest.mark.parametrize("picture", ["learning", "tradeoff"])
+@pytest.mark.parametrize(("lost", "left_out"), [(3, True), (8, False)])
+def test_a_few_hopeless_points_do_not_squeeze_the_rest(
+    picture: str, lost: int, left_out: bool, drawn: list[Figure]
+) -> None:
+    accuracies = [0.1] * lost + [0.8 + i / 1000 for i in range(100 - lost)]
+    if picture == "tradeoff":
+        plot_tradeoff("x.png", [(0.5, accuracy) for accuracy in accuracies], (1.0, 0.92), winner=(0.5, 0.85))
+        lowest = 10.0
+    else:  # the running mean, which follows, is never cut
+        rows = [{"episode": i, "return": accuracies[(7 * i + 50) % 100]} for i in range(100)]
+        plot_learning("x.png", rows, window=100)
+        lowest = 0.1
+    axes = drawn[0].axes[0]
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert bool(axes.get_ylim()[0] > lowest) == left_out
+    assert (f"{lost} further down, to {lowest:g}" in labels) == left_out
+    if left_out:
+        marks = next(line for line in axes.lines if line.get_marker() == "v")
+        assert len(marks.get_xdata()) == lost
+        assert min(marks.get_ydata()) > axes.get_ylim()[0]
+
+
 def test_nothing_to_show() -> None:
     with pytest.raises(ValueError, match="at least one network"):
         table([])
