@@ -142,7 +142,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             cache=cache,
             workers=pool,
         )
-        check_racing(config, self.evaluator.task)
+        check_racing(config, self.evaluator.task, self.evaluator.recorded)
         check_original(self.evaluator.original_accuracy, metric, config)
         self.archive = Archive()
         """Every finished plan with its accuracy, over all episodes."""

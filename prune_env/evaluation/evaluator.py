@@ -100,6 +100,11 @@ class Evaluator:
         """Of the unpruned network, measured like every plan's."""
         self._warn_if_recalibration_hurts(stored, metric)
 
+    @property
+    def recorded(self) -> bool:
+        """Whether plans are measured by a recording, which counts all images whatever a race says."""
+        return self._measurer.recorded
+
     def submit(self, plan: Plan, race: Race | None = None) -> None:
         """Says that `accuracy` will be asked for this plan soon: workers, if there are any, begin with it."""
         if self._pool is not None and self._known(plan) is None:

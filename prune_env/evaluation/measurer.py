@@ -73,9 +73,14 @@ class Measurer:
         return recording(task.model, task.groups, task.ranking, task.example_input, calibration, batches)
 
     @property
+    def recorded(self) -> bool:
+        """Whether plans are measured by a recording."""
+        return self._recording is not None
+
+    @property
     def settings(self) -> tuple[object, ...]:
         """What answers depend on besides the task."""
-        return (self.batch,) if self._recording is None else (self.batch, "recorded")
+        return (self.batch, "recorded") if self.recorded else (self.batch,)
 
     def accuracy(self, what: Plan | nn.Module, race: Race | None = None, *, fresh_statistics: bool = True) -> float:
         """Of a plan, or of a network that was cut out of the model and trained since, maybe; it is not changed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -62,6 +63,15 @@ def test_copies_make_a_recording_of_their_own(env: FilterPruneEnv) -> None:
     for other in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
         assert other.evaluator._measurer._recording is not env.evaluator._measurer._recording
         assert other.evaluator._measurer.accuracy(plan) == env.evaluator.accuracy(plan)
+
+
+def test_a_race_against_a_recording_is_refused(
+    env: FilterPruneEnv,
+    trained: nn.Module,
+    digits: DataSplits,  # `env` for what it replaces
+) -> None:
+    with pytest.raises(ValueError, match=r"racing=0\.1 would change nothing: on cpu all images .* set racing=None"):
+        FilterPruneEnv(trained, digits, replace(SMALL, racing=0.1))
 
 
 def test_answers_of_a_recording_are_kept_apart(env: FilterPruneEnv) -> None:
