@@ -71,7 +71,7 @@ class Config:
     device: str = "cpu"
     """cpu or cuda"""
     cache: Path | None = None
-    """a file that keeps accuracies for other runs; wall times then say nothing, all else stays the same"""
+    """a file that keeps accuracies for other runs; no wall time of the search is then kept, all else stays the same"""
     out: Path = Path("runs/compare")
     """where results go"""
     jobs: int = 1
@@ -172,7 +172,7 @@ def _searched(config: Config, env: FilterPruneEnv, result: SearchResult) -> Row:
         "proposals": result.proposals,
         "optimum": getattr(env.evaluator, "optimum", None),
         "curve": result.curve,
-        "search_seconds": None if config.cache else round(result.seconds, 2),  # what others paid for takes no time
+        "search_seconds": None if config.cache else round(result.seconds, 2),  # answers may come from the file
         "search_machine": _machine(config.device),
     }
 

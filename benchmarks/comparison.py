@@ -22,8 +22,7 @@ Panel = TypeVar("Panel")
 REFERENCES = ("random", "uniform")
 """Methods that every other is compared with."""
 OWN_WEIGHTS = ("amc_ls",)
-"""Methods whose search evaluates reconstructed weights: what it says of a plan is not what others hear of it, so that
-searches alone do not compare."""
+"""Methods whose search evaluates reconstructed weights: what it says of a plan is not what others hear of it."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,10 @@ class Comparison:
         where = "Test accuracy after distillation" if self.finalised else "Accuracy on the reward images"
         return f"{where}, %"
 
+    def compares(self, method: str) -> bool:
+        """Whether a method's results are of the same weights as the others': those of a search may not be."""
+        return self.finalised or method not in OWN_WEIGHTS
+
     @property
     def title(self) -> str:
         problem = self.rows[0]["problem"]
@@ -80,9 +83,13 @@ class Comparison:
         return {(row["target_macs"], row["seed"]): row[self.metric] for row in self.of(target, method)}
 
     def lines(self, target: float | None) -> list[Line]:
-        """Methods, the best first. For all targets a seed's result is its mean over them; differences stay paired."""
+        """Methods, the best first. For all targets a seed's result is its mean over them; differences stay paired.
+
+        Those that do not compare come last, without a rank.
+        """
         values = {name: self.values(target, name) for name in dict.fromkeys(row["method"] for row in self.of(target))}
-        ranks = mean_ranks(values)
+        rivals = {name: found for name, found in values.items() if self.compares(name)}
+        ranks = mean_ranks(rivals) if rivals else {}
         lines = [
             Line(
                 method=name,
@@ -92,9 +99,11 @@ class Comparison:
                 rescored=_average(mine, "rescored_accuracy"),
                 short=_average(mine, "short_test_accuracy"),
                 result=mean(_by_seed(mine, self.metric)),
-                rank=ranks[name],
+                rank=ranks.get(name, math.nan),
                 against={
-                    other: difference(values[name], values[other]) if other in values and other != name else None
+                    other: difference(values[name], values[other])
+                    if other in values and other != name and self.compares(name)
+                    else None
                     for other in REFERENCES
                 },
                 search_seconds=_average(mine, "search_seconds"),
@@ -103,12 +112,14 @@ class Comparison:
             for name in values
             if (mine := self.of(target, name))
         ]
-        return sorted(lines, key=lambda line: -line.result.value)
+        return sorted(lines, key=lambda line: (not self.compares(line.method), -line.result.value))
 
     def pictures(self) -> dict[str, Figure]:
-        """Name -> picture, those that the rows suffice for."""
-        lines = {target: self.lines(target) for target in self.targets}
-        order = [line.method for line in self.lines(None)]
+        """Name -> picture, those that the rows suffice for; of the methods that compare."""
+        lines = {target: [one for one in self.lines(target) if self.compares(one.method)] for target in self.targets}
+        order = [line.method for line in self.lines(None) if self.compares(line.method)]
+        if not order:
+            return {}
 
         def panels(of: Callable[[float], Panel]) -> dict[str, Panel]:
             return {f"{100 * target:g} % of the MACs": of(target) for target in self.targets}
@@ -135,8 +146,8 @@ class Comparison:
         figures = {"methods": pictures.methods(panels(seeds), means, self.label)}
         if len(self.targets) > 1:
             figures["front"] = pictures.front(by_share, self.rows[0][f"original_{self.metric}"], self.label)
-        searches = panels(curves)
-        if all(searches.values()):
+        searches = {title: found for title, found in panels(curves).items() if found}
+        if searches:
             figures["curves"] = pictures.curves(searches, panels(lambda target: self.of(target)[0]["optimum"]))
         figures["layers"] = pictures.heat_map(panels(kept))
         if self.finalised:
@@ -180,8 +191,6 @@ def comparisons(found: Iterable[Row]) -> list[Comparison]:
     """Rows put together where they compare."""
     groups: dict[str, list[Row]] = {}
     for row in found:
-        if row["finalisation"] is None and row["method"] in OWN_WEIGHTS:
-            continue  # there is nothing to compare them by
         key = json.dumps([row["problem"], row["budget"], row["finalisation"]], sort_keys=True)
         groups.setdefault(key, []).append(row)
     return [Comparison(group) for group in groups.values()]

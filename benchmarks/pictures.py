@@ -61,11 +61,11 @@ def methods(panels: Mapping[str, Points], means: Mapping[str, Mapping[str, Mean]
 
 
 def front(means: Mapping[str, Mapping[float, Mean]], original: float | None, label: str) -> Figure:
-    """Method -> share of the MACs -> accuracy, with intervals; shares are drawn slightly apart where they are equal."""
+    """Method -> share of the MACs -> accuracy, with intervals, slightly apart where shares are equal; two or more."""
     figure = new_figure(7.5, 4.4, RESOLUTION)
     (axes,) = _panels(figure, 1)
     shares = sorted({share for points in means.values() for share in points})
-    gap = 100 * min(np.diff(shares), default=0.2) * 0.1
+    gap = 100 * min(np.diff(shares)) * 0.1
     for number, (name, points) in enumerate(means.items()):
         colour, dashes = _style(name)
         shift = gap * (number / max(1, len(means) - 1) - 0.5)

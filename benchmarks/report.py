@@ -38,12 +38,11 @@ class Config:
 
 def write(found: list[Row], out: Path) -> Path:
     """Writes everything to a folder and returns the page. Raises ValueError without rows."""
-    compared = comparisons(found)
-    if not compared:
-        raise ValueError("there are no rows that compare; run benchmarks.compare first")
+    if not found:
+        raise ValueError("there are no rows; run benchmarks.compare first")
     out.mkdir(parents=True, exist_ok=True)
     body, table = [], [HEADINGS]
-    for number, comparison in enumerate(compared, 1):
+    for number, comparison in enumerate(comparisons(found), 1):
         body.append(f"<h2>{html.escape(comparison.title)}</h2>{_settings(comparison)}")
         several = len(comparison.targets) > 1
         for target in [*comparison.targets, *[None] * several]:
@@ -74,7 +73,7 @@ def text_table(comparison: Comparison, target: float | None) -> str:
     lines = [head, "-" * len(head)]
     for line in comparison.lines(target):
         text = f"{line.method:<12}{line.seeds:>5}{line.evaluations:>6.0f}{100 * line.search:>8.2f}"
-        text += f"{100 * line.result.value:>11.2f}{_bounds(line.result):>17}{line.rank:>6.1f}"
+        text += f"{100 * line.result.value:>11.2f}{_bounds(line.result):>17}{_number(line.rank, 1):>6}"
         text += "".join(f"{_difference(line.against[name]):>33}" for name in REFERENCES)
         lines.append(text + f"{_number(line.search_seconds, 1):>9}")
     return "\n".join(lines)
@@ -112,10 +111,10 @@ mean over seeds, 95 %, {resamples} resamples; with fewer than ten seeds they are
 seed (and target); p is that of the two-sided paired t-test, not corrected for the number of comparisons. Coloured:
 the interval of the difference excludes zero. Rank: mean over seeds, the best 1. Search: best accuracy on the images of
 the reward split that the search sees; re-scored: the winner's on the whole split. Seconds are wall time per run,
-without runs that were searched with a cache. MACs: multiply-accumulates of convolution and linear layers, one
+of runs without a cache. MACs: multiply-accumulates of convolution and linear layers, one
 input.{own}</p>"""
 OWN = """ amc_ls searches with weights reconstructed by least squares, so its search reward is that of other networks;
-it is finalised from the original weights like all."""
+it is finalised from the original weights like all, and where nothing is finalised it has no rank."""
 PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Search methods compared</title><style>
 body{font:15px/1.45 system-ui,sans-serif;color:#222;max-width:1150px;margin:2em auto;padding:0 1em}
 table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums;display:block;overflow-x:auto}

@@ -132,8 +132,7 @@ def main(config: Config) -> None:
     print("\nFinalists, accuracy on the reward split as cut and after the short distillation, %:")
     for one in finalists:
         print(f"  {100 * one.recalibrated_accuracy:6.2f} {100 * one.distilled_accuracy:6.2f}  {one.plan}")
-    error = (test["QMIX"] * (1 - test["QMIX"]) / len(data.test)) ** 0.5
-    print(f"\nTest accuracy on {data.name}, {len(data.test)} images; one standard error is {100 * error:.2f} points\n")
+    print(f"\nTest accuracy on {data.name}, {len(data.test)} images: one is {100 / len(data.test):.2f} points\n")
     print(report.table(rows))
     if config.env.round_to > 1:
         print("L1, unrounded: the uniform plan of the same budget with round-to 1, to compare latencies with")

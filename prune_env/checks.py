@@ -1,4 +1,4 @@
-"""What network, data and settings must be for a game to be played with them, told before anything is computed."""
+"""What network, data and settings must be for a game to be played with them."""
 
 from __future__ import annotations
 
@@ -40,12 +40,14 @@ def check_budget(config: EnvConfig, reward: RewardFunction | None, metric: Metri
 def check_racing(config: EnvConfig, task: Task, recorded: bool) -> None:
     """A count can only end early between two batches, and never where a GPU replays it as a whole."""
     batch, count = batch_size(task.device), len(task.split)
-    if config.racing is not None and recorded:
+    if config.racing is None:
+        return
+    if recorded:
         raise ValueError(
             f"racing={config.racing} would change nothing: on {task.device.type} all images are counted in one "
             "recording, in less time than it takes to decide; set racing=None"
         )
-    if config.racing is not None and count <= batch:
+    if count <= batch:
         raise ValueError(
             f"racing={config.racing} would change nothing: the {count} reward images are counted in one batch of up to "
             f"{batch} on {task.device.type}; set racing=None, or raise reward_images"

@@ -45,7 +45,7 @@ class EnvConfig:
     racing: float | None = None
     """A probability, 0.01 say: counting ends early where a plan is none of the ten best so far, with at most this
     chance of being wrong at each look. Its accuracy is then that of the images seen. None counts all, always. Refused
-    where it changes nothing: for images of a single batch, and on a GPU, where counting all takes less time."""
+    where it changes nothing: for images of a single batch, and where a GPU replays a recording, in less time."""
     round_finetune_batches: int = 0
     """Batches of distillation after every round. Weights are then carried on, and nothing is memoised."""
     prove: bool = True

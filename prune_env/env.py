@@ -142,8 +142,12 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             cache=cache,
             workers=pool,
         )
-        check_racing(config, self.evaluator.task, self.evaluator.recorded)
-        check_original(self.evaluator.original_accuracy, metric, config)
+        try:
+            check_racing(config, self.evaluator.task, self.evaluator.recorded)
+            check_original(self.evaluator.original_accuracy, metric, config)
+        except ValueError:
+            self.evaluator.close()  # its workers
+            raise
         self.archive = Archive()
         """Every finished plan with its accuracy, over all episodes."""
         self._reward = get_reward(reward or config.reward)

@@ -182,13 +182,14 @@ def plot_learning(
     upper, rest = panels[0], list(panels[1:])
     x, y = list(returns), list(returns.values())
     upper.plot(x, y, ".", color=BLUE, alpha=0.35, markersize=5, markeredgewidth=0, label="episode")
-    smooth = _running_mean(y, window)
-    upper.plot(x, smooth, color=BLUE, linewidth=1.8, label=f"mean of the last {window}")
+    whole = min(window, len(y)) - 1  # before, the mean would be that of a few
+    smooth = _running_mean(y, window)[whole:]
+    upper.plot(x[whole:], smooth, color=BLUE, linewidth=1.8, label=f"mean of the last {window}")
     if evaluations:
         style = {"color": ORANGE, "linewidth": 1.2, "marker": "D", "markersize": 4, "label": "greedy evaluation"}
         upper.plot(list(evaluations), list(evaluations.values()), **style)
     upper.set_ylabel("Return", color=INK)
-    _leave_out_the_lowest(upper, x, y, [*smooth, *evaluations.values()])
+    _leave_out_the_lowest(upper, x, y, [*smooth, *evaluations.values()], "{:.3g}")
     _legend(upper)
     if best:
         _plot_best(rest.pop(0), best, references or {})
@@ -243,7 +244,8 @@ def plot_tradeoff(
 
     Every pair is (MACs as a fraction of the original's, accuracy as a fraction), all accuracies measured alike.
     With a budget all plans cost nearly the same; then the picture shows that narrow range, and the original, far to
-    the right, as a horizontal line. What lies in one place is one mark with all names.
+    the right, as a horizontal line, and a few plans far below all others are told by marks at the lower edge. What lies
+    in one place is one mark with all names.
 
     Raises ValueError if there are no points.
     """
@@ -281,7 +283,9 @@ def plot_tradeoff(
     if budget is not None:
         label = f"budget: {100 * budget:g} %"
         axes.axvline(100 * budget, color=GREY, linewidth=1.4, linestyle=":", zorder=1, label=label)
-    _leave_out_the_lowest(axes, x, y, [100 * pair[1] for pair in (original, winner, uniform) if pair is not None])
+    if budget is not None:  # without one, low accuracy may be the price of few MACs
+        marked = [100 * pair[1] for pair in (original, winner, uniform) if pair is not None]
+        _leave_out_the_lowest(axes, x, y, marked, "{:.1f} %")
     axes.set_xlabel("MACs, % of the original", color=INK)
     axes.set_ylabel("Accuracy on reward images, %", color=INK)
     ticks = sorted({1, *(count * quarter // 4 for quarter in range(1, 5))} - {0})
@@ -336,19 +340,20 @@ def _legend(axes: Axes) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, handletextpad=0.5, **style)
 
 
-def _leave_out_the_lowest(axes: Axes, x: Sequence[float], y: Sequence[float], shown: Sequence[float]) -> None:
+def _leave_out_the_lowest(axes: Axes, x: list[Any], y: list[float], shown: Sequence[float], written: str) -> None:
     """Where a few of the points lie so far below that all others are squeezed, marks at the lower edge stand for them.
 
-    shown  values that stay in the picture
+    What is in `shown` stays in the picture; `written` is the format of a value.
     """
     high, low = max(*y, *shown), min(sorted(y)[len(y) // 20], *shown)
-    edge, top = low - 0.15 * (high - low), high + 0.06 * (high - low)
-    lost = [(place, value) for place, value in zip(x, y, strict=True) if value < edge]
+    spread = max(high - low, 0.02 * (high - min(y)))  # the others may be all equal
+    edge = low - 0.15 * spread
+    lost = [place for place, value in zip(x, y, strict=True) if value < edge]
     if not lost or high - min(y) < 2 * (high - low):
         return
-    label = f"{len(lost)} further down, to {min(y):.3g}"
-    axes.plot([place for place, _ in lost], [edge] * len(lost), "v", color=GREY, markersize=4, label=label)
-    axes.set_ylim(edge - 0.04 * (high - low), top)
+    label = f"{len(lost)} further down, to {written.format(min(y))}"
+    axes.plot(lost, [edge] * len(lost), "v", color=GREY, markersize=4, label=label)
+    axes.set_ylim(edge - 0.04 * spread, high + 0.06 * spread)
 
 
 def _plot_best(axes: Axes, best: Mapping[int, float], references: Mapping[str, float]) -> None:

@@ -28,22 +28,3 @@ def deferred_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if received:
             before(*received[0])
-
-
-@contextmanager
-def inherited_deafness() -> Iterator[None]:
-    """A process that is started within the block leaves Ctrl-C to its parent, from its first instruction on.
-
-    A terminal sends it to all processes; one that is still importing would die, with a traceback.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    from multiprocessing import resource_tracker
-
-    resource_tracker.ensure_running()  # the first process would start it, and it ends with Ctrl-C allowed again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

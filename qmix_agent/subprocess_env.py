@@ -13,8 +13,6 @@ from gymnasium import spaces
 from gymnasium.vector.utils import CloudpickleWrapper
 from pettingzoo import ParallelEnv
 
-from .interrupts import inherited_deafness
-
 Step = tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, Any]]
 
 
@@ -39,11 +37,15 @@ class SubprocessEnv(ParallelEnv[str, Any, Any]):
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, CloudpickleWrapper(env_fn)), daemon=True)
-        with inherited_deafness():
-            self._process.start()
+        self._process.start()
         theirs.close()  # so that the end of the process is the end of the connection
         self._waiting = False
-        about = self._result("starting")
+        try:
+            about = self._result("starting")
+        except BaseException:  # Ctrl-C, too: nobody could close what was never made
+            self._process.kill()
+            self._connection.close()
+            raise
         self.possible_agents: list[str] = about["possible_agents"]
         self.observation_spaces, self.action_spaces = about["observation_spaces"], about["action_spaces"]
         self.metadata = about["metadata"]
@@ -149,7 +151,7 @@ class SubprocessEnv(ParallelEnv[str, Any, Any]):
 
 def _serve(connection: Connection, env_fn: CloudpickleWrapper) -> None:
     """In the new process: answers with (True, result) or (False, traceback) until the other side is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for Windows, where nothing is inherited
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the parent decides
     try:
         env = env_fn.fn()
         connection.send((True, _about(env)))

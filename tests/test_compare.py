@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import compare, report, rows, statistics
 from benchmarks.comparison import comparisons
+from benchmarks.methods import METHODS
 from prune_env.training.distillation import DistillationConfig
 
 BRIEF = DistillationConfig(epochs=2, min_steps=4, batch_size=64)
@@ -182,15 +183,31 @@ class TestReport:
         assert report.write(plain, tmp_path).read_text().count("base64") == 3  # one budget has no front
 
     def test_accuracies_of_other_weights_are_no_rivals(self, tmp_path: Path) -> None:
-        found = made({"amc_ls": [0.99], "qmix": [0.9]})
-        (comparison,) = comparisons(row | {"finalisation": None} for row in found)
-        assert [line.method for line in comparison.lines(0.5)] == ["qmix"]
-        (comparison,) = comparisons(found)  # test accuracies compare, the way there does not
-        assert [line.method for line in comparison.lines(0.5)] == ["amc_ls", "qmix"]
+        found = made({"amc_ls": [0.99], "qmix": [0.9], "random": [0.8]})
+        searched = [row | {"finalisation": None} for row in found]
+        (comparison,) = comparisons(searched)
+        lines = comparison.lines(0.5)
+        assert [line.method for line in lines] == ["qmix", "random", "amc_ls"]
+        assert [line.rank for line in lines[:2]] == [1, 2]
+        assert math.isnan(lines[2].rank)
+        assert lines[2].against == {"random": None, "uniform": None}
         assert "amc_ls" not in str(comparison.pictures()["curves"].legends[0].get_texts())
+        assert "it has no rank" in report.write(searched[:1], tmp_path).read_text()
+
+        (comparison,) = comparisons(found)  # test accuracies compare, the way there does not
+        assert [line.rank for line in comparison.lines(0.5)] == [1, 2, 3]
+        other = made({"qmix": [0.7]}, target=0.3)
+        assert list(comparisons([found[0], *other])[0].pictures()["curves"].axes[0].get_title("left")) == list(
+            "30 % of the MACs"
+        )
         assert "curves" not in comparisons(found[:1])[0].pictures()
 
-    def test_seconds_of_cached_searches_do_not_count(self) -> None:
+    def test_seconds_of_cached_searches_do_not_count(self, tmp_path: Path) -> None:
+        env = compare.problem(config(tmp_path), 0.5)
+        result = METHODS["uniform"](env, 1, 0)
+        for cache in (None, tmp_path / "cache.sqlite"):
+            row = compare._searched(config(tmp_path, cache=cache), env, result)
+            assert (row["search_seconds"] is None) == (cache is not None)
         found = made({"qmix": [0.9, 0.9]})
         found[0]["search_seconds"] = None
         assert comparisons(found)[0].lines(0.5)[0].search_seconds == 2
@@ -198,9 +215,8 @@ class TestReport:
         assert "–" in report.text_table(comparisons(found)[0], 0.5)  # noqa: RUF001
 
     def test_no_rows(self, tmp_path: Path) -> None:
-        for found in ([], [row | {"finalisation": None} for row in made({"amc_ls": [0.9]})]):
-            with pytest.raises(ValueError, match="no rows"):
-                report.write(found, tmp_path)
+        with pytest.raises(ValueError, match="no rows"):
+            report.write([], tmp_path)
 
 
 class TestStatistics:

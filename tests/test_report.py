@@ -35,6 +35,9 @@ DRAWINGS: dict[str, Callable[[Path], None]] = {
     "learning": lambda path: plot_learning(path, EPISODES, references={"uniform": 0.6}),
     "layers": lambda path: plot_layers(path, LAYERS),
     "tradeoff": lambda path: plot_tradeoff(path, POINTS, (1.0, 0.9), POINTS[-1], POINTS[0], budget=0.5),
+    "hopeless": lambda path: plot_tradeoff(
+        path, [(0.5, 0), *POINTS[50:]], (1.0, 0.9), POINTS[-1], POINTS[50], budget=0.5
+    ),
 }
 
 
@@ -187,7 +190,8 @@ def test_learning_shows_each_series(drawn: list[Figure]) -> None:
     dots, mean, greedy = returns.lines
     y = [7.0 if i == 5 else math.sin(i) for i in range(40)]
     assert list(dots.get_ydata()) == y
-    assert list(mean.get_ydata()) == pytest.approx([np.mean(y[max(0, i - 3) : i + 1]) for i in range(40)])
+    assert list(mean.get_xdata()) == list(range(3, 40))
+    assert list(mean.get_ydata()) == pytest.approx([np.mean(y[i - 3 : i + 1]) for i in range(3, 40)])
     assert list(greedy.get_xdata()) == [9, 19]
     assert list(best.lines[0].get_ydata()) == pytest.approx([50 + i for i in range(40)])
     assert best.lines[1].get_ydata()[0] == pytest.approx(60)
@@ -300,20 +304,41 @@ def test_a_few_hopeless_points_do_not_squeeze_the_rest(
 ) -> None:
     accuracies = [0.1] * lost + [0.8 + i / 1000 for i in range(100 - lost)]
     if picture == "tradeoff":
-        plot_tradeoff("x.png", [(0.5, accuracy) for accuracy in accuracies], (1.0, 0.92), winner=(0.5, 0.85))
-        lowest = 10.0
-    else:  # the running mean, which follows, is never cut
-        rows = [{"episode": i, "return": accuracies[(7 * i + 50) % 100]} for i in range(100)]
-        plot_learning("x.png", rows, window=100)
-        lowest = 0.1
+        plot_tradeoff("x.png", [(0.5, accuracy) for accuracy in accuracies], (1.0, 0.92), budget=0.5)
+        told, lowest = "10.0 %", 10.0
+    else:
+        plot_learning("x.png", [{"episode": i, "return": accuracies[i]} for i in range(100)], window=100)
+        told, lowest = "0.1", 0.1
     axes = drawn[0].axes[0]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert bool(axes.get_ylim()[0] > lowest) == left_out
-    assert (f"{lost} further down, to {lowest:g}" in labels) == left_out
+    assert (f"{lost} further down, to {told}" in labels) == left_out
     if left_out:
         marks = next(line for line in axes.lines if line.get_marker() == "v")
         assert len(marks.get_xdata()) == lost
         assert min(marks.get_ydata()) > axes.get_ylim()[0]
+
+
+def test_what_is_marked_stays_in_the_picture(drawn: list[Figure]) -> None:
+    points = [(0.5, 0.1)] + [(0.5, 0.8 + i / 1000) for i in range(99)]
+    plot_tradeoff("x.png", points, (1.0, 0.92), uniform=(0.5, 0.1), budget=0.5)
+    rows = [{"episode": i, "return": accuracy} for i, (_, accuracy) in enumerate(points)]
+    plot_learning("x.png", [*rows, {"episode": 50, "eval/return": 0.1}])
+    for figure, value in zip(drawn, (10, 0.1), strict=True):
+        assert figure.axes[0].get_ylim()[0] < value
+
+
+def test_the_cheap_end_of_a_front_is_not_left_out(drawn: list[Figure]) -> None:
+    plot_tradeoff("x.png", [(0.1, 0.3)] + [(0.3 + i / 100, 0.88 + i / 2000) for i in range(60)], (1.0, 0.92))
+    assert drawn[0].axes[0].get_ylim()[0] < 30
+
+
+@pytest.mark.filterwarnings("error")
+def test_equal_points_are_not_where_the_lost_one_is_marked(drawn: list[Figure]) -> None:
+    plot_tradeoff("x.png", [(0.5, 0.4)] + [(0.5, 0.95)] * 39, (1.0, 0.95), budget=0.5)
+    axes = drawn[0].axes[0]
+    (marks,) = (line for line in axes.lines if line.get_marker() == "v")
+    assert axes.get_ylim()[0] < marks.get_ydata()[0] < 95 - 0.1 < 95 < axes.get_ylim()[1]
 
 
 def test_nothing_to_show() -> None:

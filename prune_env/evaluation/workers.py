@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import pickle
 import shutil
-import signal
 import tempfile
 import traceback
 import weakref
@@ -187,8 +186,7 @@ class Processes:
         ours, theirs = context.Pipe()
         arguments = (theirs, os.path.join(self._folder, "task"), self.threads)
         process = context.Process(target=_serve, args=arguments, daemon=True, name="prune_env worker")
-        with _inherited_deafness():
-            process.start()
+        process.start()
         theirs.close()
         return _Process(process, ours)
 
@@ -231,25 +229,6 @@ class Processes:
             )
 
 
-@contextmanager
-def _inherited_deafness() -> Iterator[None]:
-    """A process that is started inside leaves Ctrl-C to its parent, from its first instruction on.
-
-    A terminal sends it to all processes; one that is still importing would die, with a traceback.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    from multiprocessing import resource_tracker
-
-    resource_tracker.ensure_running()  # the first process would start it, and it ends with Ctrl-C allowed again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _pickled(task: Task) -> bytes:
     try:
         return pickle.dumps(task)
@@ -263,7 +242,9 @@ def _pickled(task: Task) -> bytes:
 
 def _serve(connection: Connection, task: str, threads: int) -> None:
     """A worker's life: questions about the task in a file, until the connection closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Windows, too
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(threads)
     measurer: Measurer | None = None
     with suppress(EOFError, OSError):  # the parent is gone, or has no more questions

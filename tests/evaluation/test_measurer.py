@@ -66,10 +66,9 @@ def test_copies_make_a_recording_of_their_own(env: FilterPruneEnv) -> None:
 
 
 def test_a_race_against_a_recording_is_refused(
-    env: FilterPruneEnv,
-    trained: nn.Module,
-    digits: DataSplits,  # `env` for what it replaces
+    trained: nn.Module, digits: DataSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Measurer, "_recorded", lambda self: Recorded(self.task, self.batch))
     with pytest.raises(ValueError, match=r"racing=0\.1 would change nothing: on cpu all images .* set racing=None"):
         FilterPruneEnv(trained, digits, replace(SMALL, racing=0.1))
 

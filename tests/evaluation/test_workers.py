@@ -210,22 +210,6 @@ class TestProcesses:
         env.close()
         again.close()
 
-    def test_ctrl_c_is_the_parents_while_workers_start(
-        self, trained: torch.nn.Module, digits: DataSplits, capfd: pytest.CaptureFixture[str]
-    ) -> None:
-        env = FilterPruneEnv(trained, digits, SMALL, evaluator="processes", workers=1)
-        env.evaluator.close()
-        plan = tuple(group.filters // 2 for group in env.groups)
-        env.evaluator.submit(plan)
-        (worker,) = env.evaluator._pool._busy  # type: ignore[union-attr]
-        for _ in range(100):  # while it imports, and after
-            worker.process.join(0.01)  # type: ignore[attr-defined]
-            os.kill(worker.process.pid, signal.SIGINT)  # type: ignore[attr-defined]
-        env.evaluator.accuracy(plan)
-        assert worker.process.is_alive()  # type: ignore[attr-defined]
-        env.close()
-        assert "KeyboardInterrupt" not in capfd.readouterr().err
-
     def test_metrics_travel_and_their_errors_come_back(
         self, trained: torch.nn.Module, digits: DataSplits, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import multiprocessing
 import os
 import pickle
 import signal
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -227,21 +224,17 @@ def test_a_process_that_cannot_start_is_told_of() -> None:
         SubprocessEnv(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
 
 
-def test_ctrl_c_is_the_parents_while_a_process_starts(capfd: pytest.CaptureFixture[str]) -> None:
-    before = set(multiprocessing.active_children())
+def test_an_interrupted_start_leaves_no_process_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: SubprocessEnv, request: str) -> None:
+        started.append(self._process)
+        raise KeyboardInterrupt
 
-    def interrupt() -> None:
-        for _ in range(200):
-            time.sleep(0.01)
-            for process in set(multiprocessing.active_children()) - before:
-                os.kill(process.pid, signal.SIGINT)  # type: ignore[arg-type]
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with SubprocessEnv(TwoStep) as env:
-        thread.join()
-        assert env.reset(seed=0)[0].keys() == {"agent_0", "agent_1"}
-    assert "KeyboardInterrupt" not in capfd.readouterr().err
+    started: list[Any] = []
+    monkeypatch.setattr(SubprocessEnv, "_result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        SubprocessEnv(TwoStep)
+    started[0].join(timeout=30)
+    assert not started[0].is_alive()
 
 
 def test_a_process_is_one_and_ends() -> None:
