@@ -1,7 +1,7 @@
 """The pictures of a comparison. A method has one colour and one line style in all of them.
 
 Solid lines and circles for methods that learn in the environment, dashed lines and triangles for other searches, dotted
-lines and squares for those of one plan. Colours are Okabe and Ito's as far as they go.
+lines and squares for those of one plan. Colours are Okabe and Ito's as far as they go, then Tol's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 
 from prune_env.report import FAINT, GREY, INK, new_figure
 
+from .methods import ONE_PLAN
 from .statistics import Mean, interval
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ STYLES = {
     "dqn": ("#56B4E9", "-"),
     "amc": ("#009E73", "-"),
     "amc_ls": ("#66C9A8", "-"),
-    "evolution": ("#0072B2", "--"),
-    "tpe": ("#009E73", "--"),
+    "evolution": ("#332288", "--"),
+    "tpe": ("#882255", "--"),
     "random": ("#222222", "--"),
     "sensitivity": ("#8C510A", ":"),
     "magnitude": ("#B38BC9", ":"),
@@ -96,8 +97,16 @@ def curves(
         for name, seeds in methods.items():
             colour, dashes = _style(name)
             padded = 100 * np.array([[*curve, *[curve[-1]] * (length - len(curve))] for curve in seeds])  # [S, E]
-            if name in ("uniform", "magnitude", "sensitivity"):  # one plan, whatever was paid for it
-                axes.axhline(padded[:, -1].mean(), color=colour, linestyle=dashes, linewidth=1.2, label=name)
+            if name in ONE_PLAN:  # from where it is known
+                known, found = min(map(len, seeds)), padded[:, -1].mean()
+                axes.plot(
+                    [known, max(length, known + 1)],
+                    [found] * 2,
+                    color=colour,
+                    linestyle=dashes,
+                    linewidth=1.2,
+                    label=name,
+                )
                 continue
             steps, middle = np.arange(1, length + 1), padded.mean(0)
             low, high = interval(padded)
@@ -108,7 +117,11 @@ def curves(
             axes.axhline(100 * optimum[title], color=INK, linewidth=0.8, label="optimum")
         if floor:
             top = min(axes.get_ylim()[1], 100)
-            axes.set_ylim(min(floor) - 0.05 * (top - min(floor)), top)
+            bottom = min(floor) - 0.05 * (top - min(floor))
+            axes.set_ylim(bottom, top)
+            for line in axes.lines:
+                if max(line.get_ydata()) < bottom:
+                    line.set_label(f"{line.get_label()} (further down)")
         axes.set_xlabel("Distinct plans evaluated", color=INK, fontsize=8)
         axes.set_title(title, loc="left", color=INK, fontsize=9)
     axes_of[0].set_ylabel("Best accuracy on the reward images, %", color=INK, fontsize=8)
