@@ -28,11 +28,14 @@ onnxruntime = pytest.importorskip("onnxruntime")
         {"last_action": False, "agent_id": False},
     ],
 )
-def test_a_session_plays_what_the_agent_plays(kind: dict[str, Any], tmp_path: Path) -> None:
+def test_a_session_plays_what_the_agent_plays(
+    kind: dict[str, Any], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     game = Memory if kind.get("last_action") is False else Ragged
     agent = QMIX(game(), dataclasses.replace(SMALL, **kind)).learn(5, progress=False)
     assert agent.export_onnx(tmp_path / "agent.onnx") < 1e-4
     assert [path.name for path in tmp_path.iterdir()] == ["agent.onnx"]
+    assert not list(recwarn)
     session = onnxruntime.InferenceSession(str(tmp_path / "agent.onnx"))
     wanted = {one.name for one in session.get_inputs()}
     env, spec = game(), agent.spec
