@@ -125,6 +125,8 @@ def table(rows: Sequence[NetworkFigures]) -> str:
         ]
         blocks = [columns, deployment]
         notes[1] = "In parentheses: share of the original. Latency: median forward pass; ONNX by onnxruntime."
+        if max(onnx[2]) > 1.05 * onnx[2][0]:
+            notes.append("Slower with fewer MACs: odd filter counts are; --round-to 8 keeps multiples of 8.")
     names = [row.name for row in rows]
     return "\n\n".join([*(_block(names, block) for block in blocks), "\n".join(notes)])
 

@@ -97,6 +97,9 @@ def test_onnx_figures_stand_in_a_block_of_their_own() -> None:
     assert original == ["original", "57.22", "58.17", "4.00", "150.0", "2.00", "80.00"]
     assert other[2:] == ["29.09 (50.0 %)", "3.00 (75 %)", "75.0 (50 %)", "1.00 (50 %)", "40.00 (50 %)"]
     assert "ONNX by onnxruntime" in notes
+    assert "--round-to" not in notes
+    slower = replace(unmeasured, onnx_latency_100_ms=100.0)
+    assert table([replace(ORIGINAL, **onnx), slower]).endswith("--round-to 8 keeps multiples of 8.")
     # Not measured for every network, not shown.
     assert "ONNX" not in table([replace(ORIGINAL, **onnx), HALF])
     assert table([ORIGINAL, replace(HALF, **onnx)]) == table([ORIGINAL, HALF])
