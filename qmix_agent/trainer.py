@@ -47,7 +47,8 @@ def learn(
             "QMIX.load, or choose another checkpoint_dir"
         )
     log = MetricsLog(log_dir, agent.episode) if log_dir is not None else None
-    bar = tqdm(total=episodes, initial=agent.episode, disable=not progress, unit="episode", dynamic_ncols=True)
+    shown = {"disable": not progress, "unit": "episode", "dynamic_ncols": True, "mininterval": 1}
+    bar = tqdm(total=episodes, initial=agent.episode, **shown)
     whole = agent.state_dict()
     try:
         while agent.episode < episodes:
@@ -66,8 +67,9 @@ def learn(
                     with deferred_interrupt():
                         log.sync()
                 agent.save(checkpoint_dir, keep_checkpoints)
+            told = {"return": f"{rows[-1]['return']:.3f}", "epsilon": f"{rows[-1]['epsilon']:.2f}"}
+            bar.set_postfix(told, refresh=False)
             bar.update(len(rows))
-            bar.set_postfix({"return": f"{rows[-1]['return']:.3f}", "epsilon": f"{rows[-1]['epsilon']:.2f}"})
             if callback is not None:
                 for row in rows:
                     callback(agent, row)
