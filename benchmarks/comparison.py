@@ -61,10 +61,6 @@ class Comparison:
         where = "Test accuracy after distillation" if self.finalised else "Accuracy on the reward images"
         return f"{where}, %"
 
-    def compares(self, method: str) -> bool:
-        """Whether a method's results are of the same weights as the others': those of a search may not be."""
-        return self.finalised or method not in OWN_WEIGHTS
-
     @property
     def title(self) -> str:
         problem = self.rows[0]["problem"]
@@ -82,6 +78,10 @@ class Comparison:
         """Result by target and seed."""
         return {(row["target_macs"], row["seed"]): row[self.metric] for row in self.of(target, method)}
 
+    def compares(self, method: str) -> bool:
+        """Whether a method's results are of the same weights as the others': those of a search may not be."""
+        return self.finalised or method not in OWN_WEIGHTS
+
     def lines(self, target: float | None) -> list[Line]:
         """Methods, the best first. For all targets a seed's result is its mean over them; differences stay paired.
 
@@ -89,7 +89,7 @@ class Comparison:
         """
         values = {name: self.values(target, name) for name in dict.fromkeys(row["method"] for row in self.of(target))}
         rivals = {name: found for name, found in values.items() if self.compares(name)}
-        ranks = mean_ranks(rivals) if rivals else {}
+        ranks = mean_ranks(rivals)
         lines = [
             Line(
                 method=name,
@@ -135,8 +135,8 @@ class Comparison:
             return {name: np.mean(plans, 0).tolist() for name, plans in shares.items()}
 
         def curves(target: float) -> dict[str, list[list[float]]]:
-            names = [name for name in order if name not in OWN_WEIGHTS]
-            return {name: [row["curve"] for row in mine] for name in names if (mine := self.of(target, name))}
+            rows = {name: self.of(target, name) for name in order if name not in OWN_WEIGHTS}
+            return {name: [row["curve"] for row in mine] for name, mine in rows.items() if mine}
 
         means = panels(lambda target: {line.method: line.result for line in lines[target]})
         by_share = {

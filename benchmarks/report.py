@@ -111,8 +111,7 @@ mean over seeds, 95 %, {resamples} resamples; with fewer than ten seeds they are
 seed (and target); p is that of the two-sided paired t-test, not corrected for the number of comparisons. Coloured:
 the interval of the difference excludes zero. Rank: mean over seeds, the best 1. Search: best accuracy on the images of
 the reward split that the search sees; re-scored: the winner's on the whole split. Seconds are wall time per run,
-of runs without a cache. MACs: multiply-accumulates of convolution and linear layers, one
-input.{own}</p>"""
+of runs without a cache. MACs: multiply-accumulates of convolution and linear layers, one input.{own}</p>"""
 OWN = """ amc_ls searches with weights reconstructed by least squares, so its search reward is that of other networks;
 it is finalised from the original weights like all, and where nothing is finalised it has no rank."""
 PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Search methods compared</title><style>

@@ -74,7 +74,7 @@ def mean_ranks(values: Mapping[str, Mapping[object, float]]) -> dict[str, float]
     """
     from scipy.stats import rankdata
 
-    common = set.intersection(*(set(mine) for mine in values.values()))
+    common = set.intersection(*map(set, values.values())) if values else set()
     if not common:
         return dict.fromkeys(values, math.nan)
     table = np.array([[mine[key] for key in sorted(common, key=str)] for mine in values.values()])  # [M, S]

@@ -184,9 +184,8 @@ def plot_learning(
     upper, rest = panels[0], list(panels[1:])
     x, y = list(returns), list(returns.values())
     upper.plot(x, y, ".", color=BLUE, alpha=0.35, markersize=5, markeredgewidth=0, label="episode")
-    whole = min(window, len(y)) - 1  # before, the mean would be that of a few
-    smooth = _running_mean(y, window)[whole:]
-    upper.plot(x[whole:], smooth, color=BLUE, linewidth=1.8, label=f"mean of the last {window}")
+    smooth = _running_mean(y, min(window, len(y)))
+    upper.plot(x[-len(smooth) :], smooth, color=BLUE, linewidth=1.8, label=f"mean of the last {window}")
     if evaluations:
         style = {"color": ORANGE, "linewidth": 1.2, "marker": "D", "markersize": 4, "label": "greedy evaluation"}
         upper.plot(list(evaluations), list(evaluations.values()), **style)
@@ -285,7 +284,7 @@ def plot_tradeoff(
     if budget is not None:
         label = f"budget: {100 * budget:g} %"
         axes.axvline(100 * budget, color=GREY, linewidth=1.4, linestyle=":", zorder=1, label=label)
-    if budget is not None:  # without one, low accuracy may be the price of few MACs
+        # Without one, low accuracy may be the price of few MACs.
         marked = [100 * pair[1] for pair in (original, winner, uniform) if pair is not None]
         _leave_out_the_lowest(axes, x, y, marked, "{:.1f} %")
     axes.set_xlabel("MACs, % of the original", color=INK)
@@ -390,9 +389,9 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
 
 
 def _running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Mean of the last `window` values, of fewer at the start."""
+    """Mean of the last `window` values, from where there are as many."""
     sums = [0.0, *itertools.accumulate(values)]
-    return [(sums[i] - sums[max(0, i - window)]) / min(i, window) for i in range(1, len(sums))]
+    return [(sums[i] - sums[i - window]) / window for i in range(window, len(sums))]
 
 
 def _scale(largest: float) -> tuple[str, float]:

@@ -44,7 +44,7 @@ class SubprocessEnv(ParallelEnv[str, Any, Any]):
             about = self._result("starting")
         except BaseException:  # Ctrl-C, too: nobody could close what was never made
             self._process.kill()
-            self._connection.close()
+            self.close()
             raise
         self.possible_agents: list[str] = about["possible_agents"]
         self.observation_spaces, self.action_spaces = about["observation_spaces"], about["action_spaces"]

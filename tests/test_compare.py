@@ -197,9 +197,8 @@ class TestReport:
         (comparison,) = comparisons(found)  # test accuracies compare, the way there does not
         assert [line.rank for line in comparison.lines(0.5)] == [1, 2, 3]
         other = made({"qmix": [0.7]}, target=0.3)
-        assert list(comparisons([found[0], *other])[0].pictures()["curves"].axes[0].get_title("left")) == list(
-            "30 % of the MACs"
-        )
+        (panel,) = comparisons([found[0], *other])[0].pictures()["curves"].axes
+        assert panel.get_title("left") == "30 % of the MACs"
         assert "curves" not in comparisons(found[:1])[0].pictures()
 
     def test_seconds_of_cached_searches_do_not_count(self, tmp_path: Path) -> None:

@@ -38,8 +38,12 @@ class Recorded:
 
 
 @pytest.fixture
-def env(trained: nn.Module, digits: DataSplits, monkeypatch: pytest.MonkeyPatch) -> FilterPruneEnv:
+def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Measurer, "_recorded", lambda self: Recorded(self.task, self.batch))
+
+
+@pytest.fixture
+def env(trained: nn.Module, digits: DataSplits, recorded: None) -> FilterPruneEnv:
     return FilterPruneEnv(trained, digits, SMALL)
 
 
@@ -65,10 +69,8 @@ def test_copies_make_a_recording_of_their_own(env: FilterPruneEnv) -> None:
         assert other.evaluator._measurer.accuracy(plan) == env.evaluator.accuracy(plan)
 
 
-def test_a_race_against_a_recording_is_refused(
-    trained: nn.Module, digits: DataSplits, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Measurer, "_recorded", lambda self: Recorded(self.task, self.batch))
+@pytest.mark.usefixtures("recorded")
+def test_a_race_against_a_recording_is_refused(trained: nn.Module, digits: DataSplits) -> None:
     with pytest.raises(ValueError, match=r"racing=0\.1 would change nothing: on cpu all images .* set racing=None"):
         FilterPruneEnv(trained, digits, replace(SMALL, racing=0.1))
 
