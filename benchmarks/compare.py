@@ -90,6 +90,11 @@ class Config:
             raise ValueError("budget, seeds, finalists and jobs must be at least 1, and short-epochs above 0")
         if self.finalists > CANDIDATES:
             raise ValueError(f"finalists must be at most {CANDIDATES}, as many as a search keeps; got {self.finalists}")
+        if self.env.round_finetune_batches:
+            raise ValueError(
+                "with round-finetune-batches a plan no longer names a network, and plans are what is counted here; "
+                "take finetune-batches (--env.finetune-batches), which trains each plan's network anew"
+            )
         part, _, parts = self.shard.partition("/")
         if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
             raise ValueError(f"shard must be i/n with 0 <= i < n, such as 0/4; got {self.shard!r}")

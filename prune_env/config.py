@@ -46,6 +46,9 @@ class EnvConfig:
     """A probability, 0.01 say: counting ends early where a plan is none of the ten best so far, with at most this
     chance of being wrong at each look. Its accuracy is then that of the images seen. None counts all, always. Refused
     where it changes nothing: for images of a single batch, and where a GPU replays a recording, in less time."""
+    finetune_batches: int = 0
+    """Batches of 128 training images by which a pruned network is distilled before its accuracy is measured: always the
+    same images, from the original weights, so a plan still has one accuracy. Ranks plans of small budgets better."""
     round_finetune_batches: int = 0
     """Batches of distillation after every round. Weights are then carried on, and nothing is memoised."""
     prove: bool = True
@@ -64,8 +67,15 @@ class EnvConfig:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if self.max_cycles is not None and self.max_cycles < 1:
             raise ValueError(f"max_cycles must be at least 1, or None for no limit; got {self.max_cycles}")
-        if self.round_finetune_batches < 0:
-            raise ValueError(f"round_finetune_batches must not be negative, got {self.round_finetune_batches}")
+        for name in ("finetune_batches", "round_finetune_batches"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.finetune_batches and self.round_finetune_batches:
+            raise ValueError(
+                "finetune_batches trains a plan's network for its measurement alone, round_finetune_batches carries "
+                f"what was trained from round to round; set one of {self.finetune_batches} and "
+                f"{self.round_finetune_batches} to 0"
+            )
         if self.racing is not None and not 0 < self.racing < 1:
             raise ValueError(f"racing must be a probability above 0 and below 1, or None; got {self.racing}")
         if self.racing is not None and (self.reward != "budget" or self.round_finetune_batches):

@@ -137,6 +137,8 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             reward_images=config.reward_images,
             calibration_images=config.calibration_images,
             metric=metric,
+            finetune_batches=config.finetune_batches,
+            loss=loss,
             seed=config.problem_seed,
             device=device,
             cache=cache,
@@ -273,8 +275,11 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         }
 
     def pruned_model(self) -> nn.Module:
-        """The current plan's network: a new, smaller module with recalibrated BatchNorm statistics, on the CPU."""
-        network = self._network()
+        """The current plan's network, as it was measured: a new, smaller module with recalibrated BatchNorm statistics,
+        on the CPU."""
+        if not self._recovery.on:
+            return self.evaluator.network(self.plan).cpu()
+        network = self._recovery.network()
         self.evaluator.recalibrate(network)
         return network.cpu()
 
@@ -350,11 +355,6 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self._accuracy, self._return = self.evaluator.original_accuracy, 0.0
         self._ahead = None
         self._recovery.reset()
-
-    def _network(self) -> nn.Module:
-        if self._recovery.on:
-            return self._recovery.network()
-        return build(self.model, self.groups, self.ranking, self.plan)
 
     def _measure(self, race: Race | None) -> float:
         if self._recovery.on:

@@ -34,6 +34,7 @@ LAYERS = [
     {"training.step"},
     {"training", "training.fit"},
     {"training.distillation"},
+    {"training.brief"},
     {
         "networks.alexnet",
         "networks.resnet",

@@ -12,6 +12,7 @@ import pytest
 from benchmarks import compare, report, rows, statistics
 from benchmarks.comparison import comparisons
 from benchmarks.methods import METHODS
+from prune_env import EnvConfig
 from prune_env.training.distillation import DistillationConfig
 
 BRIEF = DistillationConfig(epochs=2, min_steps=4, batch_size=64)
@@ -106,6 +107,7 @@ class TestCompare:
             ({"methods": ("guess",)}, "'guess' is unknown; choose among uniform"),
             ({"shard": "2/2"}, "0 <= i < n"),
             ({"budget": 0}, "at least 1"),
+            ({"env": EnvConfig(round_finetune_batches=2)}, "take finetune-batches"),
         ],
     )
     def test_bad_settings(self, tmp_path: Path, settings: dict[str, object], message: str) -> None:

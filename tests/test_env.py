@@ -260,8 +260,9 @@ class TestRules:
         again = env.pruned_model().state_dict()
         assert all(torch.equal(fresh[name], tensor) for name, tensor in again.items())
 
-    def test_pruned_model_is_small_and_as_accurate_as_the_reward_says(self, make_env: EnvMaker) -> None:
-        env = make_env()
+    @pytest.mark.parametrize("batches", [0, 5])
+    def test_pruned_model_is_small_and_as_accurate_as_the_reward_says(self, make_env: EnvMaker, batches: int) -> None:
+        env = make_env(finetune_batches=batches)
         infos = play(env, 2)[-1][-1]
         network = env.pruned_model()
         filters = [m.out_channels for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
@@ -297,6 +298,23 @@ class TestRules:
             not torch.equal(one, two) for one, two in zip(recovered.parameters(), bare.parameters(), strict=True)
         )
         assert first[-1][-1]["conv_0"]["accuracy"] >= play(plain, 0)[-1][-1]["conv_0"]["accuracy"] - 0.02
+
+    def test_plans_are_trained_before_they_are_measured(self, make_env: EnvMaker) -> None:
+        """Each from the original weights: a plan has one accuracy, whichever way the game came to it."""
+        env, bare = make_env(finetune_batches=5, every_round=True), make_env(every_round=True)
+        assert env.evaluator.original_accuracy == bare.evaluator.original_accuracy
+        assert env.evaluator.accuracy(env.full_plan) == env.evaluator.original_accuracy, "nothing to recover from"
+        gains = []
+        for seed in range(3):
+            for one, two in zip(play(env, seed), play(bare, seed), strict=True):
+                gains.append(one[-1]["conv_0"]["accuracy"] - two[-1]["conv_0"]["accuracy"])
+        assert max(gains) > 0.05
+        assert np.mean(gains) > 0.02
+        asked = env.evaluator.evaluations
+        play(env, 0)
+        assert env.evaluator.evaluations == asked, "a known plan was measured again"
+        other = make_env(finetune_batches=5)
+        assert [other.evaluator.accuracy(entry.plan) for entry in env.archive] == [e.accuracy for e in env.archive]
 
     def test_round_to_keeps_multiples(self, make_env: EnvMaker) -> None:
         env = make_env(round_to=8)
@@ -403,7 +421,9 @@ class TestErrors:
                 {"reward": "tradeoff"},
                 r"plays without a budget .*; set target_macs to None \(--target-macs None\) instead of 0.5",
             ),
-            ({"round_finetune_batches": -1}, "round_finetune_batches"),
+            ({"round_finetune_batches": -1}, "round_finetune_batches must not be negative"),
+            ({"finetune_batches": -1}, "^finetune_batches must not be negative"),
+            ({"finetune_batches": 2, "round_finetune_batches": 3}, "set one of 2 and 3 to 0"),
         ],
     )
     def test_settings(self, make_env: EnvMaker, settings: dict[str, Any], message: str) -> None:

@@ -17,7 +17,9 @@ from torch import nn
 from ..data import DataSplits, Split
 from ..device import fast_dtype
 from ..pruning import Plan, PruningGroup
+from ..training.brief import BriefDistillation
 from ..training.fit import state_digest
+from ..training.step import Loss
 from . import units
 from .cache import PlanCache
 from .measurer import Measurer, Task
@@ -40,6 +42,8 @@ class Evaluator:
     groups, ranking    what can go and in which order: `find_groups`, `importance.ranking`
     reward_images, calibration_images    class-balanced counts out of the two splits
     metric    in place of top-1 accuracy; called 'accuracy' everywhere
+    finetune_batches    of distillation, which pruned networks get before they are measured; `loss`: in place of
+              cross-entropy there
     cache     a file that keeps answers for later runs and for other processes, see `PlanCache`
     workers   where plans are measured, in place of this process: see `workers.py`
     Works in bfloat16 where the hardware is fast at it and in float32 elsewhere, channels_last in both.
@@ -55,17 +59,20 @@ class Evaluator:
         reward_images: int = 1000,
         calibration_images: int = 500,
         metric: Metric | None = None,
+        finetune_batches: int = 0,
+        loss: Loss | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
         cache: str | Path | None = None,
         workers: Backend | None = None,
     ) -> None:
         check_metric(metric, data)
-        if cache is not None and metric is not None:
-            raise ValueError(
-                f"cache {str(cache)!r} is for top-1 accuracy only: what metric {qualified_name(metric)} reads cannot "
-                "be known from outside, so a stale answer might be given; leave one of the two out"
-            )
+        for kind, function in (("metric", metric), ("loss", loss if finetune_batches else None)):
+            if cache is not None and function is not None:
+                raise ValueError(
+                    f"cache {str(cache)!r} is for top-1 accuracy only: what {kind} {qualified_name(function)} reads "
+                    "cannot be known from outside, so a stale answer might be given; leave one of the two out"
+                )
         device, dtype = torch.device(device), fast_dtype(torch.device(device))
         self.evaluations, self.hits = 0, 0
         """Plans and networks measured, and questions that were answered from memory or disk."""
@@ -85,7 +92,12 @@ class Evaluator:
 
         split = Split(prepared(data.normalise(split.images)), split.labels.to(device))
         groups, ranking = tuple(groups), dict(ranking)
-        self.task = Task(model, groups, ranking, data.example_input, prepared(crops), split, metric, device, dtype)
+        tuning = None
+        if finetune_batches:
+            tuning = BriefDistillation(model, data, finetune_batches, loss=loss, seed=seed, device=device)
+        self.task = Task(
+            model, groups, ranking, data.example_input, prepared(crops), split, metric, device, dtype, tuning
+        )
         self._measurer = Measurer(self.task)
         self._pool = Pool(workers, self.task) if workers is not None else None
         self.cache = None
@@ -111,7 +123,7 @@ class Evaluator:
             self._pool.submit(plan, race)
 
     def accuracy(self, plan: Plan, race: Race | None = None) -> float:
-        """Fraction of the reward images that the pruned network gets right, or its metric, before any fine-tuning.
+        """Fraction of the reward images that the pruned network gets right, or its metric.
 
         race   lets a count end early; its answer is remembered, but not kept on disk. Not with a metric
         """
@@ -131,6 +143,10 @@ class Evaluator:
         """The same for a network that was cut out of the model, and trained since, maybe; it is not changed."""
         self.evaluations += 1
         return self._measurer.accuracy(network)
+
+    def network(self, plan: Plan) -> nn.Module:
+        """The one that `accuracy` measures, with recalibrated BatchNorm statistics, on the device."""
+        return self._measurer.network(plan)
 
     def recalibrate(self, network: nn.Module) -> None:
         """Estimates the network's BatchNorm statistics on the fixed calibration crops, in place and on the device."""

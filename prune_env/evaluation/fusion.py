@@ -38,6 +38,7 @@ def fused_graph(model: nn.Module, example: torch.Tensor) -> nn.Module:
         if node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), NOTHING_IN_EVAL_MODE):
             node.replace_all_uses_with(node.args[0])
             network.graph.erase_node(node)
+        node.type = None  # an annotation, which may be a string, and a graph with strings is not pickled (torch 2.11)
     ShapeProp(network).propagate(example)
     calls = Counter(str(node.target) for node in network.graph.nodes if node.op == "call_module")
     for node in list(network.graph.nodes):

@@ -17,6 +17,7 @@ from torch import nn
 from ..data import Split
 from ..device import channels_last
 from ..pruning import Plan, PruningGroup, build
+from ..training.brief import BriefDistillation
 from .batchnorm import fold, folding_pairs, near_equal, recalibrate
 from .metric import Metric, measure
 from .program import Program
@@ -42,6 +43,8 @@ class Task:
     metric: Metric | None
     device: torch.device
     dtype: torch.dtype
+    tuning: BriefDistillation | None = None
+    """What networks that are pruned get before they are measured."""
 
 
 class Measurer:
@@ -66,7 +69,7 @@ class Measurer:
 
     def _recorded(self) -> Recording | None:
         task = self.task
-        if task.metric is not None or task.device.type != "cuda":
+        if task.metric is not None or task.tuning is not None or task.device.type != "cuda":
             return None
         calibration = near_equal(task.calibration, self.batch)
         batches = list(zip(task.split.images.split(self.batch), task.split.labels.split(self.batch), strict=True))
@@ -80,7 +83,8 @@ class Measurer:
     @property
     def settings(self) -> tuple[object, ...]:
         """What answers depend on besides the task."""
-        return (self.batch, "recorded") if self.recorded else (self.batch,)
+        tuning = self.task.tuning
+        return (self.batch, *(("recorded",) if self.recorded else ()), *(tuning.settings if tuning else ()))
 
     def accuracy(self, what: Plan | nn.Module, race: Race | None = None, *, fresh_statistics: bool = True) -> float:
         """Of a plan, or of a network that was cut out of the model and trained since, maybe; it is not changed.
@@ -89,6 +93,7 @@ class Measurer:
         fresh_statistics   whether BatchNorm is recalibrated first
         """
         task = self.task
+        what = self._tuned(what)
         if self._program is None:
             return self._by_metric(what, fresh_statistics)
         if self._recording is not None and fresh_statistics and not isinstance(what, nn.Module):
@@ -101,12 +106,27 @@ class Measurer:
             self._program.recalibrate(near_equal(task.calibration, self.batch))
         return measure(partial(_top1, race, self.batch), self._program.network, task.split)
 
+    def network(self, plan: Plan) -> nn.Module:
+        """The one that `accuracy` measures, on the device and in eval mode."""
+        task, what = self.task, self._tuned(plan)
+        network = what if isinstance(what, nn.Module) else build(task.model, task.groups, task.ranking, what)
+        self.recalibrate(network)
+        return network.eval()
+
     def recalibrate(self, network: nn.Module) -> None:
         """Estimates the network's BatchNorm statistics on the fixed calibration crops, in place and on the device."""
         device, dtype = self.task.device, self.task.dtype
         channels_last(network.to(device))
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             recalibrate(network, near_equal(self.task.calibration, self.batch))
+
+    def _tuned(self, what: Plan | nn.Module) -> Plan | nn.Module:
+        """Trained briefly, if that is asked for. The unpruned network has nothing to recover from."""
+        task = self.task
+        if task.tuning is None or what == tuple(group.filters for group in task.groups):
+            return what
+        whole = what if isinstance(what, nn.Module) else build(task.model, task.groups, task.ranking, what)
+        return task.tuning(whole)
 
     def _by_metric(self, what: Plan | nn.Module, fresh_statistics: bool) -> float:
         task = self.task

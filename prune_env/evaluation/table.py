@@ -102,7 +102,7 @@ class Table:
                 f"target_macs={config.target_macs} is not tabulated; evaluator 'table' knows the plans of "
                 f"{', '.join(map(str, self.settings['targets']))}"
             )
-        for name in ("every_round", "round_finetune_batches", "racing"):
+        for name in ("every_round", "finetune_batches", "round_finetune_batches", "racing"):
             if wanted[name]:
                 raise ValueError(
                     f"{name}={wanted[name]!r} asks for more than finished plans of the original weights, and "

@@ -8,6 +8,7 @@ A loss of the user's takes CE's place. Where labels are not classes, the teacher
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from ..device import channels_last, fast_dtype
 from ..evaluation.metric import Metric, identity
 from .fit import FitConfig, check_loss, cross_entropy, fit, state_digest
 from .step import Loss
+
+TaughtLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(the teacher's logits [B, K], logits [B, K], normalised images [B, C, H, W], labels [B] or [B, K]) -> scalar"""
 
 
 @dataclass(frozen=True)
@@ -103,13 +107,22 @@ def distillation_loss(
     """
     teacher = channels_last(copy.deepcopy(teacher).to(device, fast_dtype(device))).eval()
     teacher.requires_grad_(False)
-    dtype = fast_dtype(device)
-    temperature, alpha = config.temperature, config.alpha
-    hard = label_loss or cross_entropy(config.label_smoothing)
+    dtype, taught_loss = fast_dtype(device), loss_to(config, label_loss, classes=classes)
 
     def loss(logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             taught = teacher(images.to(dtype)).float()  # [B, K]
+        return taught_loss(taught, logits, images, labels)
+
+    return loss
+
+
+def loss_to(config: DistillationConfig, label_loss: Loss | None = None, *, classes: bool = True) -> TaughtLoss:
+    """The same where the teacher's logits are known."""
+    temperature, alpha = config.temperature, config.alpha
+    hard = label_loss or cross_entropy(config.label_smoothing)
+
+    def loss(taught: torch.Tensor, logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if classes:
             targets, student = F.log_softmax(taught / temperature, 1), F.log_softmax(logits / temperature, 1)
             soft = temperature**2 * F.kl_div(student, targets, reduction="batchmean", log_target=True)

@@ -111,22 +111,18 @@ def fit(
         recipe += f" by {identity(metric)}" if metric else ""
     replay = loss is None if replay is None else replay
     loss = loss or cross_entropy(config.label_smoothing)
-    model = channels_last(copy.deepcopy(model).to(device))
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        model.requires_grad_(True)  # frozen as a whole for inference; what is frozen in part stays so
+    model = trainable(model, device)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     # Momentum is kept in new buffers, for the parameters of this very copy.
     example = data.example_input.to(device)
-    optimizers = _optimizers(model, config, example)
+    optimizers = optimizers_of(model, config, example)
     steps_per_epoch = max(1, len(data.train) // config.batch_size)
     steps = max(1, config.min_steps, round(config.epochs * steps_per_epoch))
     step, best = 0, (-math.inf, model.state_dict())
     run = repr((sorted(asdict(config).items()), data.digest, state_digest(model), select_best, recipe))
     if checkpoint is not None and checkpoint.is_file():
         step, best = _restore(checkpoint, run, model, averaged, optimizers)
-    dtype = fast_dtype(device)
-    if dtype == torch.bfloat16 and _bf16_is_broken(model, example):
-        dtype = torch.float32
+    dtype = training_dtype(model, example)
     # Every image is seen both ways in any two epochs (alternating flip, Jordan 2024): better than chance in short runs.
     first_flip = torch.rand(len(data.train), generator=torch.Generator().manual_seed(config.seed)) < 0.5
 
@@ -144,7 +140,7 @@ def fit(
                 images = data.augmented(images, generator, first_flip[rows] ^ bool(epoch % 2))
                 if config.cutout:
                     images = _cut_out(images, config.cutout, generator)
-                take_step.set_learning_rates(_one_cycle((step + 1) / (steps + 1), config.warmup))
+                take_step.set_learning_rates(one_cycle((step + 1) / (steps + 1), config.warmup))
                 value = take_step(images, labels)
                 if not torch.isfinite(value):
                     raise FloatingPointError(
@@ -166,6 +162,21 @@ def fit(
     model.load_state_dict(best[1])
     model.zero_grad(set_to_none=True)
     return model.eval().cpu()
+
+
+def trainable(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy on the device; if all of it was frozen, as for inference, nothing of the copy is."""
+    model = channels_last(copy.deepcopy(model).to(device))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        model.requires_grad_(True)
+    return model
+
+
+def training_dtype(model: nn.Module, example_input: torch.Tensor) -> torch.dtype:
+    """What autocast computes in where this network is trained: the device's fast precision, if its gradients work."""
+    dtype = fast_dtype(example_input.device)
+    broken = dtype == torch.bfloat16 and _bf16_is_broken(model, example_input)
+    return torch.float32 if broken else dtype
 
 
 def correct(
@@ -254,7 +265,7 @@ def cross_entropy(label_smoothing: float) -> Loss:
     return loss
 
 
-def _one_cycle(progress: float, warmup: float) -> float:
+def one_cycle(progress: float, warmup: float) -> float:
     """Share of the peak learning rate at `progress` in (0, 1)."""
     return progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
 
@@ -281,7 +292,9 @@ def _bf16_is_broken(model: nn.Module, example_input: torch.Tensor) -> bool:
     return bool(found)
 
 
-def _optimizers(model: nn.Module, config: FitConfig, example_input: torch.Tensor) -> dict[torch.optim.Optimizer, float]:
+def optimizers_of(
+    model: nn.Module, config: FitConfig, example_input: torch.Tensor
+) -> dict[torch.optim.Optimizer, float]:
     """Fresh optimizers of the model's parameters, and the peak learning rate of each."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     turned: list[torch.Tensor] = []

@@ -55,10 +55,15 @@ def test_another_problem_finds_nothing(trained: nn.Module, digits: DataSplits, t
         evaluator(trained, digits, file, reward_images=101),
         evaluator(trained, digits, file, calibration_images=101),
         evaluator(trained, digits, file, seed=1),
+        evaluator(trained, digits, file, finetune_batches=1),
+        evaluator(trained, digits, file, finetune_batches=2),
     ):
         changed.accuracy(PLAN)
         assert changed.cache is not None
         assert changed.cache.hits == 0
+    again = evaluator(trained, digits, file, finetune_batches=2)
+    assert again.accuracy(PLAN) == changed.accuracy(PLAN)
+    assert again.evaluations == 0
 
 
 def test_environments_share_it_whatever_their_budget(trained: nn.Module, digits: DataSplits, tmp_path: Path) -> None:
@@ -78,6 +83,18 @@ def test_a_metric_is_refused(trained: nn.Module, digits: DataSplits, tmp_path: P
 
     with pytest.raises(ValueError, match="stale answer"):
         FilterPruneEnv(trained, digits, metric=metric, cache=tmp_path / "plans.sqlite")
+
+
+def test_a_loss_is_refused_where_accuracies_depend_on_it(
+    trained: nn.Module, digits: DataSplits, tmp_path: Path
+) -> None:
+    def loss(logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return logits.square().mean()
+
+    settings = {"loss": loss, "cache": tmp_path / "plans.sqlite"}
+    FilterPruneEnv(trained, digits, EnvConfig(), **settings)
+    with pytest.raises(ValueError, match=r"what loss .*loss reads cannot be known .* stale answer"):
+        FilterPruneEnv(trained, digits, EnvConfig(finetune_batches=2), **settings)
 
 
 @pytest.mark.parametrize("content", [b"not a database at all, but long enough to be read as one" * 30, None])

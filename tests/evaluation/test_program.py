@@ -78,6 +78,7 @@ def test_known_networks(name: str) -> None:
     left = [type(module).__name__ for module in program.network.modules()]
     assert "BatchNorm2d" not in left
     assert "Conv2d" not in left
+    assert not any(node.type for node in program.network.graph.nodes), "a graph with annotations may not pickle"
     if name.startswith("resnet"):  # an addition stands between convolution and ReLU
         assert not any(node.op == "call_function" and node.target is F.relu for node in program.network.graph.nodes)
         assert any(unit.overwrites for unit in program.network.modules() if isinstance(unit, Unit))

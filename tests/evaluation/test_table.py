@@ -106,6 +106,7 @@ def test_modules_and_copies_work() -> None:
         ({"importance": "l2"}, "importance='l2'"),
         ({"reward_images": 100}, "reward_images=100"),
         ({"every_round": True}, "every_round=True asks for more"),
+        ({"finetune_batches": 3}, "finetune_batches=3 asks for more"),
         ({"round_finetune_batches": 3}, "round_finetune_batches=3 asks for more"),
         ({"cache": "file.db"}, "cache='file.db' has no place"),
         ({"weights": "file.pt"}, "weights='file.pt' has no place"),

@@ -6,7 +6,7 @@ import os
 import pickle
 import signal
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -195,13 +195,17 @@ class TestProcesses:
         undisturbed = search(kill=False, count=1)
         assert search(kill=True, count=2) == undisturbed
 
-    def test_workers_answer_as_this_process_does(self, trained: torch.nn.Module, digits: DataSplits) -> None:
-        env = FilterPruneEnv(trained, digits, SMALL, evaluator="processes", workers=1)
+    @pytest.mark.parametrize("batches", [0, 3])
+    def test_workers_answer_as_this_process_does(
+        self, trained: torch.nn.Module, digits: DataSplits, batches: int
+    ) -> None:
+        config = replace(SMALL, finetune_batches=batches)
+        env = FilterPruneEnv(trained, digits, config, evaluator="processes", workers=1)
         plan = tuple(group.filters // 2 for group in env.groups)
         threads = torch.get_num_threads()
         try:
             torch.set_num_threads(1)
-            here = FilterPruneEnv(trained, digits, SMALL).evaluator.accuracy(plan)
+            here = FilterPruneEnv(trained, digits, config).evaluator.accuracy(plan)
         finally:
             torch.set_num_threads(threads)
         again = pickle.loads(pickle.dumps(env))  # workers stay behind, and start anew
