@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prune_env.report import FAINT, GREY, INK, new_figure
+from prune_env.drawing import FAINT, GREY, INK, new_figure
 
 from .methods import ONE_PLAN
 from .statistics import Mean, interval

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .report import BLUE, FAINT, GREY, INK, new_figure
+from .drawing import BLUE, FAINT, GREY, INK, new_figure
 
 BAR = 20
 """Characters of a full bar."""

@@ -17,6 +17,7 @@ from .env import FilterPruneEnv
 from .evaluation.latency import interleaved
 from .export import ExportError, to_onnx
 from .files import replacing
+from .pictures import LayerFigures, plot_layers, plot_learning, plot_tradeoff
 from .pruning import Plan
 
 SETTINGS = "config.json"
@@ -150,8 +151,8 @@ def pictures(
         greedy = (1 + row["eval/return"]) * env.evaluator.original_accuracy if "eval/return" in row else 0.0
         best = max(best, row.get("info/accuracy", 0.0), greedy if env.config.reward == "budget" else 0.0)
         rows.append({**row, "best_accuracy": best})
-    report.plot_learning(folder / "learning.png", rows, references={"uniform L1": point(uniform)[1]})
-    report.plot_tradeoff(
+    plot_learning(folder / "learning.png", rows, references={"uniform L1": point(uniform)[1]})
+    plot_tradeoff(
         folder / "tradeoff.png",
         [(entry.macs_ratio, entry.accuracy) for entry in env.archive],
         (1.0, env.evaluator.original_accuracy),
@@ -163,8 +164,8 @@ def pictures(
     filters = [env.cost.layer_channels(plan)[1] for plan in (env.full_plan, winner)]
     macs = [env.cost.layer_macs(plan) for plan in (env.full_plan, winner)]
     layers = [
-        report.LayerFigures(layer, agents[layer], *(int(numbers[index]) for numbers in (*filters, *macs)))
+        LayerFigures(layer, agents[layer], *(int(numbers[index]) for numbers in (*filters, *macs)))
         for index, layer in enumerate(env.cost.layers)
         if layer in agents
     ]
-    report.plot_layers(folder / "layers.png", layers)
+    plot_layers(folder / "layers.png", layers)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from prune_env.drawing import BLUE
 from prune_env.render import BAR, RenderRow, ansi, rgb_array
-from prune_env.report import BLUE
 
 ROWS = (
     RenderRow("conv_0", ("features.0",), 64, 32, 0.123, 0.3),

@@ -20,8 +20,9 @@ from matplotlib import image
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from prune_env import report
-from prune_env.report import LayerFigures, NetworkFigures, plot_layers, plot_learning, plot_tradeoff, table
+from prune_env import drawing, pictures, report
+from prune_env.pictures import LayerFigures, plot_layers, plot_learning, plot_tradeoff
+from prune_env.report import NetworkFigures, table
 
 ORIGINAL = NetworkFigures("original", 0.936, 313_201_664, 14_991_946, 60_000_000, 4.0, 150.0)
 HALF = NetworkFigures("QMIX", 0.9291, 156_600_832, 7_000_000, 30_000_000, 3.0, 75.0, short_accuracy=0.731)
@@ -45,7 +46,7 @@ DRAWINGS: dict[str, Callable[[Path], None]] = {
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are saved, without drawing them."""
     figures: list[Figure] = []
-    monkeypatch.setattr(report, "_save", lambda figure, _path: figures.append(figure))
+    monkeypatch.setattr(pictures, "save", lambda figure, _path: figures.append(figure))
     return figures
 
 
@@ -265,7 +266,7 @@ def test_the_winner_is_seen_whatever_lies_there(uniform: tuple[float, float], tm
     def orange(*more: Any) -> int:
         plot_tradeoff(tmp_path / "x.png", [(0.4, 0.5), (0.5, 0.9)], (1.0, 0.95), *more)
         pixels = image.imread(tmp_path / "x.png")[..., :3]
-        return int((np.abs(pixels - np.array(to_rgb(report.ORANGE))).max(-1) < 0.02).sum())
+        return int((np.abs(pixels - np.array(to_rgb(drawing.ORANGE))).max(-1) < 0.02).sum())
 
     assert orange() == 0
     alone, together = orange((0.45, 0.7)), orange((0.45, 0.7), uniform)
@@ -366,7 +367,7 @@ def test_a_missing_matplotlib_is_told(name: str, tmp_path: Path, monkeypatch: py
 
 SETTINGS = """
 import sys
-import prune_env.render, prune_env.report
+import prune_env.pictures, prune_env.render
 assert "matplotlib" not in sys.modules, "imported at import time"
 import matplotlib
 state = lambda: {key: dict.__getitem__(matplotlib.rcParams, key) for key in matplotlib.rcParams}
@@ -374,7 +375,7 @@ before = state()
 from tests.test_report import DRAWINGS
 from tests.test_render import ROWS, TOTALS
 for draw in DRAWINGS.values():
-    draw(prune_env.report.Path(sys.argv[1]) / "x.png")
+    draw(prune_env.pictures.Path(sys.argv[1]) / "x.png")
 prune_env.render.rgb_array(ROWS, *TOTALS)
 assert state() == before, "settings changed"
 assert "matplotlib.pyplot" not in sys.modules, "pyplot imported"
