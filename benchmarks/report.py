@@ -83,6 +83,9 @@ def main(config: Config) -> None:
     if not config.rows:
         raise ValueError("give files or folders that benchmarks.compare wrote, such as runs/compare")
     found = rows.read(config.rows)
+    if not found:
+        places = ", ".join(map(str, config.rows))
+        raise ValueError(f"no rows of benchmarks.compare are in {places}; give the folder that it wrote to (its --out)")
     first = config.rows[0]
     out = config.out or (first if first.is_dir() else first.parent) / "report"
     page = write(found, out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,11 @@ def made(accuracies: dict[str, list[float]], target: float = 0.5) -> list[rows.R
 
 class TestReport:
     ROWS = made({"qmix": [0.91, 0.92, 0.94], "random": [0.90, 0.90, 0.91], "uniform": [0.88, 0.88, 0.88]})
+
+    def test_a_folder_without_rows_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=rf"no rows .* are in {re.escape(str(tmp_path))}"):
+            report.main(report.Config((tmp_path,)))
+        assert not list(tmp_path.iterdir())
 
     def test_numbers(self) -> None:
         (comparison,) = comparisons(self.ROWS)
