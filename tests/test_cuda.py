@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,6 +64,18 @@ def test_accuracies_are_those_of_the_cpu(trained: torch.nn.Module, digits: DataS
     differences = [abs(one[1] - other[1]) for one, other in zip(here, there, strict=True)]
     assert np.mean(differences) <= 0.01
     assert max(differences) <= 0.04
+
+
+def test_what_is_trained_first_is_trained_alike(trained: torch.nn.Module, digits: DataSplits) -> None:
+    config = replace(SMALL, finetune_batches=8)
+    here, there, again = (FilterPruneEnv(trained, digits, config, device=device) for device in ("cpu", "cuda", "cuda"))
+    for share in (0.7, 0.4, 0.3):
+        plan = tuple(int(share * count) for count in here.full_plan)
+        accuracy = there.evaluator.accuracy(plan)
+        assert again.evaluator.accuracy(plan) == accuracy
+        assert accuracy == pytest.approx(here.evaluator.accuracy(plan), abs=0.04)
+    bare = FilterPruneEnv(trained, digits, SMALL, device="cuda")
+    assert accuracy > bare.evaluator.accuracy(plan) + 0.05
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "vgg16", "resnet20", "alexnet"])
