@@ -233,9 +233,10 @@ def _pickled(task: Task) -> bytes:
     try:
         return pickle.dumps(task)
     except Exception as error:
-        metric = "" if task.metric is None else f" or metric {qualified_name(task.metric)}"
+        functions = {"metric": task.metric, "loss": task.tuning and task.tuning.loss}
+        own = "".join(f" or {kind} {qualified_name(one)}" for kind, one in functions.items() if one is not None)
         raise WorkerError(
-            f"the network{metric} cannot be sent to worker processes ({type(error).__name__}: {error}); define its "
+            f"the network{own} cannot be sent to worker processes ({type(error).__name__}: {error}); define its "
             'class and functions at the top of a module, or take evaluator="local"'
         ) from error
 

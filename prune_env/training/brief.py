@@ -37,16 +37,17 @@ class BriefDistillation:
         device: torch.device | str = "cpu",
     ) -> None:
         check_loss(loss, data)
-        self._loss, self._classes, self._seed = loss, bool(data.classes), seed
+        self.loss, self._classes, self._seed = loss, bool(data.classes), seed
         device, generator = torch.device(device), torch.Generator().manual_seed(seed)
         size, dtype = min(BATCH, len(data.train)), fast_dtype(device)
         passes = -(-batches * size // len(data.train))
         order = torch.cat([torch.randperm(len(data.train), generator=generator) for _ in range(passes)])
         rows = order[: batches * size].view(batches, size)
-        images = [data.augmented(data.train.images[chosen], generator).to(device) for chosen in rows]
+        # In the precision that convolutions are given anyway.
+        images = [data.augmented(data.train.images[chosen], generator).to(device, dtype) for chosen in rows]
         with torch.inference_mode():
             network = trainable(teacher, device).to(dtype).eval()
-            taught = [network(batch.to(dtype)).float() for batch in images]
+            taught = [network(batch).float() for batch in images]
         # Letters: S batches. Whole tensors, as each of several views would be pickled with all of the memory.
         self._images = torch.stack(images)  # normalised [S, B, C, H, W]
         self._taught = torch.stack(taught)  # [S, B, K]
@@ -59,9 +60,9 @@ class BriefDistillation:
 
     def __call__(self, network: nn.Module) -> nn.Module:
         """Raises FloatingPointError where the loss is no longer finite."""
-        device, example = self._images.device, self._images[0, :2]
+        device, example = self._images.device, self._images[0, :2].float()
         network = trainable(network, device).train()
-        answers, taught_loss = iter(self._taught), loss_to(RECIPE, self._loss, classes=self._classes)
+        answers, taught_loss = iter(self._taught), loss_to(RECIPE, self.loss, classes=self._classes)
 
         def loss(logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             return taught_loss(next(answers), logits, images, labels)
@@ -70,7 +71,7 @@ class BriefDistillation:
         step = Step(network, loss, optimizers, device, dtype, replay=False)
         with seeded(device, self._seed):
             for number, (images, labels) in enumerate(zip(self._images, self._labels, strict=True), 1):
-                images = images.contiguous(memory_format=torch.channels_last)
+                images = images.float().contiguous(memory_format=torch.channels_last)
                 step.set_learning_rates(one_cycle(number / (len(self._images) + 1), RECIPE.warmup))
                 value = step(images, labels)
         if not torch.isfinite(value):

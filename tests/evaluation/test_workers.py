@@ -223,6 +223,9 @@ class TestProcesses:
         env.close()
         with pytest.raises(WorkerError, match=r"metric .*lambda.* cannot be sent .* at the top of a module"):
             FilterPruneEnv(trained, digits, metric=lambda network, split: 0.5, **settings)
+        tuned = settings | {"config": replace(SMALL, finetune_batches=1)}
+        with pytest.raises(WorkerError, match=r"the network or loss .*lambda.* cannot be sent"):
+            FilterPruneEnv(trained, digits, loss=lambda logits, images, labels: logits.mean(), **tuned)
         env = FilterPruneEnv(trained, digits, metric=failing, **settings)
         env.close()
         monkeypatch.setenv("PRUNE_ENV_TEST_FAILS", "1")
