@@ -61,15 +61,14 @@ class EnvConfig:
         for name, allowed in (("reward", get_args(Reward)), ("importance", get_args(Importance))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}")
-        for name in ("rounds", "min_filters", "round_to", "reward_images", "calibration_images"):
+        counts = dict.fromkeys(("rounds", "min_filters", "round_to", "reward_images", "calibration_images"), 1)
+        counts |= {"finetune_batches": 0, "round_finetune_batches": 0}
+        for name, least in counts.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
         if self.max_cycles is not None and self.max_cycles < 1:
             raise ValueError(f"max_cycles must be at least 1, or None for no limit; got {self.max_cycles}")
-        for name in ("finetune_batches", "round_finetune_batches"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.finetune_batches and self.round_finetune_batches:
             raise ValueError(
                 "finetune_batches trains a plan's network for its measurement alone, round_finetune_batches carries "

@@ -421,8 +421,9 @@ class TestErrors:
                 {"reward": "tradeoff"},
                 r"plays without a budget .*; set target_macs to None \(--target-macs None\) instead of 0.5",
             ),
-            ({"round_finetune_batches": -1}, "round_finetune_batches must not be negative"),
-            ({"finetune_batches": -1}, "^finetune_batches must not be negative"),
+            ({"round_finetune_batches": -1}, "round_finetune_batches must be a whole number of at least 0"),
+            ({"finetune_batches": -1}, "^finetune_batches must be a whole number of at least 0"),
+            ({"finetune_batches": 2.5}, "^finetune_batches must be a whole number"),
             ({"finetune_batches": 2, "round_finetune_batches": 3}, "set one of 2 and 3 to 0"),
         ],
     )

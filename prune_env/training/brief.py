@@ -17,7 +17,7 @@ from .step import Loss, Step
 
 BATCH = 128
 RECIPE = DistillationConfig(lr=0.02, ema_decay=0.0)
-"""Of which learning rate, schedule, momentum, decay and loss count. Chosen on ResNet-20, see README."""
+"""Its learning rate, schedule, momentum, weight decay and loss are used. README has what else was tried."""
 
 
 class BriefDistillation:
@@ -79,4 +79,5 @@ class BriefDistillation:
                 f"the loss is {value.item()} after {len(self._images)} batches at learning rate {RECIPE.lr}: this "
                 "network does not take it; set finetune_batches=0"
             )
+        network.zero_grad(set_to_none=True)
         return network

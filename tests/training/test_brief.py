@@ -36,7 +36,9 @@ def test_equal_networks_end_equal(trained: nn.Module, digits: DataSplits, cut: C
     tuning = BriefDistillation(trained, digits, 3)
     network, teacher = cut(0.5), weights(trained)
     before = weights(network)
-    first = weights(tuning(network))
+    tuned = tuning(network)
+    assert all(parameter.grad is None for parameter in tuned.parameters())
+    first = weights(tuned)
     tuning(cut(0.4))
     for other in (tuning, pickle.loads(pickle.dumps(tuning)), BriefDistillation(trained, digits, 3)):
         assert torch.equal(weights(other(network)), first)
