@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from . import pictures
-from .rows import Row
+from .rows import Row, settings
 from .statistics import Difference, Mean, difference, kendall, mean, mean_ranks
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ class Comparison:
     @property
     def title(self) -> str:
         problem = self.rows[0]["problem"]
-        return f"{problem['network']} on {problem['data']}, {self.rows[0]['budget']} plans"
+        batches = problem.get("finetune_batches", 0)
+        trained = f", each trained for {batches} batches before it is measured" if batches else ""
+        return f"{problem['network']} on {problem['data']}, {self.rows[0]['budget']} plans{trained}"
 
     @property
     def targets(self) -> list[float]:
@@ -191,7 +193,7 @@ def comparisons(found: Iterable[Row]) -> list[Comparison]:
     """Rows put together where they compare."""
     groups: dict[str, list[Row]] = {}
     for row in found:
-        key = json.dumps([row["problem"], row["budget"], row["finalisation"]], sort_keys=True)
+        key = json.dumps([settings(row), row["budget"]], sort_keys=True)
         groups.setdefault(key, []).append(row)
     return [Comparison(group) for group in groups.values()]
 

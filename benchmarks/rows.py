@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from prune_env import EnvConfig
+from prune_env.training.distillation import DistillationConfig
 
 Row = dict[str, Any]
 
@@ -15,7 +19,15 @@ IDENTITY = ("problem", "target_macs", "budget", "finalisation", "method", "seed"
 
 def identity(row: Row) -> str:
     """Equal for rows of the same run, however their numbers were written."""
-    return json.dumps([row[name] for name in IDENTITY], sort_keys=True)
+    return json.dumps([{**row, **settings(row)}[name] for name in IDENTITY], sort_keys=True)
+
+
+def settings(row: Row) -> Row:
+    """Its problem and finalisation, with those settings at their defaults that came after the row was made."""
+    game = {**asdict(EnvConfig()), **row["problem"]}
+    del game["target_macs"]  # beside the problem
+    training = row["finalisation"] and {**asdict(DistillationConfig()), **row["finalisation"], "seed": None}
+    return {"problem": game, "finalisation": training}
 
 
 def read(sources: Iterable[Path]) -> list[Row]:

@@ -36,7 +36,7 @@ from .pruning import Cost, Plan, build, importance, trusted
 from .recovery import Recovery
 from .reward import RewardFunction, RewardInput, RoundReward, get_reward
 from .rounds import Position, Rounds
-from .training.fit import state_digest
+from .training.fit import check_loss, state_digest
 from .training.step import Loss
 
 RENDER_MODES = ("ansi", "rgb_array")
@@ -80,7 +80,8 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         evaluator: EvaluatorKind = "local",
         workers: int | None = None,
     ) -> None:
-        """cache   a file that keeps accuracies for later runs and for other processes (SQLite); not with a metric
+        """cache   a file that keeps accuracies for later runs and for other processes (SQLite); not with a metric,
+                    nor with a loss where `finetune_batches` are set
         evaluator   where plans are measured: "local" is this process; "processes", `workers` of them on this machine;
                     "ray", actors on a cluster (see README). Workers pay where several episodes are played at once,
                     through `clone`, `step_async` and `step_wait`
@@ -108,6 +109,8 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         example = data.example_input
         check_head(model, data)
         check_budget(config, reward, metric)
+        if config.finetune_batches or config.round_finetune_batches:
+            check_loss(loss, data)
         self.inspection = trusted(model, example, prove=config.prove)
         """What can be pruned, what is protected and why, and how well that is proven; prints as a table."""
         self.groups = list(self.inspection.groups)
@@ -276,7 +279,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
 
     def pruned_model(self) -> nn.Module:
         """The current plan's network, as it was measured: a new, smaller module with recalibrated BatchNorm statistics,
-        on the CPU."""
+        on the CPU. With `finetune_batches` it is trained for this call, see `Evaluator.network`."""
         if not self._recovery.on:
             return self.evaluator.network(self.plan).cpu()
         network = self._recovery.network()
@@ -301,6 +304,9 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         for function in (self.metric, self.loss):
             if function is not None:
                 digest.update(identity(function).encode())
+        if self.config.finetune_batches or self.config.round_finetune_batches:
+            learning = [parameter.requires_grad for parameter in self.model.parameters()]
+            digest.update(f"{self.model} {learning}".encode())  # dropout, frozen layers
         for group in self.groups:
             digest.update(f"{group.layers} {self.ranking[group.agent_id].tolist()}".encode())
         return digest.hexdigest()

@@ -15,7 +15,6 @@ from .config import EnvConfig
 from .data import DataSplits
 from .pruning import Plan, PruningGroup, build, restrict
 from .training.distillation import DistillationConfig, distill
-from .training.fit import check_loss
 from .training.step import Loss
 
 
@@ -33,8 +32,6 @@ class Recovery:
         loss: Loss | None = None,
     ) -> None:
         self.on = config.round_finetune_batches > 0
-        if self.on:
-            check_loss(loss, data)
         self._loss = loss
         self._teacher, self._data, self._device = model, data, device
         self._batches, self._seed = config.round_finetune_batches, config.problem_seed

@@ -66,8 +66,9 @@ def test_what_others_can_say_is_not_lost(trained: torch.nn.Module, digits: DataS
     assert (cut - wanted).abs().max() > 0.5 * wanted.abs().max()
 
 
-def test_reconstruction_helps_and_leaves_the_problem_alone(make_env: MakeEnv) -> None:
-    env = make_env(target_macs=0.3)
+@pytest.mark.parametrize("batches", [0, 2])
+def test_reconstruction_helps_and_leaves_the_problem_alone(make_env: MakeEnv, batches: int) -> None:
+    env = make_env(target_macs=0.3, finetune_batches=batches)
     before = {name: tensor.clone() for name, tensor in env.model.state_dict().items()}
     plan = from_keep_ratios(env, [0.5] * 5)
     network = Reconstruction(env, 0).network(plan)

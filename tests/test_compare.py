@@ -117,6 +117,21 @@ class TestCompare:
 
 
 class TestRows:
+    @pytest.mark.parametrize("evaluator", ["local", "table"])
+    def test_a_setting_that_came_later_had_its_default(self, tmp_path: Path, evaluator: str) -> None:
+        settings = compare.Config(network="vgg16", evaluator=evaluator, distillation=BRIEF, out=tmp_path)  # type: ignore[arg-type]
+        row = settings.identity(0, 0.5, "qmix")
+        older = {**row, "problem": dict(row["problem"]), "finalisation": dict(row["finalisation"])}
+        older["problem"].pop("finetune_batches", None)
+        del older["finalisation"]["cutout"]
+        assert rows.identity(older) == rows.identity(row)
+        assert len(comparisons([older, {**row, "seed": 1}])) == 1
+        other = {**row, "problem": {**row["problem"], "finetune_batches": 3}}
+        assert rows.identity(other) != rows.identity(row)
+        both = comparisons([row, other])
+        assert len({comparison.title for comparison in both}) == 2
+        assert "each trained for 3 batches" in both[1].title
+
     def test_bad_files(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="does not exist"):
             rows.read([tmp_path / "none"])

@@ -316,6 +316,28 @@ class TestRules:
         other = make_env(finetune_batches=5)
         assert [other.evaluator.accuracy(entry.plan) for entry in env.archive] == [e.accuracy for e in env.archive]
 
+    @pytest.mark.parametrize("kind", ["finetune_batches", "round_finetune_batches"])
+    @pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+    def test_training_needs_no_gradients_of_the_callers(
+        self, make_env: EnvMaker, kind: str, without: Callable[[], Any]
+    ) -> None:
+        """TorchRL's collectors step environments so."""
+        expected = play(make_env(**{kind: 2}), 0)
+        with without():
+            env = make_env(**{kind: 2})
+            assert equal(play(env, 0), expected)
+            env.pruned_model()
+
+    def test_the_problem_knows_what_learns(self, trained: torch.nn.Module, digits: DataSplits) -> None:
+        frozen, seen = copy.deepcopy(trained), set()
+        frozen.features[0].requires_grad_(False)
+        for settings in ({}, {"finetune_batches": 1}, {"round_finetune_batches": 1}):
+            config = EnvConfig(reward_images=50, calibration_images=50, prove=False, **settings)
+            one, two = (FilterPruneEnv(model, digits, config).problem for model in (trained, frozen))
+            assert (one == two) == (not settings), "frozen layers matter where something is trained"
+            seen |= {one, two}
+        assert len(seen) == 5
+
     def test_round_to_keeps_multiples(self, make_env: EnvMaker) -> None:
         env = make_env(round_to=8)
         for seed in range(4):

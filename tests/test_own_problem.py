@@ -125,6 +125,20 @@ class TestEndToEnd:
         change = infos["conv_0"]["accuracy"] / env.evaluator.original_accuracy - 1
         assert rewards["conv_0"] == pytest.approx(change)
 
+    def test_a_regression_that_is_trained_before_it_is_measured(self, regressor: nn.Module, value: DataSplits) -> None:
+        accuracies = []
+        for batches in (0, 8):
+            config = EnvConfig(**SETTINGS, finetune_batches=batches)  # type: ignore[arg-type]
+            env = FilterPruneEnv(regressor, value, config, metric=explained, loss=squared)
+            play(env)
+            accuracies.append(env.archive.best(1)[0].accuracy)
+            network = env.pruned_model()
+        assert accuracies[1] > accuracies[0]
+        split = value.reward.balanced(env.config.reward_images)
+        with torch.no_grad():
+            found = explained(network, Split(value.normalise(split.images), split.labels))
+        assert found == pytest.approx(accuracies[1], abs=0.02)
+
     def test_a_metric_of_a_classifier(self, trained: nn.Module, digits: DataSplits) -> None:
         """Labels are class numbers; only what counts as good is another thing."""
 
@@ -302,11 +316,13 @@ class TestMetric:
 
 class TestLoss:
     def test_labels_without_classes_need_one(self, multi: nn.Module, several: DataSplits) -> None:
-        config = EnvConfig(**SETTINGS, round_finetune_batches=1)  # type: ignore[arg-type]
+        between = EnvConfig(**SETTINGS, round_finetune_batches=1)  # type: ignore[arg-type]
+        before = EnvConfig(**SETTINGS, finetune_batches=1)  # type: ignore[arg-type]
         for attempt in (
             lambda: fit(multi, several, progress=False),
             lambda: distill(multi, multi, several, select_best=False, progress=False),
-            lambda: FilterPruneEnv(multi, several, config, metric=every_label),
+            lambda: FilterPruneEnv(multi, several, between, metric=every_label),
+            lambda: FilterPruneEnv(multi, several, before, metric=every_label),
         ):
             with pytest.raises(ValueError, match=r"floating-point targets, .* give a loss\(logits, images, labels\)"):
                 attempt()

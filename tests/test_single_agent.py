@@ -103,9 +103,10 @@ class TestBoth:
         assert {"accuracy", "macs_ratio", "params_ratio"} <= kinds[0].keys()
         assert set(kinds[0].values()) == {float, np.ndarray}
 
-    def test_it_plays_on_the_game_itself(self, make_env: EnvMaker, view: type[View]) -> None:
+    @pytest.mark.parametrize("batches", [0, 2])
+    def test_it_plays_on_the_game_itself(self, make_env: EnvMaker, view: type[View], batches: int) -> None:
         """Its archive, its plan, its network; and afterwards the game is as good as new."""
-        game = make_env(render_mode="ansi")
+        game = make_env(render_mode="ansi", finetune_batches=batches)
         env = view(game)
         total = sum(result[1] for result in play(env, drawn(env, 0))[1:])
         (entry,) = game.archive

@@ -70,8 +70,9 @@ class Evaluator:
         for kind, function in (("metric", metric), ("loss", loss if finetune_batches else None)):
             if cache is not None and function is not None:
                 raise ValueError(
-                    f"cache {str(cache)!r} is for top-1 accuracy only: what {kind} {qualified_name(function)} reads "
-                    "cannot be known from outside, so a stale answer might be given; leave one of the two out"
+                    f"cache {str(cache)!r} is for answers that only this package's code has a part in: what {kind} "
+                    f"{qualified_name(function)} reads cannot be known from outside, so a stale answer might be given; "
+                    f"leave one of the two out{' or set finetune_batches=0' * (kind == 'loss')}"
                 )
         device, dtype = torch.device(device), fast_dtype(torch.device(device))
         self.evaluations, self.hits = 0, 0
@@ -104,7 +105,9 @@ class Evaluator:
         if cache is not None:
             threads = torch.get_num_threads() if workers is None else workers.threads
             images = (reward_images, calibration_images, seed)
-            settings = (*images, device.type, str(dtype), *self._measurer.settings, threads)
+            # What the network learns from shows in what it learns: frozen layers, dropout and the like besides images.
+            learned = (state_digest(tuning(model)),) if tuning is not None else ()
+            settings = (*images, device.type, str(dtype), *self._measurer.settings, threads, *learned)
             self.cache = PlanCache(Path(cache), _fingerprint(model, data, groups, ranking, settings))
         full = tuple(group.filters for group in groups)
         stored = self._measurer.accuracy(full, fresh_statistics=False)
@@ -140,12 +143,19 @@ class Evaluator:
         return answer
 
     def accuracy_of(self, network: nn.Module) -> float:
-        """The same for a network that was cut out of the model, and trained since, maybe; it is not changed."""
+        """The same for a network that was cut out of the model, and trained since, maybe; it is not changed.
+
+        With `finetune_batches` a copy of it is trained first, like a plan's.
+        """
         self.evaluations += 1
         return self._measurer.accuracy(network)
 
     def network(self, plan: Plan) -> nn.Module:
-        """The one that `accuracy` measures, with recalibrated BatchNorm statistics, on the device."""
+        """The one that `accuracy` measures, with recalibrated BatchNorm statistics, on the device.
+
+        With `finetune_batches` it is trained anew: the same weights to the bit where as many threads work, and on a GPU
+        as far as its sums come in the same order.
+        """
         return self._measurer.network(plan)
 
     def recalibrate(self, network: nn.Module) -> None:

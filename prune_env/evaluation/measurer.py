@@ -83,8 +83,7 @@ class Measurer:
     @property
     def settings(self) -> tuple[object, ...]:
         """What answers depend on besides the task."""
-        tuning = self.task.tuning
-        return (self.batch, *(("recorded",) if self.recorded else ()), *(tuning.settings if tuning else ()))
+        return (self.batch, *(("recorded",) if self.recorded else ()))
 
     def accuracy(self, what: Plan | nn.Module, race: Race | None = None, *, fresh_statistics: bool = True) -> float:
         """Of a plan, or of a network that was cut out of the model and trained since, maybe; it is not changed.
@@ -123,10 +122,13 @@ class Measurer:
     def _tuned(self, what: Plan | nn.Module) -> Plan | nn.Module:
         """Trained briefly, if that is asked for. The unpruned network has nothing to recover from."""
         task = self.task
-        if task.tuning is None or what == tuple(group.filters for group in task.groups):
+        if task.tuning is None:
             return what
-        whole = what if isinstance(what, nn.Module) else build(task.model, task.groups, task.ranking, what)
-        return task.tuning(whole)
+        if isinstance(what, nn.Module):
+            return task.tuning(what)
+        if tuple(what) == tuple(group.filters for group in task.groups):
+            return what
+        return task.tuning(build(task.model, task.groups, task.ranking, what))
 
     def _by_metric(self, what: Plan | nn.Module, fresh_statistics: bool) -> float:
         task = self.task

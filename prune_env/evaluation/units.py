@@ -154,7 +154,7 @@ def convolution(
     """
     stride, padding, dilation, groups = geometry
     groups = groups or x.shape[1]
-    if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
+    if _is_fused(x):
         fused = torch.ops.mkldnn._convolution_pointwise
         if other is None:
             return fused(x, weight, bias, padding, stride, dilation, groups, "relu" if relu else "none", [], "")
@@ -172,6 +172,13 @@ def convolution(
     if other is not None:
         y = y + other
     return y.relu_() if relu else y
+
+
+def _is_fused(x: torch.Tensor) -> bool:
+    """Whether oneDNN's operators take it: bfloat16 only on processors that have AVX-512 or convert it natively."""
+    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return x.dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _channels_last(x: torch.Tensor) -> bool:

@@ -22,6 +22,8 @@ from ..evaluation.metric import Metric, identity
 from .fit import FitConfig, check_loss, cross_entropy, fit, state_digest
 from .step import Loss
 
+Teacher = Callable[[torch.Tensor], torch.Tensor]
+"""Normalised images [B, C, H, W] -> logits float32 [B, K], which no gradient flows back from."""
 TaughtLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(the teacher's logits [B, K], logits [B, K], normalised images [B, C, H, W], labels [B] or [B, K]) -> scalar"""
 
@@ -100,21 +102,31 @@ def distillation_loss(
     *,
     classes: bool = True,
 ) -> Loss:
-    """The loss of the module's docstring; the teacher is a frozen copy in eval mode.
+    """The loss of the module's docstring.
 
     label_loss  default: cross-entropy
     classes     whether logits are those of classes, of which exactly one is right
     """
-    teacher = channels_last(copy.deepcopy(teacher).to(device, fast_dtype(device))).eval()
-    teacher.requires_grad_(False)
-    dtype, taught_loss = fast_dtype(device), loss_to(config, label_loss, classes=classes)
+    answer, taught_loss = frozen(teacher, device), loss_to(config, label_loss, classes=classes)
 
     def loss(logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            taught = teacher(images.to(dtype)).float()  # [B, K]
-        return taught_loss(taught, logits, images, labels)
+        return taught_loss(answer(images), logits, images, labels)
 
     return loss
+
+
+def frozen(teacher: nn.Module, device: torch.device) -> Teacher:
+    """What a copy of the teacher says in eval mode, in the device's fast precision."""
+    dtype = fast_dtype(device)
+    teacher = channels_last(copy.deepcopy(teacher).to(device, dtype)).eval()
+    teacher.requires_grad_(False)
+
+    def answer(images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            logits: torch.Tensor = teacher(images.to(dtype))
+        return logits.float()
+
+    return answer
 
 
 def loss_to(config: DistillationConfig, label_loss: Loss | None = None, *, classes: bool = True) -> TaughtLoss:

@@ -70,6 +70,7 @@ class FitConfig:
             raise ValueError(f"warmup and ema_decay lie in [0, 1), got {self.warmup} and {self.ema_decay}")
 
 
+@torch.inference_mode(False)  # whoever calls it without gradients: here they are needed
 def fit(
     model: nn.Module,
     data: DataSplits,

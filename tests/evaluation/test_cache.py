@@ -66,6 +66,28 @@ def test_another_problem_finds_nothing(trained: nn.Module, digits: DataSplits, t
     assert again.evaluations == 0
 
 
+@pytest.mark.parametrize("how", ["frozen", "dropping"])
+def test_what_is_learned_otherwise_is_another_answer(
+    trained: nn.Module, digits: DataSplits, tmp_path: Path, how: str
+) -> None:
+    """Two networks of equal weights and outputs, one of which learns in another way."""
+
+    class Dropping(type(trained)):  # type: ignore[misc]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+    other, file = copy.deepcopy(trained), tmp_path / "plans.sqlite"
+    if how == "frozen":
+        other.features[0].requires_grad_(False)
+    else:
+        other.__class__ = Dropping
+    for batches, asked in ((0, 0), (2, 1)):
+        evaluator(trained, digits, file, finetune_batches=batches).accuracy(PLAN)
+        second = evaluator(other, digits, file, finetune_batches=batches)
+        second.accuracy(PLAN)
+        assert second.evaluations == 2 * asked
+
+
 def test_environments_share_it_whatever_their_budget(trained: nn.Module, digits: DataSplits, tmp_path: Path) -> None:
     file = tmp_path / "plans.sqlite"
     for target, hits in ((0.5, 0), (0.6, 1)):

@@ -43,12 +43,14 @@ def test_hopeless_plans_end_at_the_first_look() -> None:
     assert Race(0.7, 0.01).is_lost(right=round(0.4 * 250), seen=250, total=TOTAL)
 
 
+@pytest.mark.parametrize("batches", [0, 1])
 def test_a_search_that_races_finds_the_same_best_plans(
-    make_env: Callable[..., FilterPruneEnv], monkeypatch: pytest.MonkeyPatch
+    make_env: Callable[..., FilterPruneEnv], monkeypatch: pytest.MonkeyPatch, batches: int
 ) -> None:
     monkeypatch.setitem(BATCHES, "cpu", 50)
     rng = np.random.default_rng(0)
-    exact, raced = (make_env(reward_images=300, target_macs=0.2, racing=racing) for racing in (None, 0.01))
+    settings = {"reward_images": 300, "target_macs": 0.2, "finetune_batches": batches}
+    exact, raced = (make_env(racing=racing, **settings) for racing in (None, 0.01))
     for _ in range(60):
         infos = [env.reset()[1] for env in (exact, raced)]
         while exact.agents:

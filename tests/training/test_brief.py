@@ -6,17 +6,19 @@ import copy
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from prune_env.data import DataSplits, Split, from_tensors
+from prune_env.data import Augmentation, DataSplits, Split, from_tensors
+from prune_env.evaluation.batchnorm import recalibrate
 from prune_env.pruning import build, find_groups, importance
 from prune_env.training import brief
 from prune_env.training.brief import BriefDistillation
-from prune_env.training.fit import correct
+from prune_env.training.fit import FitConfig, correct, fit
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def test_it_is_sgd_on_the_distillation_loss(
     trained: nn.Module, digits: DataSplits, cut: Callable[[float], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By hand, in float32: Hinton's loss, Nesterov momentum, a learning rate that rises for a fifth and falls."""
-    for place in ("brief", "fit"):
+    for place in ("distillation", "fit"):
         monkeypatch.setattr(f"prune_env.training.{place}.fast_dtype", lambda _: torch.float32)
     tuning = BriefDistillation(trained, digits, 4, seed=5)
     network = copy.deepcopy(cut(0.5)).train().requires_grad_(True)
@@ -61,7 +63,7 @@ def test_it_is_sgd_on_the_distillation_loss(
         {"params": [p for p in network.parameters() if p.ndim == 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
-    for number, (images, labels) in enumerate(zip(tuning._images, tuning._labels, strict=True), 1):
+    for number, (images, _, labels) in enumerate(tuning._batches, 1):
         for group in optimizer.param_groups:
             group["lr"] = 0.02 * (1 - number / 5) / 0.8
         logits = network(images)
@@ -76,7 +78,9 @@ def test_it_is_sgd_on_the_distillation_loss(
 
 def test_it_brings_accuracy_back(trained: nn.Module, digits: DataSplits, cut: Callable[[float], nn.Module]) -> None:
     network = cut(0.4)
-    tuned = BriefDistillation(trained, digits, 10)(network).eval()
+    tuned = BriefDistillation(trained, digits, 10)(network)
+    for one in (network, tuned):
+        recalibrate(one, (digits.normalise(digits.calibration.images),))
     assert correct(tuned, digits, digits.reward) > correct(network, digits, digits.reward) + 20
 
 
@@ -85,7 +89,7 @@ def test_small_data_are_seen_more_than_once() -> None:
     splits = from_tensors(images, torch.arange(50) % 5, images[:10], torch.arange(10) % 5)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
     tuning = BriefDistillation(model, splits, 4)
-    assert tuning._images.shape[:2] == (4, len(splits.train))
+    assert [len(batch) for batch, _, _ in tuning._batches] == [len(splits.train)] * 4
     assert not torch.equal(weights(tuning(model)), weights(model))
 
 
@@ -98,12 +102,90 @@ def test_what_it_cannot_learn_from_is_told(trained: nn.Module, digits: DataSplit
         tuning(trained)
 
 
-def test_its_settings_tell_what_it_depends_on(
+def test_weights_that_are_lost_in_the_last_step_are_told(trained: nn.Module, digits: DataSplits) -> None:
+    def loss(logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return (logits - logits.detach()).abs().sqrt().mean()  # 0, with a gradient of infinity times 0
+
+    with pytest.raises(FloatingPointError, match=r"\.weight is not finite after 1 batches"):
+        BriefDistillation(trained, digits, 1, loss=loss)(trained)
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_it_learns_where_the_caller_needs_no_gradients(
+    trained: nn.Module, digits: DataSplits, cut: Callable[[float], nn.Module], without: Callable[[], Any]
+) -> None:
+    expected = weights(BriefDistillation(trained, digits, 2)(cut(0.5)))
+    with without():
+        assert torch.equal(weights(BriefDistillation(trained, digits, 2)(cut(0.5))), expected)
+        assert not torch.equal(weights(fit(cut(0.5), digits, FitConfig(epochs=0.1), progress=False)), weights(cut(0.5)))
+
+
+def test_frozen_layers_stay_as_they_are(
+    trained: nn.Module, digits: DataSplits, cut: Callable[[float], nn.Module]
+) -> None:
+    tuning, part, whole = BriefDistillation(trained, digits, 2), cut(0.5), cut(0.5)
+    first = next(name for name, module in part.named_modules() if isinstance(module, nn.Conv2d))
+    part.get_submodule(first).requires_grad_(False)
+    whole.requires_grad_(False)  # as for inference
+    for network, kept in ((part, True), (whole, False)):
+        tuned = tuning(network)
+        same = torch.equal(tuned.get_submodule(first).weight, network.get_submodule(first).weight)  # type: ignore[arg-type]
+        assert same == kept
+        flags = [[p.requires_grad for p in one.parameters()] for one in (tuned, network)]
+        assert flags[0] == flags[1]
+
+
+def test_dropout_follows_from_the_seed(digits: DataSplits) -> None:
+    drop = nn.Dropout(0.5)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), drop, nn.Flatten(), nn.Linear(288, 10)).eval()
+    state = torch.random.get_rng_state()
+    first, again = (weights(BriefDistillation(model, digits, 2)(model)) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(first, again)
+    drop.p = 0.0
+    assert not torch.equal(weights(BriefDistillation(model, digits, 2)(model)), first)
+
+
+def test_images_are_those_of_training(trained: nn.Module, digits: DataSplits) -> None:
+    """Of the training split, with their labels, none twice before all were seen; and augmented."""
+    plain = replace(digits, augmentation=Augmentation(pad=0, flip=False))
+    batches = len(digits.train) // brief.BATCH
+    found = BriefDistillation(trained, plain, batches)._batches
+    images, labels = (torch.cat([batch[part] for batch in found]).float() for part in (0, 2))
+    known = digits.normalise(digits.train.images).to(found[0][0].dtype).float().flatten(1)
+    places = torch.cdist(images.flatten(1), known).argmin(1)
+    assert torch.equal(known[places], images.flatten(1))
+    assert torch.equal(digits.train.labels[places].float(), labels)
+    assert len(places.unique()) >= len(known.unique(dim=0)) - brief.BATCH
+    augmented = torch.cat([batch for batch, _, _ in BriefDistillation(trained, digits, batches)._batches])
+    assert torch.cdist(augmented.float().flatten(1), known).min(1).values.gt(0).float().mean() > 0.5
+
+
+def test_float32_where_gradients_need_it(
     trained: nn.Module, digits: DataSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = [
-        BriefDistillation(trained, digits, batches, seed=seed).settings for batches, seed in ((2, 0), (3, 0), (2, 1))
-    ]
-    monkeypatch.setattr(brief, "RECIPE", replace(brief.RECIPE, lr=0.01))
-    found.append(BriefDistillation(trained, digits, 2).settings)
-    assert len(set(map(repr, found))) == 4
+    for place in ("distillation", "fit"):
+        monkeypatch.setattr(f"prune_env.training.{place}.fast_dtype", lambda _: torch.bfloat16)
+    for broken, dtype in ((False, torch.bfloat16), (True, torch.float32)):
+        monkeypatch.setattr("prune_env.training.fit._bf16_is_broken", lambda *_, broken=broken: broken)
+        assert BriefDistillation(trained, digits, 1)._batches[0][0].dtype == dtype
+
+
+def test_targets_are_learned_by_squared_distance(trained: nn.Module, digits: DataSplits) -> None:
+    """Where labels are no classes, teacher and loss of one's own pull at the outputs themselves."""
+    generator = torch.Generator().manual_seed(0)
+    splits = replace(digits, classes=(), train=Split(digits.train.images, digits.train.labels.float()))
+    worse = copy.deepcopy(trained)
+    with torch.no_grad():
+        for parameter in worse.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+
+    def loss(logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        assert labels.dtype == torch.float32
+        return logits.sum() * 0
+
+    images = digits.normalise(digits.reward.images)
+    tuned = BriefDistillation(trained, splits, 20, loss=loss)(worse).eval()
+    with torch.no_grad():
+        before, after = (F.mse_loss(one(images), trained(images)) for one in (worse, tuned))
+    assert after < before / 2
