@@ -19,14 +19,18 @@ IDENTITY = ("problem", "target_macs", "budget", "finalisation", "method", "seed"
 
 def identity(row: Row) -> str:
     """Equal for rows of the same run, however their numbers were written."""
-    return json.dumps([{**row, **settings(row)}[name] for name in IDENTITY], sort_keys=True)
+    complete = row | settings(row)
+    return json.dumps([complete[name] for name in IDENTITY], sort_keys=True)
 
 
 def settings(row: Row) -> Row:
     """Its problem and finalisation, with those settings at their defaults that came after the row was made."""
-    game = {**asdict(EnvConfig()), **row["problem"]}
-    del game["target_macs"]  # beside the problem
-    training = row["finalisation"] and {**asdict(DistillationConfig()), **row["finalisation"], "seed": None}
+    game = asdict(EnvConfig()) | row["problem"]
+    del game["target_macs"]  # has a place of its own in the row, as the seed has
+    training = row["finalisation"]
+    if training is not None:
+        training = asdict(DistillationConfig()) | training
+        del training["seed"]
     return {"problem": game, "finalisation": training}
 
 

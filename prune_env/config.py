@@ -48,9 +48,9 @@ class EnvConfig:
     where it changes nothing: for images of a single batch, and where a GPU replays a recording, in less time."""
     finetune_batches: int = 0
     """Batches of 128 training images by which a pruned network is distilled before its accuracy is measured: always the
-    same images, from the original weights, so a plan still has one accuracy. Ranks plans of small budgets better
-    (README, "Compare algorithms"); with 10 of them a plan costs four to ten times as much. They are kept in memory,
-    1.6 MB a batch of 32x32 pixels in colour."""
+    same images, from the original weights, so a plan still has one accuracy. On ResNet-20 with 30 % of its MACs ten of
+    them rank plans better, for some ten times the price (benchmarks/COMPARISON.md). They are kept in memory, up to 1.6
+    MB a batch of 32x32 pixels in colour."""
     round_finetune_batches: int = 0
     """Batches of distillation after every round. Weights are then carried on, and nothing is memoised."""
     prove: bool = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 Network = TypeVar("Network", bound=nn.Module)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def fast_dtype(device: torch.device | str = "cpu") -> torch.dtype:
@@ -27,6 +28,16 @@ def fast_dtype(device: torch.device | str = "cpu") -> torch.dtype:
     else:
         native = False
     return torch.bfloat16 if native else torch.float32
+
+
+def with_gradients(function: Function) -> Function:
+    """Decorates what trains: gradients are on inside, also where the caller turned them off.
+
+    Whoever only steps an environment does that, TorchRL's collectors for one. Leaving inference mode turns on what
+    `no_grad` turned off, too.
+    """
+    decorated: Function = torch.inference_mode(False)(function)
+    return decorated
 
 
 @contextmanager

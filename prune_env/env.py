@@ -36,7 +36,7 @@ from .pruning import Cost, Plan, build, importance, trusted
 from .recovery import Recovery
 from .reward import RewardFunction, RewardInput, RoundReward, get_reward
 from .rounds import Position, Rounds
-from .training.fit import check_loss, state_digest
+from .training.fit import check_loss, learning_digest, state_digest
 from .training.step import Loss
 
 RENDER_MODES = ("ansi", "rgb_array")
@@ -279,7 +279,8 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
 
     def pruned_model(self) -> nn.Module:
         """The current plan's network, as it was measured: a new, smaller module with recalibrated BatchNorm statistics,
-        on the CPU. With `finetune_batches` it is trained for this call, see `Evaluator.network`."""
+        on the CPU. With `finetune_batches` it is trained for this call, and equal up to rounding: `Evaluator.network`.
+        """
         if not self._recovery.on:
             return self.evaluator.network(self.plan).cpu()
         network = self._recovery.network()
@@ -305,8 +306,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             if function is not None:
                 digest.update(identity(function).encode())
         if self.config.finetune_batches or self.config.round_finetune_batches:
-            learning = [parameter.requires_grad for parameter in self.model.parameters()]
-            digest.update(f"{self.model} {learning}".encode())  # dropout, frozen layers
+            digest.update(learning_digest(self.model, self.data.example_input).encode())
         for group in self.groups:
             digest.update(f"{group.layers} {self.ranking[group.agent_id].tolist()}".encode())
         return digest.hexdigest()

@@ -322,11 +322,14 @@ class TestRules:
         self, make_env: EnvMaker, kind: str, without: Callable[[], Any]
     ) -> None:
         """TorchRL's collectors step environments so."""
-        expected = play(make_env(**{kind: 2}), 0)
+        usual = make_env(**{kind: 2})
+        expected = play(usual, 0)
         with without():
             env = make_env(**{kind: 2})
             assert equal(play(env, 0), expected)
-            env.pruned_model()
+            found = env.pruned_model().state_dict()
+        for name, tensor in usual.pruned_model().state_dict().items():
+            assert torch.equal(tensor, found[name]), name
 
     def test_the_problem_knows_what_learns(self, trained: torch.nn.Module, digits: DataSplits) -> None:
         frozen, seen = copy.deepcopy(trained), set()

@@ -18,7 +18,7 @@ from ..data import DataSplits, Split
 from ..device import fast_dtype
 from ..pruning import Plan, PruningGroup
 from ..training.brief import BriefDistillation
-from ..training.fit import state_digest
+from ..training.fit import learning_digest, state_digest
 from ..training.step import Loss
 from . import units
 from .cache import PlanCache
@@ -67,12 +67,13 @@ class Evaluator:
         workers: Backend | None = None,
     ) -> None:
         check_metric(metric, data)
-        for kind, function in (("metric", metric), ("loss", loss if finetune_batches else None)):
-            if cache is not None and function is not None:
+        own = {"metric": metric, "loss": loss if finetune_batches else None}
+        for kind, function in own.items() if cache is not None else ():
+            if function is not None:
                 raise ValueError(
-                    f"cache {str(cache)!r} is for answers that only this package's code has a part in: what {kind} "
-                    f"{qualified_name(function)} reads cannot be known from outside, so a stale answer might be given; "
-                    f"leave one of the two out{' or set finetune_batches=0' * (kind == 'loss')}"
+                    f"cache {str(cache)!r} cannot be used with a {kind} of your own: what {qualified_name(function)} "
+                    "reads cannot be known from outside, so a stale answer might be given; leave one of the two out"
+                    + ("" if kind == "metric" else ", or set finetune_batches=0")
                 )
         device, dtype = torch.device(device), fast_dtype(torch.device(device))
         self.evaluations, self.hits = 0, 0
@@ -105,9 +106,8 @@ class Evaluator:
         if cache is not None:
             threads = torch.get_num_threads() if workers is None else workers.threads
             images = (reward_images, calibration_images, seed)
-            # What the network learns from shows in what it learns: frozen layers, dropout and the like besides images.
-            learned = (state_digest(tuning(model)),) if tuning is not None else ()
-            settings = (*images, device.type, str(dtype), *self._measurer.settings, threads, *learned)
+            learning = () if tuning is None else (*tuning.settings, learning_digest(model, data.example_input))
+            settings = (*images, device.type, str(dtype), *self._measurer.settings, threads, *learning)
             self.cache = PlanCache(Path(cache), _fingerprint(model, data, groups, ranking, settings))
         full = tuple(group.filters for group in groups)
         stored = self._measurer.accuracy(full, fresh_statistics=False)
@@ -145,7 +145,7 @@ class Evaluator:
     def accuracy_of(self, network: nn.Module) -> float:
         """The same for a network that was cut out of the model, and trained since, maybe; it is not changed.
 
-        With `finetune_batches` a copy of it is trained first, like a plan's.
+        With `finetune_batches` a copy of it is trained first, whatever was cut.
         """
         self.evaluations += 1
         return self._measurer.accuracy(network)

@@ -233,7 +233,7 @@ def _pickled(task: Task) -> bytes:
     try:
         return pickle.dumps(task)
     except Exception as error:
-        functions = {"metric": task.metric, "loss": task.tuning and task.tuning._loss}
+        functions = {"metric": task.metric, "loss": task.tuning and task.tuning.loss}
         own = "".join(f" or {kind} {qualified_name(one)}" for kind, one in functions.items() if one is not None)
         raise WorkerError(
             f"the network{own} cannot be sent to worker processes ({type(error).__name__}: {error}); define its "

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..data import DataSplits
-from ..device import seeded
+from ..device import seeded, with_gradients
 from .distillation import DistillationConfig, frozen, loss_to
 from .fit import check_loss, one_cycle, optimizers_of, trainable, training_dtype
 from .step import Loss, Step
@@ -27,7 +27,7 @@ class BriefDistillation:
     Pickles, if the user's loss does. Raises ValueError where labels without classes lack a loss.
     """
 
-    @torch.inference_mode(False)  # whoever steps an environment without gradients: here they are needed
+    @with_gradients
     def __init__(
         self,
         teacher: nn.Module,
@@ -39,39 +39,44 @@ class BriefDistillation:
         device: torch.device | str = "cpu",
     ) -> None:
         check_loss(loss, data)
-        self._loss, self._classes, self._seed = loss, bool(data.classes), seed
+        self.loss, self._classes, self._seed = loss, bool(data.classes), seed
         self._device, generator = torch.device(device), torch.Generator().manual_seed(seed)
         size = min(BATCH, len(data.train))
         passes = -(-batches * size // len(data.train))
         order = torch.cat([torch.randperm(len(data.train), generator=generator) for _ in range(passes)])
-        dtype = training_dtype(trainable(teacher, self._device), data.example_input.to(self._device))
+        # Smaller networks have the same maps, kernels and strides, so this holds for all of them.
+        self._dtype = training_dtype(trainable(teacher, self._device), data.example_input.to(self._device))
         answer = frozen(teacher, self._device)
         self._batches = []
         """Normalised images [B, C, H, W], what the teacher says of them [B, K], labels [B] or [B, K]."""
         for rows in order[: batches * size].split(size):
             images = data.augmented(data.train.images[rows], generator).to(self._device)
             # In the precision that convolutions are given anyway.
-            self._batches.append((images.to(dtype), answer(images), data.train.labels[rows].to(self._device)))
+            self._batches.append((images.to(self._dtype), answer(images), data.train.labels[rows].to(self._device)))
 
-    @torch.inference_mode(False)
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """What the result depends on, besides network, teacher and data."""
+        return len(self._batches), BATCH, self._seed, RECIPE
+
+    @with_gradients
     def __call__(self, network: nn.Module) -> nn.Module:
         """Raises FloatingPointError where the loss or a weight is no longer finite."""
         example = self._batches[0][0][:2].float()
         tuned = trainable(network, self._device).train()
         answers = (taught for _, taught, _ in self._batches)
-        taught_loss = loss_to(RECIPE, self._loss, classes=self._classes)
+        taught_loss = loss_to(RECIPE, self.loss, classes=self._classes)
 
         def loss(logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             return taught_loss(next(answers), logits, images, labels)
 
         with seeded(self._device, self._seed ^ 1):  # what dropout draws; not the draws of order and augmentation again
-            optimizers, dtype = optimizers_of(tuned, RECIPE, example), training_dtype(tuned, example)
-            step = Step(tuned, loss, optimizers, self._device, dtype, replay=False)
+            step = Step(tuned, loss, optimizers_of(tuned, RECIPE, example), self._device, self._dtype, replay=False)
             for number, (images, _, labels) in enumerate(self._batches, 1):
                 step.set_learning_rates(one_cycle(number / (len(self._batches) + 1), RECIPE.warmup))
                 value = step(images.float().contiguous(memory_format=torch.channels_last), labels)
-        # The last step's effect shows in no loss.
-        for name, tensor in (("the loss", value), *tuned.state_dict().items()):
+        learned = ((name, parameter) for name, parameter in tuned.named_parameters() if parameter.requires_grad)
+        for name, tensor in (("the loss", value), *learned):  # the last step's effect shows in no loss
             if not torch.isfinite(tensor).all():
                 raise FloatingPointError(
                     f"{name} is not finite after {len(self._batches)} batches at learning rate {RECIPE.lr}: this "

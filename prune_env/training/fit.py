@@ -23,12 +23,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ..data import DataSplits, Split
-from ..device import channels_last, fast_dtype, seeded
+from ..device import channels_last, fast_dtype, seeded, with_gradients
 from ..evaluation.batchnorm import folding_pairs, near_equal, recalibrate
 from ..evaluation.metric import Metric, check_metric, identity, measure
 from ..files import replacing
 from .muon import Muon
-from .step import WORTH_RECORDING, Loss, Step
+from .step import WORTH_RECORDING, Loss, Step, first_tensor
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class FitConfig:
             raise ValueError(f"warmup and ema_decay lie in [0, 1), got {self.warmup} and {self.ema_decay}")
 
 
-@torch.inference_mode(False)  # whoever calls it without gradients: here they are needed
+@with_gradients
 def fit(
     model: nn.Module,
     data: DataSplits,
@@ -235,6 +235,19 @@ def state_digest(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def learning_digest(model: nn.Module, example_input: torch.Tensor) -> str:
+    """A fingerprint of how a network learns, beside its weights: which layers do, and what it computes meanwhile.
+
+    Dropout shows in the latter. To three digits, as sums of more threads come in another order.
+    """
+    network = trainable(model, torch.device("cpu")).train()
+    with torch.no_grad(), seeded("cpu", 0):
+        output = first_tensor(network(example_input)).flatten()
+    rounded = (1000 * output / output.abs().max().clamp(min=1e-12)).round().tolist()
+    flags = [parameter.requires_grad for parameter in network.parameters()]
+    return hashlib.blake2b(f"{flags} {rounded}".encode(), digest_size=16).hexdigest()
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from prune_env.evaluation.batchnorm import recalibrate
 from prune_env.pruning import build, find_groups, importance
 from prune_env.training import brief
 from prune_env.training.brief import BriefDistillation
-from prune_env.training.fit import FitConfig, correct, fit
+from prune_env.training.fit import FitConfig, correct, fit, learning_digest
+from prune_env.training.step import Step
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,44 @@ def cut(trained: nn.Module, digits: DataSplits) -> Callable[[float], nn.Module]:
 
 def weights(network: nn.Module) -> torch.Tensor:
     return torch.cat([tensor.flatten().float() for tensor in network.state_dict().values()])
+
+
+def test_how_a_network_learns_has_a_fingerprint(trained: nn.Module, digits: DataSplits) -> None:
+    """The same whatever number of threads works; another one where layers are frozen or units are dropped."""
+
+    class Dropping(type(trained)):  # type: ignore[misc]
+        share = 0.0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.dropout(super().forward(x), self.share, self.training)
+
+    part, whole, dropping, half = (copy.deepcopy(trained) for _ in range(4))
+    part.get_submodule("features.0").requires_grad_(False)
+    whole.requires_grad_(False)
+    dropping.__class__ = half.__class__ = Dropping
+    half.share = 0.5  # type: ignore[assignment]
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            models = (trained, whole, dropping, part, half)
+            found.append([learning_digest(model, digits.example_input) for model in models])
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1]
+    assert len(set(found[0][:3])) == 1, "where all is frozen, all is trained"
+    assert len(set(found[0][2:])) == 3
+
+
+def test_its_settings_tell_what_it_depends_on(
+    trained: nn.Module, digits: DataSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [
+        BriefDistillation(trained, digits, batches, seed=seed).settings for batches, seed in ((2, 0), (3, 0), (2, 1))
+    ]
+    monkeypatch.setattr(brief, "RECIPE", replace(brief.RECIPE, lr=0.01))
+    found.append(BriefDistillation(trained, digits, 2).settings)
+    assert len(set(map(repr, found))) == 4
 
 
 @pytest.mark.usefixtures("untouched_rngs")
@@ -110,6 +149,28 @@ def test_weights_that_are_lost_in_the_last_step_are_told(trained: nn.Module, dig
         BriefDistillation(trained, digits, 1, loss=loss)(trained)
 
 
+def test_what_learns_nothing_may_be_infinite(trained: nn.Module, digits: DataSplits) -> None:
+    """A bound, a mask, or what a module keeps besides tensors."""
+
+    class Bounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = copy.deepcopy(trained)
+            self.register_buffer("floor", torch.tensor(-torch.inf))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.maximum(self.inner(x), self.floor)  # type: ignore[arg-type]
+
+        def get_extra_state(self) -> dict[str, int]:
+            return {"version": 2}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            pass
+
+    tuned = BriefDistillation(trained, digits, 2)(Bounded())
+    assert torch.isfinite(next(tuned.parameters())).all()
+
+
 @pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
 def test_it_learns_where_the_caller_needs_no_gradients(
     trained: nn.Module, digits: DataSplits, cut: Callable[[float], nn.Module], without: Callable[[], Any]
@@ -142,6 +203,9 @@ def test_dropout_follows_from_the_seed(digits: DataSplits) -> None:
     first, again = (weights(BriefDistillation(model, digits, 2)(model)) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(first, again)
+    other, same = BriefDistillation(model, digits, 2, seed=1), BriefDistillation(model, digits, 2)
+    other._batches = same._batches
+    assert not torch.equal(weights(other(model)), first), "another seed drops others"
     drop.p = 0.0
     assert not torch.equal(weights(BriefDistillation(model, digits, 2)(model)), first)
 
@@ -164,11 +228,21 @@ def test_images_are_those_of_training(trained: nn.Module, digits: DataSplits) ->
 def test_float32_where_gradients_need_it(
     trained: nn.Module, digits: DataSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    taken = []
+
+    class Noting(Step):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings)
+            taken.append(self._dtype)
+
+    monkeypatch.setattr(brief, "Step", Noting)
     for place in ("distillation", "fit"):
         monkeypatch.setattr(f"prune_env.training.{place}.fast_dtype", lambda _: torch.bfloat16)
     for broken, dtype in ((False, torch.bfloat16), (True, torch.float32)):
         monkeypatch.setattr("prune_env.training.fit._bf16_is_broken", lambda *_, broken=broken: broken)
-        assert BriefDistillation(trained, digits, 1)._batches[0][0].dtype == dtype
+        tuning = BriefDistillation(trained, digits, 1)
+        tuning(trained)
+        assert tuning._batches[0][0].dtype == taken.pop() == dtype
 
 
 def test_targets_are_learned_by_squared_distance(trained: nn.Module, digits: DataSplits) -> None:
