@@ -64,6 +64,14 @@ def image_folder(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+def pytest_configure() -> None:
+    """Processes of pytest-xdist share the processor: if each took all of it, they would wait for each other."""
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        threads = max(1, (os.cpu_count() or 1) // int(workers))
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # of programs that tests start
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what cannot run: tests on a GPU, on the real CIFAR-10, and SuperSuit's where it has no wheels."""
     away = set()
