@@ -115,7 +115,7 @@ def test_a_loss_is_refused_where_accuracies_depend_on_it(
 
     settings = {"loss": loss, "cache": tmp_path / "plans.sqlite"}
     FilterPruneEnv(trained, digits, EnvConfig(), **settings)
-    with pytest.raises(ValueError, match=r"a loss of your own: what .*loss reads cannot be known .* finetune_batches=0"):
+    with pytest.raises(ValueError, match=r"a loss of your own: what .*loss reads cannot be .* finetune_batches=0"):
         FilterPruneEnv(trained, digits, EnvConfig(finetune_batches=2), **settings)
 
 
