@@ -67,9 +67,8 @@ class Evaluator:
         workers: Backend | None = None,
     ) -> None:
         check_metric(metric, data)
-        own = {"metric": metric, "loss": loss if finetune_batches else None}
-        for kind, function in own.items() if cache is not None else ():
-            if function is not None:
+        for kind, function in (("metric", metric), ("loss", loss if finetune_batches else None)):
+            if cache is not None and function is not None:
                 raise ValueError(
                     f"cache {str(cache)!r} cannot be used with a {kind} of your own: what {qualified_name(function)} "
                     "reads cannot be known from outside, so a stale answer might be given; leave one of the two out"

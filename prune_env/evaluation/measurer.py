@@ -83,7 +83,7 @@ class Measurer:
     @property
     def settings(self) -> tuple[object, ...]:
         """What answers depend on besides the task."""
-        return (self.batch, *(("recorded",) if self.recorded else ()))
+        return (self.batch, "recorded") if self.recorded else (self.batch,)
 
     def accuracy(self, what: Plan | nn.Module, race: Race | None = None, *, fresh_statistics: bool = True) -> float:
         """Of a plan, or of a network that was cut out of the model and trained since, maybe; it is not changed.
