@@ -43,10 +43,10 @@ def write(found: list[Row], out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     body, table = [], [HEADINGS]
     for number, comparison in enumerate(comparisons(found), 1):
-        body.append(f"<h2>{html.escape(comparison.title)}</h2>{_settings(comparison)}")
+        body.append(f"<h2>{html.escape(f'{comparison.title}: {comparison.label}')}</h2>{_settings(comparison)}")
         several = len(comparison.targets) > 1
         for target in [*comparison.targets, *[None] * several]:
-            name = "All targets" if target is None else f"{100 * target:g} % of the MACs"
+            name = "All targets" if target is None else f"{100 * target:g} % of the MACs{_optimum(comparison, target)}"
             lines = comparison.lines(target)
             body.append(f"<h3>{name}</h3>{_html_table(comparison, lines)}")
             table += [_csv_line(comparison, name, line) for line in lines]
@@ -91,8 +91,10 @@ def main(config: Config) -> None:
     page = write(found, out)
     for comparison in comparisons(found):
         for target in comparison.targets:
-            about = f"{comparison.title}, {100 * target:g} % of the MACs, {comparison.label}"
-            print(f"\n{about}\n{text_table(comparison, target)}")
+            about = f"{comparison.title}, {100 * target:g} % of the MACs{_optimum(comparison, target)}"
+            print(f"\n{about}: {comparison.label}\n{text_table(comparison, target)}")
+            if not all(comparison.compares(line.method) for line in comparison.lines(target)):
+                print(OWN)
     print(f"\n{page}")
 
 
@@ -111,11 +113,12 @@ TITLES = {
 }
 NOTES = """<p>Accuracies in %, differences in points. <b>Result</b> is {label}. Intervals: percentile bootstrap of the
 mean over seeds, 95 %, {resamples} resamples; with fewer than ten seeds they are too narrow. Differences are paired by
-seed (and target); p is that of the two-sided paired t-test, not corrected for the number of comparisons. Coloured:
-the interval of the difference excludes zero. Rank: mean over seeds, the best 1. Search: best accuracy on the images of
-the reward split that the search sees; re-scored: the winner's on the whole split. Seconds are wall time per run,
-of runs without a cache. MACs: multiply-accumulates of convolution and linear layers, one input.{own}</p>"""
-OWN = """ amc_ls searches with weights reconstructed by least squares, so its search reward is that of other networks;
+seed (and target); p is that of the two-sided paired t-test, not corrected for the number of comparisons. Coloured: the
+interval of the difference excludes zero. Rank: mean over seeds, the best 1. Search: best accuracy on the images of the
+reward split that the search sees; re-scored: the winner's on the whole split. Seconds are wall time per run on
+whatever machine it ran, of runs without a cache. MACs: multiply-accumulates of convolution and linear layers, one
+input. {own}</p>"""
+OWN = """amc_ls searches with weights reconstructed by least squares, so its search reward is that of other networks;
 it is finalised from the original weights like all, and where nothing is finalised it has no rank."""
 PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Search methods compared</title><style>
 body{font:15px/1.45 system-ui,sans-serif;color:#222;max-width:1150px;margin:2em auto;padding:0 1em}
@@ -157,6 +160,12 @@ def _csv_line(comparison: Comparison, target: str, line: Line) -> list[object]:
         found = line.against[name]
         cells += [""] * 5 if found is None else [found.value, found.low, found.high, found.p, found.pairs]
     return [*cells, line.search_seconds, line.finalise_seconds]
+
+
+def _optimum(comparison: Comparison, target: float) -> str:
+    """The best accuracy that any plan has, where it is known."""
+    optimum = comparison.of(target)[0]["optimum"]
+    return "" if optimum is None else f", at most {_percent(optimum)} % of the reward images"
 
 
 def _settings(comparison: Comparison) -> str:

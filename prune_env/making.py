@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -35,6 +37,11 @@ def make_env(
     """
     if evaluator not in (kinds := (*get_args(EvaluatorKind), "table")):
         raise ValueError(f"evaluator {evaluator!r} is unknown; choose one of {', '.join(kinds)}")
+    names = [field.name for field in fields(EnvConfig)]
+    if unknown := [name for name in config if name not in names]:
+        close = get_close_matches(unknown[0], names, 1)
+        told = f"did you mean {close[0]!r}?" if close else f"choose among {', '.join(names)}"
+        raise TypeError(f"make_env has no setting {unknown[0]!r}; {told}")
     table = Table.load() if evaluator == "table" else None
     settings = table.config(config, cache) if table else EnvConfig(**config)  # told before minutes of training
     splits = normalised_for(network, data if isinstance(data, DataSplits) else load(data))

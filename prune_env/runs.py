@@ -28,8 +28,10 @@ def directory(out: Path, name: str | None, stem: str, settings: Mapping[str, Any
 
     Without a name it is out/<stem>-<number>: the next free number, or the latest with `resume`. The settings are kept
     in config.json. Raises FileExistsError for a folder that is there without `resume`, FileNotFoundError for a run to
-    resume that is not, ValueError for other settings.
+    resume that is not, ValueError for other settings or a name with folders in it.
     """
+    if name is not None and (name != Path(name).name or name == ".."):
+        raise ValueError(f"name {name!r} is no name of a folder; --out says where it goes")
     pattern = f"{glob.escape(stem)}-*"
     numbers = [int(last) for path in out.glob(pattern) if (last := path.name.removeprefix(f"{stem}-")).isdigit()]
     latest = max(numbers, default=0)
@@ -56,8 +58,8 @@ def directory(out: Path, name: str | None, stem: str, settings: Mapping[str, Any
     ]
     if changed:
         raise ValueError(
-            f"{folder} was begun with other settings ({'; '.join(changed)}); see {record}, and give the same ones or "
-            "start a new run"
+            f"{folder} was begun with other settings ({'; '.join(changed)}); see {record}, and give the same ones, "
+            "name another run (--name), or start a new one"
         )
     return folder
 

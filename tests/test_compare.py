@@ -224,6 +224,20 @@ class TestReport:
         assert panel.get_title("left") == "30 % of the MACs"
         assert "curves" not in comparisons(found[:1])[0].pictures()
 
+    def test_what_can_be_reached_and_what_does_not_compare_is_told(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for optimum, methods in ((0.9876, ("random",)), (None, ("random", "amc_ls"))):
+            found = made({name: [0.9, 0.8] for name in methods})
+            for row in found:
+                row |= {"optimum": optimum, "finalisation": None}
+                rows.append(tmp_path / f"{optimum}.jsonl", row)
+            report.main(report.Config((tmp_path / f"{optimum}.jsonl",), tmp_path / "report"))
+            page, printed = (tmp_path / "report" / "report.html").read_text(), capsys.readouterr().out
+            assert ("50 % of the MACs, at most 98.76 %" in page) == (optimum is not None)
+            assert ("50 % of the MACs, at most 98.76 %" in printed) == (optimum is not None)
+            assert ("has no rank" in printed) == ("amc_ls" in methods)
+
     def test_seconds_of_cached_searches_do_not_count(self, tmp_path: Path) -> None:
         env = compare.problem(config(tmp_path), 0.5)
         result = METHODS["uniform"](env, 1, 0)

@@ -18,6 +18,7 @@ from pettingzoo.test.state_test import state_test
 from pettingzoo.utils import parallel_to_aec
 from torch import nn
 
+import prune_env
 from prune_env import EnvConfig, FilterPruneEnv, filter_prune_v0
 from prune_env.data import DataSplits
 from prune_env.networks import create
@@ -455,6 +456,12 @@ class TestErrors:
     def test_settings(self, make_env: EnvMaker, settings: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             make_env(**settings)
+
+    def test_an_unknown_setting(self) -> None:
+        with pytest.raises(TypeError, match=r"no setting 'target_mac'; did you mean 'target_macs'\?"):
+            prune_env.make_env("small_cnn", target_mac=0.5)
+        with pytest.raises(TypeError, match=r"no setting 'xyz'; choose among rounds, .*problem_seed"):
+            prune_env.make_env("small_cnn", xyz=0.5)
 
     def test_labels_outside_the_head(self, digits: DataSplits) -> None:
         with pytest.raises(ValueError, match="has 10 classes"):

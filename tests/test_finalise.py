@@ -89,6 +89,10 @@ class TestDirectory:
             runs.directory(tmp_path, "mine", "stem", {"episodes": 4}, True)
         with pytest.raises(FileNotFoundError, match="no run to resume"):
             runs.directory(tmp_path, "typo", "stem", {"episodes": 3}, True)
+        for name in ("../mine", "a/b", "..", "/mine"):
+            with pytest.raises(ValueError, match="is no name of a folder"):
+                runs.directory(tmp_path / "runs", name, "stem", {"episodes": 3}, False)
+        assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
     @pytest.mark.parametrize(
         ("change", "told"),
