@@ -1,6 +1,6 @@
 """QMIX, and VDN and IQL, which differ from it in the mixer; exploration ends when half of the budget is spent.
 
-`SETTINGS` were chosen on problems that no table shows (README): an episode shows all there is to see, so nothing need
+`SETTINGS` were chosen on two problems (COMPARISON.md): an episode shows all there is to see, so nothing need
 be remembered, and plans are dear, so each is learned from more often.
 """
 
