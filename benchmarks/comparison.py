@@ -63,8 +63,8 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        problem = self.rows[0]["problem"]
-        batches = problem.get("finetune_batches", 0)
+        problem = settings(self.rows[0])["problem"]
+        batches = problem["finetune_batches"]
         trained = f", each trained for {batches} batches before it is measured" if batches else ""
         return f"{problem['network']} on {problem['data']}, {self.rows[0]['budget']} plans{trained}"
 

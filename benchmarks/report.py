@@ -93,7 +93,7 @@ def main(config: Config) -> None:
         for target in comparison.targets:
             about = f"{comparison.title}, {100 * target:g} % of the MACs{_optimum(comparison, target)}"
             print(f"\n{about}: {comparison.label}\n{text_table(comparison, target)}")
-            if not all(comparison.compares(line.method) for line in comparison.lines(target)):
+            if not all(comparison.compares(row["method"]) for row in comparison.of(target)):
                 print(OWN)
     print(f"\n{page}")
 

@@ -7,11 +7,13 @@ from torch import nn
 
 from .config import EnvConfig
 from .data import DataSplits
+from .device import with_gradients
 from .evaluation.measurer import Task, batch_size
 from .evaluation.metric import Metric, qualified_name
 from .reward import RewardFunction
 
 
+@with_gradients  # an inference mode's tensors could not be differentiated through
 def calibration_batches(data: DataSplits, config: EnvConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Normalised calibration images and their labels, for first-order importance."""
     if config.importance != "taylor":

@@ -58,6 +58,11 @@ class EnvConfig:
     problem_seed: int = 0
     """Of what is random in the problem itself: crops, `random` importance, recovery. `reset` has a seed of its own."""
 
+    @property
+    def trains(self) -> bool:
+        """Whether networks are trained while the game goes on."""
+        return bool(self.finetune_batches or self.round_finetune_batches)
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "rates", tuple(self.rates))
         for name, allowed in (("reward", get_args(Reward)), ("importance", get_args(Importance))):

@@ -109,7 +109,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         example = data.example_input
         check_head(model, data)
         check_budget(config, reward, metric)
-        if config.finetune_batches or config.round_finetune_batches:
+        if config.trains:
             check_loss(loss, data)
         self.inspection = trusted(model, example, prove=config.prove)
         """What can be pruned, what is protected and why, and how well that is proven; prints as a table."""
@@ -279,8 +279,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
 
     def pruned_model(self) -> nn.Module:
         """The current plan's network, as it was measured: a new, smaller module with recalibrated BatchNorm statistics,
-        on the CPU. With `finetune_batches` it is trained for this call, and equal up to rounding: `Evaluator.network`.
-        """
+        on the CPU. With `finetune_batches` it is trained for this call, equal up to rounding: `Evaluator.network`."""
         if not self._recovery.on:
             return self.evaluator.network(self.plan).cpu()
         network = self._recovery.network()
@@ -305,7 +304,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         for function in (self.metric, self.loss):
             if function is not None:
                 digest.update(identity(function).encode())
-        if self.config.finetune_batches or self.config.round_finetune_batches:
+        if self.config.trains:
             digest.update(learning_digest(self.model, self.data.example_input).encode())
         for group in self.groups:
             digest.update(f"{group.layers} {self.ranking[group.agent_id].tolist()}".encode())

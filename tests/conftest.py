@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import sys
@@ -93,6 +94,24 @@ def trained(digits: data.DataSplits) -> torch.nn.Module:
     """A small network that reads digits well, trained in a few seconds."""
     recipe = FitConfig(epochs=20, batch_size=64, lr=0.1)
     return pretrained("small_cnn", digits, recipe=recipe, progress=False)
+
+
+@pytest.fixture
+def dropping(trained: torch.nn.Module) -> Callable[[float], torch.nn.Module]:
+    """The trained network, its weights and outputs the same, that drops this share of its logits while it learns."""
+
+    class Dropping(type(trained)):  # type: ignore[misc]
+        share: float
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.dropout(super().forward(x), self.share, self.training)
+
+    def make(share: float) -> torch.nn.Module:
+        network = copy.deepcopy(trained)
+        network.__class__, network.share = Dropping, share  # type: ignore[assignment]
+        return network
+
+    return make
 
 
 @pytest.fixture

@@ -317,16 +317,18 @@ class TestRules:
         other = make_env(finetune_batches=5)
         assert [other.evaluator.accuracy(entry.plan) for entry in env.archive] == [e.accuracy for e in env.archive]
 
-    @pytest.mark.parametrize("kind", ["finetune_batches", "round_finetune_batches"])
+    @pytest.mark.parametrize(
+        "settings", [{"finetune_batches": 2}, {"round_finetune_batches": 2}, {"importance": "taylor"}]
+    )
     @pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
     def test_training_needs_no_gradients_of_the_callers(
-        self, make_env: EnvMaker, kind: str, without: Callable[[], Any]
+        self, make_env: EnvMaker, settings: dict[str, Any], without: Callable[[], Any]
     ) -> None:
         """TorchRL's collectors step environments so."""
-        usual = make_env(**{kind: 2})
+        usual = make_env(**settings)
         expected = play(usual, 0)
         with without():
-            env = make_env(**{kind: 2})
+            env = make_env(**settings)
             assert equal(play(env, 0), expected)
             found = env.pruned_model().state_dict()
         for name, tensor in usual.pruned_model().state_dict().items():

@@ -110,6 +110,7 @@ def _bn_scale(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches
     return result
 
 
+@torch.inference_mode(False)  # a caller's mode, no_grad too, ends here: gradients are on
 def _taylor(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, seed: int) -> dict[str, torch.Tensor]:
     """First-order Taylor expansion of the cross-entropy in eval mode, averaged over batches."""
     copy = twin(model).eval().requires_grad_(False)
@@ -119,16 +120,13 @@ def _taylor(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, 
         for path, weight in weights.items()
     }
     count = 0
-    with torch.enable_grad():
-        for images, labels in batches:
-            device = next(iter(weights.values())).device
-            loss = F.cross_entropy(copy(images.to(device)), labels.to(device))
-            gradients = torch.autograd.grad(loss, list(weights.values()))
-            for (path, weight), gradient in zip(weights.items(), gradients, strict=True):
-                total[path] += taylor_expansion(
-                    *(_by_output(copy, path, tensor.detach()) for tensor in (weight, gradient))
-                )
-            count += 1
+    for images, labels in batches:
+        device = next(iter(weights.values())).device
+        loss = F.cross_entropy(copy(images.to(device)), labels.to(device))
+        gradients = torch.autograd.grad(loss, list(weights.values()))
+        for (path, weight), gradient in zip(weights.items(), gradients, strict=True):
+            total[path] += taylor_expansion(*(_by_output(copy, path, tensor.detach()) for tensor in (weight, gradient)))
+        count += 1
     if count == 0:
         raise ValueError("importance 'taylor' needs batches of (normalised images, labels); none were given")
     return {

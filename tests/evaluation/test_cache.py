@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,19 +69,13 @@ def test_another_problem_finds_nothing(trained: nn.Module, digits: DataSplits, t
 
 @pytest.mark.parametrize("how", ["frozen", "dropping"])
 def test_what_is_learned_otherwise_is_another_answer(
-    trained: nn.Module, digits: DataSplits, tmp_path: Path, how: str
+    trained: nn.Module, digits: DataSplits, tmp_path: Path, how: str, dropping: Callable[[float], nn.Module]
 ) -> None:
     """Two networks of equal weights and outputs, one of which learns in another way."""
-
-    class Dropping(type(trained)):  # type: ignore[misc]
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return nn.functional.dropout(super().forward(x), 0.5, self.training)
-
-    other, file = copy.deepcopy(trained), tmp_path / "plans.sqlite"
+    other, file = dropping(0.5), tmp_path / "plans.sqlite"
     if how == "frozen":
+        other = copy.deepcopy(trained)
         other.features[0].requires_grad_(False)
-    else:
-        other.__class__ = Dropping
     for batches, asked in ((0, 0), (2, 1)):
         evaluator(trained, digits, file, finetune_batches=batches).accuracy(PLAN)
         second = evaluator(other, digits, file, finetune_batches=batches)

@@ -34,25 +34,18 @@ def weights(network: nn.Module) -> torch.Tensor:
     return torch.cat([tensor.flatten().float() for tensor in network.state_dict().values()])
 
 
-def test_how_a_network_learns_has_a_fingerprint(trained: nn.Module, digits: DataSplits) -> None:
+def test_how_a_network_learns_has_a_fingerprint(
+    trained: nn.Module, digits: DataSplits, dropping: Callable[[float], nn.Module]
+) -> None:
     """The same whatever number of threads works; another one where layers are frozen or units are dropped."""
-
-    class Dropping(type(trained)):  # type: ignore[misc]
-        share = 0.0
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return F.dropout(super().forward(x), self.share, self.training)
-
-    part, whole, dropping, half = (copy.deepcopy(trained) for _ in range(4))
+    part, whole = copy.deepcopy(trained), copy.deepcopy(trained)
     part.get_submodule("features.0").requires_grad_(False)
     whole.requires_grad_(False)
-    dropping.__class__ = half.__class__ = Dropping
-    half.share = 0.5  # type: ignore[assignment]
     threads, found = torch.get_num_threads(), []
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            models = (trained, whole, dropping, part, half)
+            models = (trained, whole, dropping(0.0), part, dropping(0.5))
             found.append([learning_digest(model, digits.example_input) for model in models])
     finally:
         torch.set_num_threads(threads)
