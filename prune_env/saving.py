@@ -109,10 +109,12 @@ def file_bytes(model: nn.Module) -> int:
 def read_record(directory: str | Path) -> dict[str, Any]:
     """What `pruned.json` says, checked against the format.
 
-    Raises FileNotFoundError, or ValueError for a broken file, another version, a missing key or a value of the wrong
-    type.
+    Raises FileNotFoundError, NotADirectoryError for a file in place of its folder, or ValueError for a broken file,
+    another version, a missing key or a value of the wrong type.
     """
     file = Path(directory) / RECORD
+    if Path(directory).is_file():
+        raise NotADirectoryError(f"{directory} is a file; give the folder that it is in")
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; a saved network is a folder with {RECORD} and {WEIGHTS}")
     try:
@@ -138,7 +140,8 @@ def load_pruned(directory: str | Path, base_model: nn.Module | None = None) -> n
     base_model  the unpruned network, for one that is neither in the registry nor saved with an import path; only its
                 structure matters. It wins over what the record names
     A record with an import path imports and calls what it names: load such folders from sources you trust.
-    Raises FileNotFoundError for a missing file, ValueError for a damaged one or a base that does not fit.
+    Raises as `read_record` does, FileNotFoundError for missing weights, ValueError for damaged ones or a base that does
+    not fit.
     """
     directory = Path(directory)
     record = read_record(directory)

@@ -41,6 +41,7 @@ def test_every_evaluation_is_counted(make_env: MakeEnv, method: str) -> None:
     assert env.evaluator is evaluator, "the problem is left as it was"
 
 
+@pytest.mark.slow
 def test_seeds_differ(make_env: MakeEnv) -> None:
     for method in set(METHODS) - set(ONE_PLAN):
         plans = [[entry.plan for entry in METHODS[method](make_env(), 8, seed).entries] for seed in (0, 1)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,10 +17,8 @@ from pettingzoo.test.state_test import state_test
 from pettingzoo.utils import parallel_to_aec
 from torch import nn
 
-import prune_env
 from prune_env import EnvConfig, FilterPruneEnv, filter_prune_v0
 from prune_env.data import DataSplits
-from prune_env.networks import create
 from prune_env.reward import RoundReward
 from prune_env.runs import unrounded_uniform
 
@@ -416,89 +413,6 @@ class TestRendering:
 
     def test_without_a_mode(self, make_env: EnvMaker) -> None:
         assert make_env().render() is None
-
-
-class TestErrors:
-    def test_render_mode(self, make_env: EnvMaker) -> None:
-        with pytest.raises(ValueError, match="render_mode 'human'"):
-            make_env(render_mode="human")
-
-    def test_actions(self, make_env: EnvMaker) -> None:
-        env = make_env()
-        env.reset()
-        with pytest.raises(ValueError, match="no action for agent 'conv_1'"):
-            env.step({"conv_0": 0})
-        with pytest.raises(ValueError, match="action 10 of agent 'conv_0'"):
-            env.step(dict.fromkeys(env.agents, 10))
-
-    @pytest.mark.parametrize(
-        ("settings", "message"),
-        [
-            ({"rounds": 0}, "rounds"),
-            ({"rates": (0.1, 0.2)}, "rates"),
-            ({"rates": (0.0, 0.5, 0.3)}, "rates"),
-            ({"rates": (0.0, 1.0)}, "rates"),
-            ({"target_macs": 1.5}, "target_macs"),
-            ({"target_macs": None}, "needs target_macs"),
-            ({"target_macs": 0.0001}, "out of reach"),
-            ({"reward": "accuracy"}, "reward 'accuracy'"),
-            ({"importance": "magic"}, "importance 'magic'"),
-            ({"max_cycles": 0}, "max_cycles"),
-            ({"rounds": 2.5}, "rounds must be a whole number"),
-            (
-                {"reward": "tradeoff"},
-                r"plays without a budget .*; set target_macs to None \(--target-macs None\) instead of 0.5",
-            ),
-            ({"round_finetune_batches": -1}, "round_finetune_batches must be a whole number of at least 0"),
-            ({"finetune_batches": -1}, "^finetune_batches must be a whole number of at least 0"),
-            ({"finetune_batches": 2.5}, "^finetune_batches must be a whole number"),
-            ({"finetune_batches": 2, "round_finetune_batches": 3}, "set one of 2 and 3 to 0"),
-        ],
-    )
-    def test_settings(self, make_env: EnvMaker, settings: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            make_env(**settings)
-
-    def test_an_unknown_setting(self) -> None:
-        with pytest.raises(TypeError, match=r"no setting 'target_mac'; did you mean 'target_macs'\?"):
-            prune_env.make_env("small_cnn", target_mac=0.5)
-        with pytest.raises(TypeError, match=r"no setting 'xyz'; choose among rounds, .*problem_seed"):
-            prune_env.make_env("small_cnn", xyz=0.5)
-
-    def test_labels_outside_the_head(self, digits: DataSplits) -> None:
-        with pytest.raises(ValueError, match="has 10 classes"):
-            FilterPruneEnv(create("small_cnn", 7, 1), digits)
-
-    def test_an_untrained_network(self, digits: DataSplits) -> None:
-        never = create("small_cnn", 11, 1)
-        torch.nn.init.zeros_(never.classifier.weight)
-        never.classifier.bias.data = torch.tensor([0.0] * 10 + [1.0])  # always the eleventh class
-        with pytest.raises(ValueError, match="none of the reward images right"):
-            FilterPruneEnv(never, digits, EnvConfig(prove=False))
-
-    def test_a_network_with_two_outputs(self, digits: DataSplits) -> None:
-        class Two(torch.nn.Module):
-            def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-                return x, x
-
-        with pytest.raises(ValueError, match="one tensor of logits"):
-            FilterPruneEnv(Two(), digits)
-
-    def test_images_of_another_shape(self, digits: DataSplits) -> None:
-        with pytest.raises(ValueError, match="takes no images of shape"):
-            FilterPruneEnv(create("small_cnn", 10, 3), digits)
-
-    def test_a_recalibration_that_hurts_is_told(self, trained: torch.nn.Module, digits: DataSplits) -> None:
-        """The stored statistics are right, the calibration images are not: black."""
-        black = copy.copy(digits.calibration)
-        object.__setattr__(black, "images", torch.zeros_like(black.images))
-        wrong = copy.copy(digits)
-        object.__setattr__(wrong, "calibration", black)
-        with pytest.warns(UserWarning, match=r"costs the unpruned network \d+\.\d+ points"):
-            FilterPruneEnv(trained, wrong, EnvConfig(prove=False, reward_images=100))
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            FilterPruneEnv(trained, digits, EnvConfig(prove=False))
 
 
 @pytest.mark.supersuit

@@ -56,6 +56,7 @@ def test_no_plans(env: FilterPruneEnv) -> None:
         choose(env, [], SHORT)
 
 
+@pytest.mark.slow
 def test_a_row_says_whose_plan_it_has(
     make_env: Callable[..., FilterPruneEnv], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

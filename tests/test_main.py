@@ -110,6 +110,7 @@ def test_missing_packages(
     assert not (run[0] / "pruned.onnx").exists()
 
 
+@pytest.mark.slow
 def test_as_a_program_and_with_a_base(digits: DataSplits, tmp_path: Path) -> None:
     (tmp_path / "somebodys.py").write_text(
         "from torch import nn\n"

@@ -131,6 +131,7 @@ def edit(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
     (directory / "pruned.json").write_text(json.dumps(record))
 
 
+@pytest.mark.slow
 def test_an_own_class_in_a_new_process_by_its_import_path(digits: DataSplits, tmp_path: Path) -> None:
     (tmp_path / "somebodys.py").write_text(
         "from torch import nn\n"
@@ -320,6 +321,8 @@ class TestWhatIsNotLoaded:
     def test_missing(self, tmp_path: Path, saved: tuple[Path, nn.Module]) -> None:
         with pytest.raises(FileNotFoundError, match=r"pruned\.json does not exist"):
             load_pruned(tmp_path / "nothing")
+        with pytest.raises(NotADirectoryError, match=r"pruned\.json is a file; give the folder"):
+            load_pruned(saved[0] / "pruned.json")
         (saved[0] / "pruned.safetensors").unlink()
         with pytest.raises(FileNotFoundError, match=r"pruned\.safetensors does not exist"):
             load_pruned(saved[0])

@@ -43,6 +43,7 @@ def test_hopeless_plans_end_at_the_first_look() -> None:
     assert Race(0.7, 0.01).is_lost(right=round(0.4 * 250), seen=250, total=TOTAL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", [0, 1])
 def test_a_search_that_races_finds_the_same_best_plans(
     make_env: Callable[..., FilterPruneEnv], monkeypatch: pytest.MonkeyPatch, batches: int

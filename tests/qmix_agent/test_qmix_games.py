@@ -68,6 +68,7 @@ def test_without_the_correction_a_first_step_is_valued_by_random_second_steps() 
     assert QMIX(TwoStep(), config).learn(160, progress=False).evaluate(episodes=1).mean == 7.0
 
 
+@pytest.mark.slow
 def test_qmix_cannot_be_relied_on_where_the_best_joint_action_is_not_each_agents_best() -> None:
     """A known limit (Son et al. 2019, arXiv:1905.05408, section 5.1): the climbing game is not monotonic.
 

@@ -72,6 +72,7 @@ def test_a_convolution_without_batchnorm_keeps_its_own_norm(digits: DataSplits) 
     assert trained[4].weight.norm().item() < 0.8 * 10**0.5
 
 
+@pytest.mark.slow
 def test_training_with_it_learns_every_parameter(digits: DataSplits) -> None:
     model = create("small_cnn", 10, 1)
     trained = fit(model, digits, FitConfig(epochs=6, batch_size=64, muon_lr=0.1, ema_decay=0.9), progress=False)
