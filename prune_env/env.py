@@ -7,6 +7,7 @@ in `reward`, what is seen in `observation`.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property, partial
@@ -338,7 +339,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
 
     def state_dict(self) -> dict[str, Any]:
         """What episodes leave behind: the archive, and which problem it belongs to. Plain lists, numbers and text."""
-        return {"problem": self.problem, "archive": self.archive.state_dict()}
+        return {"problem": self.problem, "settings": self._settings(), "archive": self.archive.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up the archive of an earlier run on the same problem; its plans are not evaluated again.
@@ -346,14 +347,20 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         Raises ValueError for the state of another problem: other weights, images, ranking or settings.
         """
         if state["problem"] != self.problem:
+            was, now = state.get("settings", {}), self._settings()
+            changed = [f"{name} from {was[name]} to {now.get(name)}" for name in was if was[name] != now.get(name)]
             raise ValueError(
-                "the saved state belongs to another problem: weights, data or settings of the environment have changed "
-                "since; start a new run, or bring back what it was made with"
+                "the saved state belongs to another problem (changed since: "
+                f"{', '.join(changed) or 'weights, data or a function'}); start a new run, or bring back what it was "
+                "made with"
             )
         self.archive.load_state_dict(state["archive"])
         if not self._recovery.on:
             for entry in self.archive:
                 self.evaluator.remember(entry.plan, entry.accuracy)
+
+    def _settings(self) -> dict[str, str]:
+        return {name: repr(value) for name, value in dataclasses.asdict(self.config).items()}
 
     def _start(self) -> None:
         self.position = self._rounds.start

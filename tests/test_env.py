@@ -368,8 +368,10 @@ class TestRules:
 
     def test_the_state_of_another_problem_is_refused(self, make_env: EnvMaker) -> None:
         state = make_env().state_dict()
-        with pytest.raises(ValueError, match="belongs to another problem"):
+        with pytest.raises(ValueError, match=r"\(changed since: importance from 'l1' to 'random'\)"):
             make_env(importance="random").load_state_dict(state)
+        with pytest.raises(ValueError, match=r"\(changed since: weights, data or a function\)"):
+            make_env().load_state_dict(state | {"problem": "of other weights"})
 
     def test_what_is_handed_out_may_be_written_to(self, make_env: EnvMaker) -> None:
         """Rounds that were played before are remembered; their arrays are not those of the players."""
