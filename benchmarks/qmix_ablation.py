@@ -42,7 +42,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "loss": ("huber", "mse"),
     "updates_per_episode": (1, 4, 8),
     "exploration": ("agent", "team", "noisy"),
-    "standardise_rewards": (True, False),
+    "standardise_returns": (True, False),
     "learning_rate": (3e-4, 1e-3, 3e-3),
     "target_tau": (None, 0.01),
     "target_update_every": (50, 200),

@@ -19,7 +19,7 @@ from .config import QMIXConfig
 from .learner import Learner
 from .padding import pad_masks, pad_observations, split
 from .replay_buffer import ReplayBuffer, from_tensors, to_tensors
-from .reward_scale import RewardScale
+from .return_scale import ReturnScale
 from .rollout import Start, Team, play_episodes
 from .seeding import Stream, generator, integer
 from .team_env import TeamEnv
@@ -64,7 +64,7 @@ class QMIX:
         self.spec, self.config, self.seed, self._envs, self._n_given = spec, config, seed, envs, len(envs)
         self.learner = Learner(spec, config, seed, device)
         self.buffer = ReplayBuffer(config.buffer_size)
-        self.reward_scale = RewardScale()
+        self.return_scale = ReturnScale()
         self.episode = 0
         """Training episodes played."""
         self.env_steps = 0
@@ -228,7 +228,7 @@ class QMIX:
             "seed": self.seed,
             "episode": self.episode,
             "env_steps": self.env_steps,
-            "reward_scale": dataclasses.asdict(self.reward_scale),
+            "return_scale": dataclasses.asdict(self.return_scale),
             "learner": self.learner.state_dict(),
             "buffer": list(self.buffer),
             "priorities": self.buffer.priorities,
@@ -239,7 +239,7 @@ class QMIX:
         """Goes back to a `state_dict` of the same configuration and specification."""
         self.learner.load_state_dict(state["learner"])
         self.buffer = ReplayBuffer(self.config.buffer_size, state["buffer"], state["priorities"])
-        self.reward_scale = RewardScale(**state["reward_scale"])
+        self.return_scale = ReturnScale(**state["return_scale"])
         self.episode, self.env_steps = state["episode"], state["env_steps"]
         self._env_states = state["envs"]
         own = [env for env in self._envs if not env.shared]

@@ -14,7 +14,7 @@ import torch
 
 FILE_NAME = "checkpoint.pt"
 FORMAT = "qmix_agent"
-VERSION = 2
+VERSION = 3
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _ARRAY = "__ndarray__"

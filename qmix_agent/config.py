@@ -78,9 +78,10 @@ class QMIXConfig:
     """Updates between copies of the live network into the target network. Unused with `target_tau`."""
     target_tau: float | None = None
     """Move the target network this fraction of the way at every update instead of copying it now and then."""
-    standardise_rewards: bool = False
-    """Learn from rewards divided by the running standard deviation of episode returns. The order of policies stays,
-    and learning no longer depends on the unit of reward. `loss`, `q_tot` and `td_error` are then in that unit."""
+    standardise_returns: bool = False
+    """Learn values as their distance from the mean of all returns so far, in standard deviations: differences between
+    actions count from the first update, however small they are beside the level and the unit of reward. `loss`, `q_tot`
+    and `td_error` are then in that unit. See `ReturnScale`."""
 
     # Exploration
     exploration: Literal["agent", "team", "noisy"] = "agent"
@@ -110,7 +111,7 @@ class QMIXConfig:
         _one_of(self, "hypernet_layers", (1, 2))
         for name in ("recurrent", "layer_norm", "parameter_sharing", "last_action", "agent_id"):
             _true_or_false(self, name)
-        for name in ("double_q", "off_policy_correction", "standardise_rewards"):
+        for name in ("double_q", "off_policy_correction", "standardise_returns"):
             _true_or_false(self, name)
         for name in ("hidden_size", "mixing_embed", "hypernet_hidden", "batch_size", "buffer_size"):
             _whole(self, name, 1)

@@ -112,7 +112,7 @@ def _learn_from(agent: QMIX, episode: Episode, scalars: dict[str, float], epsilo
     """Takes one episode into the buffer, learns, and evaluates when it is time."""
     began, config = time.perf_counter(), agent.config
     agent.buffer.add(episode)
-    agent.reward_scale.add(episode.total_reward)
+    agent.return_scale.add(episode.rewards, config.gamma)
     agent.episode += 1
     agent.env_steps += len(episode)
     learned = _update(agent)
@@ -137,7 +137,7 @@ def _update(agent: QMIX) -> Metrics:
     config, learner = agent.config, agent.learner
     if agent.episode < config.learning_starts:
         return dict.fromkeys(LEARNING_METRICS)
-    scale = agent.reward_scale.factor if config.standardise_rewards else 1.0
+    scale = agent.return_scale if config.standardise_returns else None
     results = []
     for _ in range(config.updates_per_episode):
         rng = generator(agent.seed, Stream.REPLAY, learner.updates)

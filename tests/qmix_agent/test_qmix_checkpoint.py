@@ -20,7 +20,7 @@ from test_qmix_agent import SMALL, rows_of, weights
 
 from qmix_agent import QMIX, CheckpointError, checkpoint
 
-CONFIG = dataclasses.replace(SMALL, standardise_rewards=True, buffer_size=10)
+CONFIG = dataclasses.replace(SMALL, standardise_returns=True, buffer_size=10)
 ROOT = Path(__file__).parents[2]
 
 
@@ -36,7 +36,7 @@ def test_resuming_is_never_having_stopped(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "b") == rows_of(tmp_path / "a")
     assert agent.team_env.env.lengths == straight.team_env.env.lengths
     one, two = agent.state_dict(), straight.state_dict()
-    assert one["reward_scale"] == two["reward_scale"]
+    assert one["return_scale"] == two["return_scale"]
     for first, second in zip(one["buffer"], two["buffer"], strict=True):
         assert np.array_equal(first.observations, second.observations)
 

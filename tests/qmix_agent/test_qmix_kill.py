@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 GOAL = 60
 KILLS = int(os.environ.get("QMIX_KILLS", "2"))
 KINDS: dict[str, tuple[dict[str, Any], int]] = {  # settings and n_envs
-    "plain": ({"standardise_rewards": True, "buffer_size": 10}, 1),
+    "plain": ({"standardise_returns": True, "buffer_size": 10}, 1),
     "side by side, by priority": ({"priority_alpha": 0.6, "buffer_size": 20}, 4),
 }
 

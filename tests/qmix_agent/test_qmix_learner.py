@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from qmix_agent import config as config_module
 from qmix_agent.learner import Learner
 from qmix_agent.mixers import MIXERS, QMixer, VDNMixer
 from qmix_agent.replay_buffer import pad
+from qmix_agent.return_scale import ReturnScale
 from qmix_agent.targets import greedy_values, td_targets
 from qmix_agent.team_env import TeamEnv
 
@@ -299,10 +301,33 @@ def test_gradients_are_clipped() -> None:
     assert norm.item() == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_reward_scale_multiplies_rewards() -> None:
-    learner, batch = a_learner(), pad([an_episode(1, True)])
-    double = dataclasses.replace(batch, rewards=2 * batch.rewards)
-    assert learner.update(batch, reward_scale=2.0) == a_learner().update(double)
+@pytest.mark.parametrize("mixer", ["qmix", "vdn", "iql"])
+def test_values_of_a_scale_are_those_of_rewards_from_a_level_and_in_a_unit(
+    mixer: Literal["qmix", "vdn", "iql"],
+) -> None:
+    """Where an episode ends, and nowhere else, the level 5 is lost: without discount, moving it there is the same."""
+    config = dataclasses.replace(SMALL, mixer=mixer, gamma=1.0)
+    batch = pad([an_episode(4, True), an_episode(2, True, seed=1), an_episode(3, False, seed=2)])
+    moved = dataclasses.replace(batch, rewards=(batch.rewards - 5 * batch.terminated) / 2)
+    scale = ReturnScale(count=3, mean=5.0, squares=12.0)
+    assert scale.deviation == 2.0
+    one, two = a_learner(config), a_learner(config)
+    for _ in range(4):  # beyond the first copy into the target network
+        (q, targets), (expected_q, expected) = one.q_and_targets(batch, scale), two.q_and_targets(moved)
+        played = batch.filled.unsqueeze(-1)
+        torch.testing.assert_close(q, expected_q)
+        torch.testing.assert_close(targets * played, expected * played)
+        one.update(batch, scale)
+        two.update(moved)
+
+
+def test_the_scale_is_that_of_returns_from_every_step() -> None:
+    scale = ReturnScale()
+    assert (scale.mean, scale.deviation) == (0.0, 1.0)
+    scale.add(np.array([1.0, 0.0, 4.0], np.float32), gamma=0.5)  # 1 + 0 + 1, 0 + 2, 4
+    assert (scale.mean, scale.deviation) == pytest.approx((8 / 3, (8 / 9) ** 0.5))
+    scale.add(np.array([2.0], np.float32), gamma=0.5)
+    assert (scale.count, scale.mean, scale.deviation) == pytest.approx((4, 2.5, 0.75**0.5))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -64,7 +64,7 @@ def test_one_environment_in_a_list_changes_nothing(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "0") == rows_of(tmp_path / "1") == rows_of(tmp_path / "2")
 
 
-@pytest.mark.parametrize("kind", [*KINDS[2:4], {"priority_alpha": 0.6}, {"standardise_rewards": True}])
+@pytest.mark.parametrize("kind", [*KINDS[2:4], {"priority_alpha": 0.6}, {"standardise_returns": True}])
 def test_resuming_is_never_having_stopped_with_several_environments(tmp_path: Path, kind: dict[str, Any]) -> None:
     """Archiving is copied deeply: each copy has a state of its own, and each comes back."""
     config = dataclasses.replace(SMALL, buffer_size=10, **kind)
