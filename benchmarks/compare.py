@@ -79,7 +79,7 @@ class Config:
     shard: str = "0/1"
     """i/n: the i-th of n equal parts of the runs, for n commands that share `out`; i counts from 0"""
     env: EnvConfig = field(default_factory=EnvConfig)
-    """The game; its target-macs comes from this command's."""
+    """The game; its target-macs is not read: give --target-macs."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     """The training after the search; its seed is that of the run."""
 
@@ -92,8 +92,8 @@ class Config:
             raise ValueError(f"finalists must be at most {CANDIDATES}, as many as a search keeps; got {self.finalists}")
         if self.env.target_macs != EnvConfig().target_macs:
             raise ValueError(
-                f"env.target_macs={self.env.target_macs} is not read, as a comparison may have several; "
-                "give target-macs in its place"
+                f"--env.target-macs {self.env.target_macs} is not read, as a comparison may have several; give "
+                "--target-macs"
             )
         if self.env.round_finetune_batches:
             raise ValueError(

@@ -344,15 +344,19 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up the archive of an earlier run on the same problem; its plans are not evaluated again.
 
-        Raises ValueError for the state of another problem: other weights, images, ranking or settings.
+        Raises ValueError for the state of another problem: other settings, weights, images, ranking or functions.
         """
         if state["problem"] != self.problem:
-            was, now = state.get("settings", {}), self._settings()
-            changed = [f"{name} from {was[name]} to {now.get(name)}" for name in was if was[name] != now.get(name)]
+            was, now = state["settings"], self._settings()
+            changed = [
+                f"{name} from {was.get(name, 'unknown')} to {now.get(name, 'unknown')}"
+                for name in was | now  # either may be of a release that has other settings
+                if was.get(name) != now.get(name)
+            ]
             raise ValueError(
                 "the saved state belongs to another problem (changed since: "
-                f"{', '.join(changed) or 'weights, data or a function'}); start a new run, or bring back what it was "
-                "made with"
+                f"{', '.join(changed) or 'weights, images, ranking or a function'}); start a new run, or bring back "
+                "what it was made with"
             )
         self.archive.load_state_dict(state["archive"])
         if not self._recovery.on:

@@ -112,9 +112,10 @@ def read_record(directory: str | Path) -> dict[str, Any]:
     Raises FileNotFoundError, NotADirectoryError for a file in place of its folder, or ValueError for a broken file,
     another version, a missing key or a value of the wrong type.
     """
-    file = Path(directory) / RECORD
-    if Path(directory).is_file():
-        raise NotADirectoryError(f"{directory} is a file; give the folder that it is in")
+    directory = Path(directory)
+    file = directory / RECORD
+    if directory.is_file():
+        raise NotADirectoryError(f"{directory} is a file; give the folder that {RECORD} and {WEIGHTS} are in")
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; a saved network is a folder with {RECORD} and {WEIGHTS}")
     try:

@@ -80,8 +80,8 @@ class QMIXConfig:
     """Move the target network this fraction of the way at every update instead of copying it now and then."""
     standardise_returns: bool = False
     """Learn values as their distance from the mean of all returns so far, in standard deviations: differences between
-    actions count from the first update, however small they are beside the level and the unit of reward. `loss`, `q_tot`
-    and `td_error` are then in that unit. See `ReturnScale`."""
+    actions count from the first update, however small they are beside the level and the unit of reward. `q_tot`, `loss`
+    and `td_error`, and with it priorities, are then of these. See `ReturnScale`."""
 
     # Exploration
     exploration: Literal["agent", "team", "noisy"] = "agent"

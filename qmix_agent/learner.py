@@ -6,6 +6,7 @@ Shapes: B episodes, T steps, N agents, A actions, S state features, M learned va
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -58,12 +59,8 @@ class Learner:
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, fused=True)
         self.updates = 0
 
-    def q_and_targets(self, batch: Batch, scale: ReturnScale | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Values of the actions taken and what they should have been, both [B, T, M]; only the first has a gradient.
-
-        scale  the level and unit of both; None for those of the rewards
-        """
-        level, unit = (0.0, 1.0) if scale is None else (scale.mean / scale.deviation, scale.deviation)
+    def q_and_targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values of the actions taken and what they should have been, both [B, T, M]; only the first has a gradient."""
         config = self.config
         last_actions = functional.pad(batch.actions, (0, 0, 1, 0), value=-1)  # [B, T+1, N]
         inputs = self.network.inputs(batch.observations, last_actions)  # [T+1, B, N, I]
@@ -81,9 +78,9 @@ class Learner:
             if config.off_policy_correction and config.td_lambda > 0 and config.n_step != 1:
                 next_actions = functional.pad(batch.actions[:, 1:], (0, 0, 0, 1))  # none follows the last step
                 ahead.append(target_q.gather(-1, next_actions.unsqueeze(-1)).squeeze(-1))
-            next_values, *next_taken = self.target_mixer(torch.stack(ahead), batch.states[:, 1:]) + level  # [B, T, M]
+            next_values, *next_taken = self.target_mixer(torch.stack(ahead), batch.states[:, 1:])  # each [B, T, M]
             targets = td_targets(
-                batch.rewards / unit,
+                batch.rewards,
                 batch.terminated,
                 batch.filled,
                 next_values,
@@ -92,7 +89,7 @@ class Learner:
                 config.n_step,
                 *next_taken,
             )
-        return q_tot, targets - level
+        return q_tot, targets
 
     def loss(
         self, q_tot: torch.Tensor, targets: torch.Tensor, filled: torch.Tensor, weights: torch.Tensor | None = None
@@ -109,11 +106,14 @@ class Learner:
     def update(
         self, batch: Batch, scale: ReturnScale | None = None, weights: torch.Tensor | None = None
     ) -> UpdateResult:
-        """One step of Adam on values of that scale (see `q_and_targets`), with `weights` [B] of the episodes, or 1.
+        """One step of Adam, with `weights` [B] of the episodes (1 where None), on values as they are or of a `scale`.
 
         Raises FloatingPointError, and leaves all weights alone, when the loss or the gradient is not finite.
         """
-        q_tot, targets = self.q_and_targets(batch, scale)
+        if scale is not None:
+            rewards = scale.standardised(batch.rewards, batch.terminated, self.config.gamma)
+            batch = dataclasses.replace(batch, rewards=rewards)
+        q_tot, targets = self.q_and_targets(batch)
         loss = self.loss(q_tot, targets, batch.filled, weights)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -109,7 +109,7 @@ class TestCompare:
             ({"shard": "2/2"}, "0 <= i < n"),
             ({"budget": 0}, "at least 1"),
             ({"env": EnvConfig(round_finetune_batches=2)}, "take finetune-batches"),
-            ({"env": EnvConfig(target_macs=0.3)}, "env.target_macs=0.3 is not read.*give target-macs"),
+            ({"env": EnvConfig(target_macs=0.3)}, "--env.target-macs 0.3 is not read.*give --target-macs"),
         ],
     )
     def test_bad_settings(self, tmp_path: Path, settings: dict[str, object], message: str) -> None:

@@ -370,8 +370,12 @@ class TestRules:
         state = make_env().state_dict()
         with pytest.raises(ValueError, match=r"\(changed since: importance from 'l1' to 'random'\)"):
             make_env(importance="random").load_state_dict(state)
-        with pytest.raises(ValueError, match=r"\(changed since: weights, data or a function\)"):
+        with pytest.raises(ValueError, match=r"\(changed since: weights, images, ranking or a function\)"):
             make_env().load_state_dict(state | {"problem": "of other weights"})
+        older = state["settings"].copy()
+        del older["racing"]
+        with pytest.raises(ValueError, match=r"\(changed since: racing from unknown to None\)"):
+            make_env().load_state_dict(state | {"problem": "of another release", "settings": older})
 
     def test_what_is_handed_out_may_be_written_to(self, make_env: EnvMaker) -> None:
         """Rounds that were played before are remembered; their arrays are not those of the players."""

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from games import DictMasks, LeavesEarly, Meet, Memory, Ragged, TwoStep
+from games import DictMasks, Game, LeavesEarly, Meet, Memory, Ragged, TwoStep
 
 from qmix_agent import QMIX, QMIXConfig
+from qmix_agent.return_scale import ReturnScale
 
 SMALL = QMIXConfig(
     hidden_size=8,
@@ -216,13 +217,22 @@ def test_counts_are_whole_numbers(name: str) -> None:
         QMIX(TwoStep(), SMALL).learn(**{"episodes": 1, name: 0})
 
 
-def test_learning_does_not_depend_on_the_level_and_unit_of_returns() -> None:
-    class Other(TwoStep):
+@pytest.mark.parametrize(("game", "level"), [(Ragged, 0.0), (TwoStep, 3.0)])
+def test_learning_does_not_depend_on_the_level_and_unit_of_returns(game: type[Game], level: float) -> None:
+    class Other(game):  # type: ignore[valid-type,misc]
         def play(self, actions: dict[str, int]) -> tuple[float, bool, bool]:
             reward, terminated, truncated = super().play(actions)
-            return reward / 128 - 3 * terminated, terminated, truncated
+            return reward / 128 - level * terminated, terminated, truncated  # a power of two: exact
 
     config = dataclasses.replace(SMALL, standardise_returns=True, gamma=1.0)
-    one, two = (QMIX(game, config).learn(8, progress=False) for game in (TwoStep(), Other()))
+    one, two = (QMIX(one(), config).learn(8, progress=False) for one in (game, Other))
     for first, second in zip(one.learner.parameters, two.learner.parameters, strict=True):
-        torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5)
+
+
+def test_the_return_scale_is_that_of_all_episodes() -> None:
+    agent = QMIX(Ragged(), dataclasses.replace(SMALL, gamma=0.5)).learn(6, progress=False)
+    expected = ReturnScale()
+    for episode in agent.buffer:
+        expected.add(episode.rewards, 0.5)
+    assert agent.return_scale == expected

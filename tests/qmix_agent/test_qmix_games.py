@@ -45,12 +45,13 @@ def test_all_mixers_solve_a_monotonic_matrix(mixer: str, n_envs: int) -> None:
     assert agent.learn(120, n_envs=n_envs, progress=False).evaluate(episodes=1).mean == 9.0
 
 
-@pytest.mark.parametrize("mixer", ["qmix", "vdn", "iql"])
-def test_small_differences_high_up_are_learned_from_standardised_returns(mixer: str) -> None:
-    """As pruned networks' accuracies are: all alike, and what is between them decides."""
+@pytest.mark.parametrize(("mixer", "seed"), [("qmix", 1), ("vdn", 1), ("iql", 2)])
+def test_small_differences_high_up_are_learned_from_standardised_returns(mixer: str, seed: int) -> None:
+    """Pruned networks' accuracies are such: all alike, and what is between them decides. Each at a seed at which it
+    fails without."""
     game = Matrix(tuple(tuple(100 + pay / 100 for pay in row) for row in MONOTONIC))
     config = QMIXConfig(mixer=mixer, standardise_returns=True, **TWO_STEP)  # type: ignore[arg-type]
-    agent = QMIX(game, config, seed=1).learn(120, progress=False)  # a seed at which qmix fails without
+    agent = QMIX(game, config, seed).learn(120, progress=False)
     assert agent.evaluate(episodes=1).mean == pytest.approx(100.09, abs=1e-4)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -301,24 +300,34 @@ def test_gradients_are_clipped() -> None:
     assert norm.item() == pytest.approx(1e-3, rel=1e-2)
 
 
-@pytest.mark.parametrize("mixer", ["qmix", "vdn", "iql"])
-def test_values_of_a_scale_are_those_of_rewards_from_a_level_and_in_a_unit(
-    mixer: Literal["qmix", "vdn", "iql"],
-) -> None:
-    """Where an episode ends, and nowhere else, the level 5 is lost: without discount, moving it there is the same."""
-    config = dataclasses.replace(SMALL, mixer=mixer, gamma=1.0)
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+@pytest.mark.parametrize("td_lambda", [0.0, 0.6])
+@pytest.mark.parametrize("corrected", [True, False])
+def test_standardised_rewards_have_the_standardised_targets(gamma: float, td_lambda: float, corrected: bool) -> None:
     batch = pad([an_episode(4, True), an_episode(2, True, seed=1), an_episode(3, False, seed=2)])
-    moved = dataclasses.replace(batch, rewards=(batch.rewards - 5 * batch.terminated) / 2)
     scale = ReturnScale(count=3, mean=5.0, squares=12.0)
     assert scale.deviation == 2.0
-    one, two = a_learner(config), a_learner(config)
-    for _ in range(4):  # beyond the first copy into the target network
-        (q, targets), (expected_q, expected) = one.q_and_targets(batch, scale), two.q_and_targets(moved)
-        played = batch.filled.unsqueeze(-1)
-        torch.testing.assert_close(q, expected_q)
-        torch.testing.assert_close(targets * played, expected * played)
-        one.update(batch, scale)
-        two.update(moved)
+    values, taken = torch.randn(2, *batch.rewards.shape, 1, generator=torch.Generator().manual_seed(0))
+    ends = batch.terminated, batch.filled
+    horizon = gamma, td_lambda, None
+    standardised = td_targets(
+        scale.standardised(batch.rewards, batch.terminated, gamma),
+        *ends,
+        values,
+        *horizon,
+        taken if corrected else None,
+    )
+    plain = td_targets(batch.rewards, *ends, 2 * values + 5, *horizon, 2 * taken + 5 if corrected else None)
+    played = batch.filled.bool()
+    torch.testing.assert_close(2 * standardised[played] + 5, plain[played])
+
+
+def test_an_update_takes_the_scale() -> None:
+    learner, batch = a_learner(), pad([an_episode(3, True)])
+    scale = ReturnScale(count=3, mean=5.0, squares=12.0)
+    rewards = scale.standardised(batch.rewards, batch.terminated, learner.config.gamma)
+    assert learner.update(batch, scale) == a_learner().update(dataclasses.replace(batch, rewards=rewards))
+    assert learner.update(batch, scale) != a_learner().update(batch)
 
 
 def test_the_scale_is_that_of_returns_from_every_step() -> None:
@@ -328,6 +337,14 @@ def test_the_scale_is_that_of_returns_from_every_step() -> None:
     assert (scale.mean, scale.deviation) == pytest.approx((8 / 3, (8 / 9) ** 0.5))
     scale.add(np.array([2.0], np.float32), gamma=0.5)
     assert (scale.count, scale.mean, scale.deviation) == pytest.approx((4, 2.5, 0.75**0.5))
+
+
+@pytest.mark.parametrize("other", [100.0, np.nextafter(np.float32(100), np.float32(200))])
+def test_returns_that_differ_by_rounding_have_no_unit(other: float) -> None:
+    scale = ReturnScale()
+    for reward in (100.0, other):
+        scale.add(np.array([reward], np.float32), gamma=1.0)
+    assert (scale.mean, scale.deviation) == (pytest.approx(100), 1.0)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
