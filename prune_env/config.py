@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Reward = Literal["budget", "tradeoff", "amc"]
 Importance = Literal["l1", "l2", "bn_scale", "fpgm", "taylor", "random"]
@@ -99,3 +100,8 @@ class EnvConfig:
                 f"reward 'tradeoff' plays without a budget and can end before one is met; set target_macs to None "
                 f"(--target-macs None) instead of {self.target_macs}, or take 'amc' or 'budget'"
             )
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of settings that are not equal; either side may be of a release that has other ones."""
+    return [name for name in {**now, **before} if before.get(name) != now.get(name)]

@@ -310,13 +310,8 @@ def test_standardised_rewards_have_the_standardised_targets(gamma: float, td_lam
     values, taken = torch.randn(2, *batch.rewards.shape, 1, generator=torch.Generator().manual_seed(0))
     ends = batch.terminated, batch.filled
     horizon = gamma, td_lambda, None
-    standardised = td_targets(
-        scale.standardised(batch.rewards, batch.terminated, gamma),
-        *ends,
-        values,
-        *horizon,
-        taken if corrected else None,
-    )
+    rewards = scale.standardised(batch.rewards, batch.terminated, gamma)
+    standardised = td_targets(rewards, *ends, values, *horizon, taken if corrected else None)
     plain = td_targets(batch.rewards, *ends, 2 * values + 5, *horizon, 2 * taken + 5 if corrected else None)
     played = batch.filled.bool()
     torch.testing.assert_close(2 * standardised[played] + 5, plain[played])
