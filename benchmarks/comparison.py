@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from . import pictures
-from .rows import Row, settings
+from .rows import Row, canonical, settings
 from .statistics import Difference, Mean, difference, kendall, mean, mean_ranks
 
 if TYPE_CHECKING:
@@ -64,9 +63,10 @@ class Comparison:
     @property
     def title(self) -> str:
         problem = settings(self.rows[0])["problem"]
+        weights = f" ({problem['weights']})" if problem["weights"] else ""
         batches = problem["finetune_batches"]
         trained = f", each trained for {batches} batches before it is measured" if batches else ""
-        return f"{problem['network']} on {problem['data']}, {self.rows[0]['budget']} plans{trained}"
+        return f"{problem['network']}{weights} on {problem['data']}, {self.rows[0]['budget']} plans{trained}"
 
     @property
     def targets(self) -> list[float]:
@@ -193,7 +193,7 @@ def comparisons(found: Iterable[Row]) -> list[Comparison]:
     """Rows put together where they compare."""
     groups: dict[str, list[Row]] = {}
     for row in found:
-        key = json.dumps([settings(row), row["budget"]], sort_keys=True)
+        key = canonical([settings(row), row["budget"]])
         groups.setdefault(key, []).append(row)
     return [Comparison(group) for group in groups.values()]
 

@@ -20,7 +20,12 @@ IDENTITY = ("problem", "target_macs", "budget", "finalisation", "method", "seed"
 def identity(row: Row) -> str:
     """Equal for rows of the same run, however their numbers were written."""
     complete = row | settings(row)
-    return json.dumps([complete[name] for name in IDENTITY], sort_keys=True)
+    return canonical([complete[name] for name in IDENTITY])
+
+
+def canonical(value: object) -> str:
+    """JSON that is equal for equal values: 1 is 1.0, a tuple a list, and the order of names does not count."""
+    return json.dumps(json.loads(json.dumps(value), parse_int=float), sort_keys=True)
 
 
 def settings(row: Row) -> Row:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import json
 import math
 import re
 from pathlib import Path
@@ -129,9 +131,19 @@ class TestRows:
         assert len(comparisons([older, {**row, "seed": 1}])) == 1
         other = {**row, "problem": {**row["problem"], "finetune_batches": 3}}
         assert rows.identity(other) != rows.identity(row)
-        both = comparisons([row, other])
-        assert len({comparison.title for comparison in both}) == 2
-        assert "each trained for 3 batches" in both[1].title
+        theirs = {**row, "problem": {**row["problem"], "weights": "theirs.pt"}}
+        all_three = comparisons([row, other, theirs])
+        assert len({comparison.title for comparison in all_three}) == 3
+        assert "each trained for 3 batches" in all_three[1].title
+        assert "vgg16 (theirs.pt) on" in all_three[2].title
+
+    def test_numbers_may_be_written_as_they_come(self, tmp_path: Path) -> None:
+        whole = compare.Config(env=EnvConfig(rates=(0, 0.5)), finalists=2, distillation=BRIEF, out=tmp_path)
+        floating = dataclasses.replace(whole, env=EnvConfig(rates=(0.0, 0.5)), target_macs=(1.0,))
+        row, same = whole.identity(0, 1, "qmix"), json.loads(json.dumps(floating.identity(0, 1.0, "qmix")))
+        assert rows.identity(row) == rows.identity(same)
+        assert len(comparisons([row, {**same, "seed": 1}])) == 1
+        assert rows.identity(row) != rows.identity({**same, "problem": {**same["problem"], "prove": False}})
 
     def test_bad_files(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="does not exist"):
@@ -145,7 +157,7 @@ def made(accuracies: dict[str, list[float]], target: float = 0.5) -> list[rows.R
     """Rows of a comparison that never was."""
     return [
         {
-            "problem": {"network": "none", "data": "invented"}, "target_macs": target, "budget": 3,
+            "problem": {"network": "none", "data": "invented", "weights": None}, "target_macs": target, "budget": 3,
             "finalisation": {"finalists": 1}, "method": method, "seed": seed, "plan": [4, 8], "full_plan": [8, 8],
             "macs_ratio": target, "search_accuracy": accuracy - 0.1, "original_search_accuracy": 0.99,
             "evaluations": 3, "proposals": 3, "optimum": None, "curve": [0.1, accuracy - 0.2, accuracy - 0.1],
