@@ -180,6 +180,7 @@ def _searched(config: Config, env: FilterPruneEnv, result: SearchResult) -> Row:
         "original_search_accuracy": env.evaluator.original_accuracy,
         "evaluations": len(result.evaluations),
         "proposals": result.proposals,
+        "method_settings": dict(result.settings),
         "optimum": getattr(env.evaluator, "optimum", None),
         "curve": result.curve,
         "search_seconds": None if config.cache else round(result.seconds, 2),  # answers may come from the file

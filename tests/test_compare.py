@@ -14,9 +14,10 @@ import pytest
 
 from benchmarks import compare, report, rows, statistics
 from benchmarks.comparison import comparisons
-from benchmarks.methods import METHODS
+from benchmarks.methods import METHODS, qmix
 from prune_env import EnvConfig
 from prune_env.training.distillation import DistillationConfig
+from qmix_agent import QMIXConfig
 
 BRIEF = DistillationConfig(epochs=2, min_steps=4, batch_size=64)
 
@@ -44,6 +45,13 @@ class TestCompare:
         for row in found:
             assert row["evaluations"] == len(row["curve"]) == (1 if row["method"] == "uniform" else 12)
             assert max(row["curve"]) == row["search_accuracy"] <= row["optimum"]
+
+    def test_rows_of_learners_say_how_these_were_set(self, tmp_path: Path) -> None:
+        compare.main(config(tmp_path, methods=("vdn", "random"), seeds=1))
+        vdn, random = rows.read([tmp_path])
+        expected = QMIXConfig(mixer="vdn", epsilon_episodes=6, eval_every=0, **qmix.SETTINGS)
+        assert vdn["method_settings"] == dataclasses.asdict(expected)
+        assert random["method_settings"] == {}
 
     def test_interrupted_and_sharded_runs_end_as_one(self, tmp_path: Path) -> None:
         compare.main(config(tmp_path / "one"))
@@ -184,17 +192,17 @@ class TestReport:
 
     def test_numbers(self) -> None:
         (comparison,) = comparisons(self.ROWS)
-        qmix, random, uniform = comparison.lines(0.5)
-        assert [line.method for line in (qmix, random, uniform)] == ["qmix", "random", "uniform"]
-        assert qmix.result.value == pytest.approx(0.92 + 0.01 / 3)
-        assert (qmix.rank, random.rank, uniform.rank) == (1, 2, 3)
-        against = qmix.against["random"]
+        ours, random, uniform = comparison.lines(0.5)
+        assert [line.method for line in (ours, random, uniform)] == ["qmix", "random", "uniform"]
+        assert ours.result.value == pytest.approx(0.92 + 0.01 / 3)
+        assert (ours.rank, random.rank, uniform.rank) == (1, 2, 3)
+        against = ours.against["random"]
         assert against is not None
         assert against.value == pytest.approx(0.02)
         assert (against.low, against.high) == (pytest.approx(0.01), pytest.approx(0.03))
         assert against.p == pytest.approx(0.0742, abs=1e-4)  # t = sqrt(3) * 0.02 / 0.01 at 2 degrees of freedom
         assert random.against["random"] is None
-        assert qmix.finalise_seconds == 4
+        assert ours.finalise_seconds == 4
 
     def test_files(self, tmp_path: Path) -> None:
         page = report.write(self.ROWS + made({"qmix": [0.8], "random": [0.7]}, target=0.3), tmp_path)

@@ -35,16 +35,16 @@ def test_actions(make_env: EnvMaker) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rounds": 0}, "rounds"),
-        ({"rates": (0.1, 0.2)}, "rates"),
-        ({"rates": (0.0, 0.5, 0.3)}, "rates"),
-        ({"rates": (0.0, 1.0)}, "rates"),
-        ({"target_macs": 1.5}, "target_macs"),
+        ({"rounds": 0}, "^rounds must be a whole number of at least 1, got 0"),
+        ({"rates": (0.1, 0.2)}, "^rates must rise from 0.0"),
+        ({"rates": (0.0, 0.5, 0.3)}, "^rates must rise from 0.0"),
+        ({"rates": (0.0, 1.0)}, "^rates must .* stay below 1"),
+        ({"target_macs": 1.5}, r"^target_macs must be in \(0, 1\], or None .*; got 1.5"),
         ({"target_macs": None}, "needs target_macs"),
         ({"target_macs": 0.0001}, "out of reach"),
         ({"reward": "accuracy"}, "reward 'accuracy'"),
         ({"importance": "magic"}, "importance 'magic'"),
-        ({"max_cycles": 0}, "max_cycles"),
+        ({"max_cycles": 0}, "^max_cycles must be at least 1, or None"),
         ({"rounds": 2.5}, "rounds must be a whole number"),
         (
             {"reward": "tradeoff"},

@@ -6,6 +6,7 @@ remembered; plans are dear, so each is learned from more often; and returns of p
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 from prune_env import FilterPruneEnv
@@ -32,4 +33,4 @@ def learn(problem: FilterPruneEnv, budget: int, seed: int, **fields: Any) -> Sea
     config = QMIXConfig(**({"epsilon_episodes": max(1, budget // 2), "eval_every": 0} | fields))
     with Budgeted(problem, budget) as budgeted:
         QMIX(problem, config, seed).learn(PROPOSALS * budget, progress=False)
-    return budgeted.result()
+    return dataclasses.replace(budgeted.result(), settings=dataclasses.asdict(config))
