@@ -29,14 +29,16 @@ import tyro
 from tqdm import tqdm
 
 from prune_env import EnvConfig, FilterPruneEnv, make_env
+from prune_env.config import differences
 from prune_env.data import DataSplits, load
 from prune_env.device import check_device
 from prune_env.finalise import accuracy, choose, distil_fully
 from prune_env.training.distillation import DistillationConfig
+from prune_env.training.fit import state_digest
 
 from . import rows
 from .jobs import results
-from .methods import METHODS, SearchResult
+from .methods import METHODS, SearchResult, method_settings
 from .rows import Row
 
 CANDIDATES = 10
@@ -143,6 +145,10 @@ def main(config: Config) -> None:
     everything = itertools.product(range(config.seeds), config.target_macs, config.methods)
     # Shifted by one with every seed, so that no part gets the slow methods only.
     mine = [run for number, run in enumerate(everything) if (number + run[0]) % parts == part]
+    for run in mine:
+        identity = config.identity(*run)
+        for stage in (identity, identity | {"finalisation": None}):
+            _check_settings(config, known.get(rows.identity(stage), {}))
     todo = [run for run in mine if rows.identity(config.identity(*run)) not in known]
     if todo and config.jobs > 1 and config.weights is None and config.evaluator == "local":
         problem(config, todo[0][1])  # trains the network, if need be, before several processes ask for it
@@ -155,6 +161,17 @@ def main(config: Config) -> None:
     print(f"{len(mine)} runs are in {config.out}; python -m benchmarks.report {config.out}")
 
 
+def _check_settings(config: Config, row: Row) -> None:
+    """Raises ValueError for a row of a method that is set otherwise today: there would be two under one name."""
+    before, now = row.get("method_settings", {}), method_settings(row.get("method", ""), config.budget)
+    if before != now:
+        changes = (f"{name} from {was} to {is_now}" for name, was, is_now in differences(before, now))
+        raise ValueError(
+            f"{config.out} has a row of {row['method']} that was set otherwise (changed since: "
+            f"{', '.join(changes) if before else 'not recorded'}); give another --out, or leave it out of --methods"
+        )
+
+
 def run(config: Config, seed: int, target_macs: float, method: str, searched: Row | None = None) -> Row:
     """One search, and what becomes of what it found; `searched` is the row of a search that was made before."""
     env = problem(config, target_macs)  # a fresh one: no run profits from another
@@ -162,7 +179,7 @@ def run(config: Config, seed: int, target_macs: float, method: str, searched: Ro
         result = METHODS[method](env, config.budget, seed)
         if not result.entries:
             raise RuntimeError(f"method {method!r} found no plan within {target_macs} of the MACs; raise the budget")
-        searched = _searched(config, env, result)
+        searched = _searched(config, env, result) | {"method_settings": method_settings(method, config.budget)}
     if config.finalise:
         searched = searched | _finalised(config, env, searched["candidates"][: config.finalists], seed)
     return searched | config.identity(seed, target_macs, method)
@@ -180,7 +197,7 @@ def _searched(config: Config, env: FilterPruneEnv, result: SearchResult) -> Row:
         "original_search_accuracy": env.evaluator.original_accuracy,
         "evaluations": len(result.evaluations),
         "proposals": result.proposals,
-        "method_settings": dict(result.settings),
+        "weights_digest": state_digest(env.model),
         "optimum": getattr(env.evaluator, "optimum", None),
         "curve": result.curve,
         "search_seconds": None if config.cache else round(result.seconds, 2),  # answers may come from the file

@@ -184,7 +184,7 @@ class Comparison:
         asked = {
             "search reward and reward images after the short distillation, all finalists": short,
             "search reward and test after the full distillation, winners": full,
-            "re-scored reward and test after the full distillation, winners": rescored,
+            "all reward images, as cut, and test after the full distillation, winners": rescored,
         }
         return [(name, len(pairs), *kendall(pairs)) for name, pairs in asked.items()]
 
@@ -193,7 +193,8 @@ def comparisons(found: Iterable[Row]) -> list[Comparison]:
     """Rows put together where they compare."""
     groups: dict[str, list[Row]] = {}
     for row in found:
-        key = canonical([settings(row), row["budget"]])
+        # Files are known by their names, and weights of one name need not be the same.
+        key = canonical([settings(row), row["budget"], row.get("weights_digest")])
         groups.setdefault(key, []).append(row)
     return [Comparison(group) for group in groups.values()]
 

@@ -99,8 +99,8 @@ def main(config: Config) -> None:
 
 
 HEADINGS = [
-    "problem", "target", "method", "seeds", "plans evaluated", "search reward", "re-scored reward",
-    "test after short distillation", "result", "low", "high", "rank",
+    "problem", "result is", "target", "method", "seeds", "plans evaluated", "search reward",
+    "all reward images, as cut", "test after short distillation", "result", "low", "high", "rank",
     *(f"{name} {what}" for name in REFERENCES for what in ("difference", "low", "high", "p", "pairs")),
     "search seconds", "finalise seconds",
 ]  # fmt: skip
@@ -115,9 +115,9 @@ NOTES = """<p>Accuracies in %, differences in points. <b>Result</b> is {label}. 
 mean over seeds, 95 %, {resamples} resamples; with fewer than ten seeds they are too narrow. Differences are paired by
 seed (and target); p is that of the two-sided paired t-test, not corrected for the number of comparisons. Coloured: the
 interval of the difference excludes zero. Rank: mean over seeds, the best 1. Search: best accuracy on the images of the
-reward split that the search sees; re-scored: the winner's on the whole split. Seconds are wall time per run on
-whatever machine it ran, of runs without a cache. MACs: multiply-accumulates of convolution and linear layers, one
-input. {own}</p>"""
+reward split that the search sees; as cut: the winner's on the whole split, without any training. Seconds are wall time
+per run on whatever machine it ran, of runs without a cache. MACs: multiply-accumulates of convolution and linear
+layers, one input. {own}</p>"""
 OWN = """amc_ls searches with weights reconstructed by least squares, so its search reward is that of other networks;
 it is finalised from the original weights like all, and where nothing is finalised it has no rank."""
 PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Search methods compared</title><style>
@@ -136,7 +136,7 @@ BODY
 def _html_table(comparison: Comparison, lines: list[Line]) -> str:
     finalised = comparison.finalised
     heads = ["method", "seeds", "plans", "search"]
-    heads += ["re-scored", "test, short<br>distillation"] if finalised else []
+    heads += ["all images,<br>as cut", "test, short<br>distillation"] if finalised else []
     heads += ["result", "95 % interval", "rank", *(f"minus {name}<br>[interval], p" for name in REFERENCES)]
     heads += ["search, s", *["finalise, s"] * finalised]
     parts = ["<table><tr>", *(f"<th>{head}</th>" for head in heads), "</tr>"]
@@ -155,7 +155,8 @@ def _html_table(comparison: Comparison, lines: list[Line]) -> str:
 
 def _csv_line(comparison: Comparison, target: str, line: Line) -> list[object]:
     numbers: list[object] = [line.search, line.rescored, line.short, line.result.value, line.result.low]
-    cells = [comparison.title, target, line.method, line.seeds, line.evaluations, *numbers, line.result.high, line.rank]
+    cells = [comparison.title, comparison.label, target, line.method, line.seeds, line.evaluations]
+    cells += [*numbers, line.result.high, line.rank]
     for name in REFERENCES:
         found = line.against[name]
         cells += [""] * 5 if found is None else [found.value, found.low, found.high, found.p, found.pairs]

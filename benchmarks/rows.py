@@ -24,7 +24,7 @@ def identity(row: Row) -> str:
 
 
 def canonical(value: object) -> str:
-    """JSON that is equal for equal values: 1 is 1.0, a tuple a list, and the order of names does not count."""
+    """JSON that does not tell 1 from 1.0, a tuple from a list, nor one order of names from another."""
     return json.dumps(json.loads(json.dumps(value), parse_int=float), sort_keys=True)
 
 

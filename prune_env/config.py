@@ -49,9 +49,9 @@ class EnvConfig:
     where it changes nothing: for images of a single batch, and where a GPU replays a recording, in less time."""
     finetune_batches: int = 0
     """Batches of 128 training images by which a pruned network is distilled before its accuracy is measured: always the
-    same images, from the original weights, so a plan still has one accuracy. On ResNet-20 with 30 % of its MACs ten of
-    them rank plans better, for some ten times the price (benchmarks/COMPARISON.md). They are kept in memory, up to 1.6
-    MB a batch of 32x32 pixels in colour."""
+    same images, from the original weights, so a plan still has one accuracy. Ten of them
+    cost some ten times the price; benchmarks/COMPARISON.md says what they gain. They are kept in memory, up to 1.6 MB a
+    batch of 32x32 pixels in colour."""
     round_finetune_batches: int = 0
     """Batches of distillation after every round. Weights are then carried on, and nothing is memoised."""
     prove: bool = True
@@ -102,6 +102,15 @@ class EnvConfig:
             )
 
 
-def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Names of settings that are not equal; either side may be of a release that has other ones."""
-    return [name for name in {**now, **before} if before.get(name) != now.get(name)]
+class _NotSet:
+    def __repr__(self) -> str:
+        return "not set"
+
+
+NOT_SET = _NotSet()
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(name, before, now) of every setting that differs; NOT_SET, printed as 'not set', where one side lacks it."""
+    pairs = [(name, before.get(name, NOT_SET), now.get(name, NOT_SET)) for name in {**now, **before}]
+    return [(name, was, is_now) for name, was, is_now in pairs if was != is_now]

@@ -25,7 +25,7 @@ from . import render
 from .archive import Archive, Entry
 from .budget import Budget
 from .checks import calibration_batches, check_budget, check_head, check_original, check_racing
-from .config import EnvConfig, EvaluatorKind, changed
+from .config import EnvConfig, EvaluatorKind, differences
 from .data import DataSplits
 from .evaluation.evaluator import Evaluator
 from .evaluation.metric import Metric, check_metric, identity
@@ -339,7 +339,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
 
     def state_dict(self) -> dict[str, Any]:
         """What episodes leave behind: the archive, and which problem it belongs to. Plain lists, numbers and text."""
-        return {"problem": self.problem, "settings": dict(self._settings), "archive": self.archive.state_dict()}
+        return {"problem": self.problem, "settings": self._settings(), "archive": self.archive.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up the archive of an earlier run on the same problem; its plans are not evaluated again.
@@ -347,13 +347,12 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         Raises ValueError for the state of another problem: other settings, weights, images, ranking or functions.
         """
         if state["problem"] != self.problem:
-            was, now = state["settings"], self._settings
-            told = [
-                f"{name} from {was.get(name, 'unknown')} to {now.get(name, 'unknown')}" for name in changed(was, now)
+            changes = [
+                f"{name} from {was} to {now}" for name, was, now in differences(state["settings"], self._settings())
             ]
             raise ValueError(
                 "the saved state belongs to another problem (changed since: "
-                f"{', '.join(told) or 'weights, images, ranking or a function'}); start a new run, or bring back "
+                f"{', '.join(changes) or 'weights, images, ranking or a function'}); start a new run, or bring back "
                 "what it was made with"
             )
         self.archive.load_state_dict(state["archive"])
@@ -361,7 +360,6 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             for entry in self.archive:
                 self.evaluator.remember(entry.plan, entry.accuracy)
 
-    @cached_property
     def _settings(self) -> dict[str, str]:
         return {name: repr(value) for name, value in dataclasses.asdict(self.config).items()}
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from . import report, saving
-from .config import changed
+from .config import differences
 from .env import FilterPruneEnv
 from .evaluation.latency import interleaved
 from .export import ExportError, to_onnx
@@ -52,10 +52,10 @@ def directory(out: Path, name: str | None, stem: str, settings: Mapping[str, Any
     if not record.is_file():
         raise FileNotFoundError(f"there is no run to resume: {record} does not exist")
     before, now = _fields(json.loads(record.read_text(encoding="utf-8"))), _fields(json.loads(text))
-    told = [f"{name}: {before.get(name)!r} in the run, {now.get(name)!r} now" for name in changed(before, now)]
-    if told:
+    changes = [f"{name}: {was!r} in the run, {is_now!r} now" for name, was, is_now in differences(before, now)]
+    if changes:
         raise ValueError(
-            f"{folder} was begun with other settings ({'; '.join(told)}); see {record}, and give the same ones, "
+            f"{folder} was begun with other settings ({'; '.join(changes)}); see {record}, and give the same ones, "
             "name another run (--name), or start a new one"
         )
     return folder

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,6 +53,29 @@ class TestCompare:
         expected = QMIXConfig(mixer="vdn", epsilon_episodes=6, eval_every=0, **qmix.SETTINGS)
         assert vdn["method_settings"] == dataclasses.asdict(expected)
         assert random["method_settings"] == {}
+
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            ({"hidden_size": 32, "gone": 1}, r"hidden_size from 32 to 64, gone from 1 to not set\)"),
+            (None, "not recorded"),
+        ],
+    )
+    def test_rows_of_a_learner_that_was_set_otherwise_are_not_gone_on_with(
+        self, tmp_path: Path, change: dict[str, Any] | None, told: str
+    ) -> None:
+        settings = config(tmp_path, methods=("vdn", "random"), seeds=1)
+        compare.main(settings)
+        vdn, random = rows.read([tmp_path])
+        if change is None:
+            del vdn["method_settings"]
+        else:
+            vdn["method_settings"] |= change
+        settings.file.write_text("".join(json.dumps(row) + "\n" for row in (vdn, random)))
+        for asked in (settings, dataclasses.replace(settings, finalise=True)):
+            with pytest.raises(ValueError, match=rf"has a row of vdn that was set otherwise .*{told}.*another --out"):
+                compare.main(asked)
+        compare.main(dataclasses.replace(settings, methods=("random",)))
 
     def test_interrupted_and_sharded_runs_end_as_one(self, tmp_path: Path) -> None:
         compare.main(config(tmp_path / "one"))
@@ -139,11 +163,23 @@ class TestRows:
         assert len(comparisons([older, {**row, "seed": 1}])) == 1
         other = {**row, "problem": {**row["problem"], "finetune_batches": 3}}
         assert rows.identity(other) != rows.identity(row)
+        assert len(comparisons([row, other])) == 2
+
+    def test_rows_of_other_networks_do_not_compare(self, tmp_path: Path) -> None:
+        row = compare.Config(network="vgg16", distillation=BRIEF, out=tmp_path).identity(0, 0.5, "qmix")
+        trained = {**row, "problem": {**row["problem"], "finetune_batches": 3}}
         theirs = {**row, "problem": {**row["problem"], "weights": "theirs.pt"}}
-        all_three = comparisons([row, other, theirs])
-        assert len({comparison.title for comparison in all_three}) == 3
-        assert "each trained for 3 batches" in all_three[1].title
-        assert "vgg16 (theirs.pt) on" in all_three[2].title
+        titles = {comparison.title for comparison in comparisons([row, trained, theirs])}
+        assert titles == {
+            f"vgg16{which} on digits, 300 plans{how}"
+            for which, how in (
+                ("", ""),
+                ("", ", each trained for 3 batches before it is measured"),
+                (" (theirs.pt)", ""),
+            )
+        }
+        again = {**row, "seed": 1, "weights_digest": "of another training"}
+        assert len(comparisons([row, again])) == 2
 
     def test_numbers_may_be_written_as_they_come(self, tmp_path: Path) -> None:
         whole = compare.Config(env=EnvConfig(rates=(0, 0.5)), finalists=2, distillation=BRIEF, out=tmp_path)
@@ -151,7 +187,8 @@ class TestRows:
         row, same = whole.identity(0, 1, "qmix"), json.loads(json.dumps(floating.identity(0, 1.0, "qmix")))
         assert rows.identity(row) == rows.identity(same)
         assert len(comparisons([row, {**same, "seed": 1}])) == 1
-        assert rows.identity(row) != rows.identity({**same, "problem": {**same["problem"], "prove": False}})
+        assert same["problem"]["prove"] is True
+        assert rows.identity(row) != rows.identity({**same, "problem": {**same["problem"], "prove": 1}})
 
     def test_bad_files(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="does not exist"):

@@ -374,7 +374,7 @@ class TestRules:
             make_env().load_state_dict(state | {"problem": "of other weights"})
         older = state["settings"].copy()
         del older["racing"]
-        with pytest.raises(ValueError, match=r"\(changed since: racing from unknown to None\)"):
+        with pytest.raises(ValueError, match=r"\(changed since: racing from not set to None\)"):
             make_env().load_state_dict(state | {"problem": "of another release", "settings": older})
 
     def test_what_is_handed_out_may_be_written_to(self, make_env: EnvMaker) -> None:

@@ -103,8 +103,9 @@ class TestDirectory:
              "env.reward: 'budget' in the run, 'amc' now"),
             ({"env": EnvConfig(rates=(0, 0.5))}, f"env.rates: {list(DEFAULT_RATES)} in the run, [0, 0.5] now"),
             ({"seed": 1, "weights": Path("a")}, "weights: None in the run, 'a' now; seed: 0 in the run, 1 now"),
-            ({"added": True}, "added: None in the run, True now"),
-            ({"seed": ...}, "seed: 0 in the run, None now"),
+            ({"added": True}, "added: not set in the run, True now"),
+            ({"added": None}, "added: not set in the run, None now"),
+            ({"seed": ...}, "seed: 0 in the run, not set now"),
         ],
     )  # fmt: skip
     def test_a_resumed_run_names_every_field_that_changed(

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from prune_env import FilterPruneEnv
 
@@ -31,3 +33,12 @@ METHODS: dict[str, Callable[[FilterPruneEnv, int, int], SearchResult]] = {
 
 ONE_PLAN = ("uniform", "magnitude", "sensitivity")
 """Methods whose plan follows from the problem alone: no seed, and no use for more evaluations."""
+LEARNERS = ("iql", "vdn", "qmix")
+"""Those of qmix_agent."""
+
+
+def method_settings(method: str, budget: int) -> dict[str, Any]:
+    """How a method of this release is set, where that is not in its file alone: the fields of QMIXConfig."""
+    if method not in LEARNERS:
+        return {}
+    return dataclasses.asdict(qmix.config(budget, mixer=method, **qmix.SETTINGS))

@@ -6,7 +6,6 @@ remembered; plans are dear, so each is learned from more often; and returns of p
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Literal
 
 from prune_env import FilterPruneEnv
@@ -25,12 +24,13 @@ def search(
     return learn(problem, budget, seed, mixer=mixer, **SETTINGS)
 
 
-def learn(problem: FilterPruneEnv, budget: int, seed: int, **fields: Any) -> SearchResult:
-    """QMIX until `budget` distinct plans are evaluated, or as many episodes are played as there are proposals.
+def config(budget: int, **fields: Any) -> QMIXConfig:
+    """How an agent is set that may evaluate so many plans; fields of QMIXConfig, where not its defaults."""
+    return QMIXConfig(**({"epsilon_episodes": max(1, budget // 2), "eval_every": 0} | fields))
 
-    fields  of QMIXConfig, where not its defaults
-    """
-    config = QMIXConfig(**({"epsilon_episodes": max(1, budget // 2), "eval_every": 0} | fields))
+
+def learn(problem: FilterPruneEnv, budget: int, seed: int, **fields: Any) -> SearchResult:
+    """QMIX until `budget` distinct plans are evaluated, or as many episodes are played as there are proposals."""
     with Budgeted(problem, budget) as budgeted:
-        QMIX(problem, config, seed).learn(PROPOSALS * budget, progress=False)
-    return dataclasses.replace(budgeted.result(), settings=dataclasses.asdict(config))
+        QMIX(problem, config(budget, **fields), seed).learn(PROPOSALS * budget, progress=False)
+    return budgeted.result()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from prune_env.archive import Entry
 
@@ -20,8 +18,6 @@ class SearchResult:
     proposals: int
     """Plans asked for, repeats included."""
     seconds: float
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """What the method was set to, as plain JSON; empty where its file says it all."""
 
     @property
     def curve(self) -> list[float]:
