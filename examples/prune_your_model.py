@@ -25,7 +25,7 @@ from prune_env.finalise import accuracy, choose, distil_fully
 from prune_env.sources import digits, parts
 from prune_env.training.distillation import DistillationConfig
 from prune_env.training.fit import FitConfig, fit
-from qmix_agent import QMIX
+from qmix_agent import QMIX, QMIXConfig
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def main(config: Config) -> None:
     model.fc = nn.Linear(512, len(data.classes))
     model = fit(model, data, config.training)
     env = FilterPruneEnv(model, data, settings)
-    QMIX(env, seed=0).learn(config.episodes)
+    QMIX(env, QMIXConfig(standardise_returns=True), seed=0).learn(config.episodes)
     winner = choose(env, [entry.plan for entry in env.archive.best(config.finalists)], config.distillation)[0].plan
     network = distil_fully(env, winner, config.distillation)
     save_pruned(config.out, network, winner, groups=env.groups, ranking=env.ranking, data=data)

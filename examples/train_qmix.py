@@ -60,7 +60,8 @@ class Config:
     """episodes played side by side; as many as there are workers keep them all busy"""
     env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=EnvConfig)
     """The game: what agents may do, what pays, and how plans are evaluated."""
-    qmix: QMIXConfig = field(default_factory=lambda: QMIXConfig(eval_episodes=1))  # the game is deterministic
+    # The game is deterministic, pays at its end, and returns of good plans differ by little.
+    qmix: QMIXConfig = field(default_factory=lambda: QMIXConfig(eval_episodes=1, standardise_returns=True))
     """The agent: its networks, learning, exploration and evaluation."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     """The training after the search, of the winner and of the uniform network."""

@@ -81,7 +81,9 @@ class QMIXConfig:
     standardise_returns: bool = False
     """Learn values as their distance from the mean of all returns so far, in standard deviations: differences between
     actions count from the first update, however small they are beside the level and the unit of reward. `q_tot`, `loss`
-    and `td_error`, and with it priorities, are then of these. See `ReturnScale`."""
+    and `td_error`, and with it priorities, are then of these. See `ReturnScale`. For games that pay at their end: where
+    every step pays a part of a return that varies much, what a step pays becomes small, and QMIX fails in simple_spread
+    (benchmarks/QMIX.md)."""
 
     # Exploration
     exploration: Literal["agent", "team", "noisy"] = "agent"
