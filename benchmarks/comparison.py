@@ -87,7 +87,7 @@ class Comparison:
     def lines(self, target: float | None) -> list[Line]:
         """Methods, the best first. For all targets a seed's result is its mean over them; differences stay paired.
 
-        Those that do not compare come last, without a rank.
+        Those with fewer seeds come later, as they met other ones, and last those that do not compare, without a rank.
         """
         values = {name: self.values(target, name) for name in dict.fromkeys(row["method"] for row in self.of(target))}
         rivals = {name: found for name, found in values.items() if self.compares(name)}
@@ -114,7 +114,7 @@ class Comparison:
             for name in values
             if (mine := self.of(target, name))
         ]
-        return sorted(lines, key=lambda line: (not self.compares(line.method), -line.result.value))
+        return sorted(lines, key=lambda line: (not self.compares(line.method), -line.seeds, -line.result.value))
 
     def pictures(self) -> dict[str, Figure]:
         """Name -> picture, those that the rows suffice for; of the methods that compare."""

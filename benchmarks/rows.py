@@ -54,7 +54,11 @@ def read(sources: Iterable[Path]) -> list[Row]:
                     row = json.loads(line)
                     rows.setdefault(identity(row), row)
                 except (ValueError, TypeError, KeyError) as error:
-                    raise ValueError(f"{file}, line {number} is no row of benchmarks.compare: {error!r}") from error
+                    reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+                    raise ValueError(
+                        f"{file}, line {number} is no row of benchmarks.compare ({reason}); give the folder that it "
+                        "wrote to (its --out)"
+                    ) from error
     return list(rows.values())
 
 

@@ -130,7 +130,7 @@ def main(config: Config) -> None:
         networks[name] = recalibrated(env, plans_of[name])
     rows = runs.figures(directory, env, networks, plans_of, test, before, winner="QMIX")
     runs.pictures(directory, env, episodes, uniform, winner)
-    print("\nFinalists, accuracy on the reward split as cut and after the short distillation, %:")
+    print("\nFinalists, % of all reward images as cut (the search samples statistics) and shortly distilled:")
     for one in finalists:
         print(f"  {100 * one.recalibrated_accuracy:6.2f} {100 * one.distilled_accuracy:6.2f}  {one.plan}")
     print(f"\nTest accuracy on {data.name}, {len(data.test)} images: one is {100 / len(data.test):.2f} points\n")

@@ -190,11 +190,16 @@ class TestRows:
         assert same["problem"]["prove"] is True
         assert rows.identity(row) != rows.identity({**same, "problem": {**same["problem"], "prove": 1}})
 
+    def test_methods_with_fewer_seeds_come_later(self) -> None:
+        found = [*made({"qmix": [0.9, 0.8], "random": [0.7, 0.7]}), *made({"vdn": [0.95]})]
+        (comparison,) = comparisons(found)
+        assert [line.method for line in comparison.lines(0.5)] == ["qmix", "random", "vdn"]
+
     def test_bad_files(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="does not exist"):
             rows.read([tmp_path / "none"])
         (tmp_path / "bad.jsonl").write_text('{"seed": 1}\n')
-        with pytest.raises(ValueError, match=r"bad.jsonl, line 1"):
+        with pytest.raises(ValueError, match=r"bad.jsonl, line 1 is no row .*\(it has no .problem.\); give the folder"):
             rows.read([tmp_path])
 
 
