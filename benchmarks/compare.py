@@ -150,6 +150,9 @@ def main(config: Config) -> None:
         for stage in (identity, identity | {"finalisation": None}):
             _check_settings(config, known.get(rows.identity(stage), {}))
     todo = [run for run in mine if rows.identity(config.identity(*run)) not in known]
+    if config.evaluator == "table":
+        for target in {run[1] for run in todo}:
+            problem(config, target)  # refuses what is not tabulated before the first run
     if todo and config.jobs > 1 and config.weights is None and config.evaluator == "local":
         problem(config, todo[0][1])  # trains the network, if need be, before several processes ask for it
     threads = max(1, torch.get_num_threads() // config.jobs)

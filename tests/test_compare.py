@@ -92,6 +92,11 @@ class TestCompare:
         assert one == two
         assert len(one) == 6
 
+    def test_what_is_not_tabulated_is_refused_before_the_first_run(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="0.4"):
+            compare.main(config(tmp_path, target_macs=(0.5, 0.4)))
+        assert not list(tmp_path.iterdir())
+
     def test_other_settings_are_other_runs(self, tmp_path: Path) -> None:
         for settings in ({}, {"budget": 13}, {"target_macs": (0.3,)}):
             compare.main(config(tmp_path, methods=("uniform",), seeds=1, **settings))
