@@ -93,7 +93,7 @@ class TestCompare:
         assert len(one) == 6
 
     def test_what_is_not_tabulated_is_refused_before_the_first_run(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="0.4"):
+        with pytest.raises(ValueError, match=r"target_macs=0\.4 is not tabulated"):
             compare.main(config(tmp_path, target_macs=(0.5, 0.4)))
         assert not list(tmp_path.iterdir())
 

@@ -51,6 +51,7 @@ def test_a_folder_of_another_layout_is_told_the_expected_one(tmp_path: Path, par
         runpy.run_path(str(SCRIPT))["images"](str(tmp_path / "images"), 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["missing", "empty"])
 def test_a_folder_that_cannot_be_read_is_told_in_one_line(tmp_path: Path, data: str) -> None:
     for part in ("train", "test"):

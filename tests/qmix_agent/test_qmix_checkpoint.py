@@ -216,6 +216,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.FILE_NAME]
 
 
+@pytest.mark.slow
 def test_acts_the_same_in_a_new_process_without_an_environment(tmp_path: Path) -> None:
     agent = QMIX(Ragged(), SMALL).learn(6, progress=False)
     agent.save(tmp_path)

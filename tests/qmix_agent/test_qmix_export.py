@@ -18,6 +18,7 @@ from qmix_agent.padding import pad_masks, pad_observations
 onnxruntime = pytest.importorskip("onnxruntime")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [

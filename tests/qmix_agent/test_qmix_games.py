@@ -67,6 +67,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_of_qmix_reaches_8(variant: dict[str, Any]) -> None:
     agent = QMIX(TwoStep(), QMIXConfig(**TWO_STEP, **variant)).learn(160, progress=False)  # type: ignore[arg-type]

@@ -66,6 +66,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[byt
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", range(KILLS))
 @pytest.mark.parametrize("kind", KINDS)
 def test_kill_9_and_resume_equals_undisturbed(

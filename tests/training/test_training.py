@@ -58,6 +58,7 @@ def test_it_learns(digits: DataSplits) -> None:
     assert correct(trained, digits, digits.reward) > 230  # of 300; numbers differ a little by machine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("muon_lr", [0.0, 0.1])
 @pytest.mark.parametrize("select_best", [False, True])
 def test_a_killed_run_ends_like_an_undisturbed_one(
