@@ -148,7 +148,8 @@ def main(config: Config) -> None:
     for run in mine:
         identity = config.identity(*run)
         for stage in (identity, identity | {"finalisation": None}):
-            _check_settings(config, known.get(rows.identity(stage), {}))
+            if (row := known.get(rows.identity(stage))) is not None:
+                _check_settings(config, row)
     todo = [run for run in mine if rows.identity(config.identity(*run)) not in known]
     if config.evaluator == "table":
         for target in {run[1] for run in todo}:
@@ -165,8 +166,8 @@ def main(config: Config) -> None:
 
 
 def _check_settings(config: Config, row: Row) -> None:
-    """Raises ValueError for a row of a method that is set otherwise today: there would be two under one name."""
-    before, now = row.get("method_settings", {}), method_settings(row.get("method", ""), config.budget)
+    """Raises ValueError for a row whose method is set otherwise today: one name would stand for two methods."""
+    before, now = row.get("method_settings", {}), method_settings(row["method"], config.budget)
     if before != now:
         changes = (f"{name} from {was} to {is_now}" for name, was, is_now in differences(before, now))
         raise ValueError(

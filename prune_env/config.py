@@ -49,9 +49,9 @@ class EnvConfig:
     where it changes nothing: for images of a single batch, and where a GPU replays a recording, in less time."""
     finetune_batches: int = 0
     """Batches of 128 training images by which a pruned network is distilled before its accuracy is measured: always the
-    same images, from the original weights, so a plan still has one accuracy. Ten of them
-    cost some ten times the price; benchmarks/COMPARISON.md says what they gain. They are kept in memory, up to 1.6 MB a
-    batch of 32x32 pixels in colour."""
+    same images, from the original weights, so a plan still has one accuracy. With ten of them a plan takes some ten
+    times as long; benchmarks/COMPARISON.md says what they gain. They are kept in memory, up to 1.6 MB a batch of 32x32
+    pixels in colour."""
     round_finetune_batches: int = 0
     """Batches of distillation after every round. Weights are then carried on, and nothing is memoised."""
     prove: bool = True
