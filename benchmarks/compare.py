@@ -145,12 +145,14 @@ def main(config: Config) -> None:
     everything = itertools.product(range(config.seeds), config.target_macs, config.methods)
     # Shifted by one with every seed, so that no part gets the slow methods only.
     mine = [run for number, run in enumerate(everything) if (number + run[0]) % parts == part]
-    for run in mine:
-        identity = config.identity(*run)
-        for stage in (identity, identity | {"finalisation": None}):
-            if (row := known.get(rows.identity(stage))) is not None:
-                _check_settings(config, row)
+    stages = [config.identity(*run) | stage for run in mine for stage in ({}, {"finalisation": None})]
+    kept = [known[key] for key in map(rows.identity, stages) if key in known]
+    for row in kept:
+        _check_settings(config, row)
     todo = [run for run in mine if rows.identity(config.identity(*run)) not in known]
+    digests = {row["weights_digest"] for row in kept if "weights_digest" in row}
+    if todo and digests:
+        _check_weights(config, digests, state_digest(problem(config, todo[0][1]).model))
     if config.evaluator == "table":
         for target in {run[1] for run in todo}:
             problem(config, target)  # refuses what is not tabulated before the first run
@@ -162,6 +164,7 @@ def main(config: Config) -> None:
     made = results(jobs, partial(_run, config), config.jobs, threads)
     for _, row in tqdm(made, total=len(mine), initial=len(mine) - len(todo), unit="run"):
         rows.append(config.file, row)
+        tqdm.write(_told(row))
     print(f"{len(mine)} runs are in {config.out}; python -m benchmarks.report {config.out}")
 
 
@@ -174,6 +177,24 @@ def _check_settings(config: Config, row: Row) -> None:
             f"{config.out} has a row of {row['method']} that was set otherwise (changed since: "
             f"{', '.join(changes) if before else 'not recorded'}); give another --out, or leave it out of --methods"
         )
+
+
+def _check_weights(config: Config, before: set[str], now: str) -> None:
+    """Raises ValueError where rows are of other weights than those of today: they would not compare."""
+    if before != {now}:
+        source = config.weights or "a training of its own, which every machine does anew"
+        others = ", ".join(sorted(before - {now}))
+        raise ValueError(
+            f"{config.out} has rows of a {config.network} with other weights (digest {others}) than "
+            f"today's ({now}, from {source}); give another --out, or those weights as --weights"
+        )
+
+
+def _told(row: Row) -> str:
+    """A line about a run that is finished."""
+    found = f"{100 * row['search_accuracy']:.2f} % in the search after {row['evaluations']} plans"
+    tested = f", {100 * row['test_accuracy']:.2f} % of the test set" if row["finalisation"] is not None else ""
+    return f"{100 * row['target_macs']:g} % of the MACs, seed {row['seed']}, {row['method']}: {found}{tested}"
 
 
 def run(config: Config, seed: int, target_macs: float, method: str, searched: Row | None = None) -> Row:

@@ -61,12 +61,16 @@ class Comparison:
         return f"{where}, %"
 
     @property
+    def network(self) -> str:
+        return str(self.rows[0]["problem"]["network"])
+
+    @property
     def title(self) -> str:
         problem = settings(self.rows[0])["problem"]
         weights = f" ({problem['weights']})" if problem["weights"] else ""
         batches = problem["finetune_batches"]
         trained = f", each trained for {batches} batches before it is measured" if batches else ""
-        return f"{problem['network']}{weights} on {problem['data']}, {self.rows[0]['budget']} plans{trained}"
+        return f"{self.network}{weights} on {problem['data']}, {self.rows[0]['budget']} plans{trained}"
 
     @property
     def targets(self) -> list[float]:

@@ -15,11 +15,13 @@ import io
 import json
 import math
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
+from prune_env.drawing import INK
 from prune_env.files import replacing
 
 from . import rows
@@ -52,9 +54,11 @@ def write(found: list[Row], out: Path) -> Path:
             table += [_csv_line(comparison, name, line) for line in lines]
         body.append(_correlations(comparison))
         for name, figure in comparison.pictures().items():
+            title = "\n".join(textwrap.wrap(comparison.title, int(12 * figure.get_figwidth())))
+            figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=9)
             image = io.BytesIO()
             figure.savefig(image, format="png", facecolor="white")
-            with replacing(out / f"{number}-{name}.png") as temporary:
+            with replacing(out / f"{number}-{comparison.network}-{name}.png") as temporary:
                 temporary.write_bytes(image.getvalue())
             source = base64.b64encode(image.getvalue()).decode()
             body.append(f'<h3>{TITLES[name]}</h3><img alt="{TITLES[name]}" src="data:image/png;base64,{source}">')

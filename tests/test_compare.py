@@ -77,6 +77,27 @@ class TestCompare:
                 compare.main(asked)
         compare.main(dataclasses.replace(settings, methods=("random",)))
 
+    def test_rows_of_other_weights_are_not_gone_on_with(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A changed file has the same name; and without a file every machine trains weights of its own."""
+        settings = config(tmp_path, methods=("random",), seeds=1)
+        compare.main(settings)
+        assert re.search(
+            r"50 % of the MACs, seed 0, random: 9\d\.\d\d % in the search after 12 plans\n", capsys.readouterr().out
+        )
+        (row,) = rows.read([tmp_path])
+        settings.file.write_text(json.dumps(row | {"weights_digest": "other"}) + "\n")
+        for asked in ({"finalise": True}, {"seeds": 2}, {"methods": ("uniform", "random")}):
+            with pytest.raises(
+                ValueError, match=rf"\(digest other\) than today's \({row['weights_digest']}, from a train.*--weights"
+            ):
+                compare.main(dataclasses.replace(settings, **asked))  # type: ignore[arg-type]
+        compare.main(settings)  # nothing is left to do
+        settings.file.write_text(json.dumps(row) + "\n")
+        compare.main(dataclasses.replace(settings, seeds=2))
+        assert len(rows.read([tmp_path])) == 2
+
     def test_interrupted_and_sharded_runs_end_as_one(self, tmp_path: Path) -> None:
         compare.main(config(tmp_path / "one"))
         for shard in ("1/2", "0/2"):
@@ -259,7 +280,7 @@ class TestReport:
         assert "92.33" in text
         assert "+2.00 [+1.00, +3.00], 0.074" in text
         assert {file.name for file in tmp_path.iterdir()} == {"report.html", "report.csv"} | {
-            f"1-{name}.png" for name in ("methods", "front", "curves", "layers", "correlation")
+            f"1-none-{name}.png" for name in ("methods", "front", "curves", "layers", "correlation")
         }
         table = list(csv.DictReader((tmp_path / "report.csv").open()))
         assert len(table) == 3 + 2 + 3
