@@ -68,9 +68,10 @@ class Comparison:
     def title(self) -> str:
         problem = settings(self.rows[0])["problem"]
         weights = f" ({problem['weights']})" if problem["weights"] else ""
-        batches = problem["finetune_batches"]
+        batches, at = problem["finetune_batches"], problem["measure_at"]
         trained = f", each trained for {batches} batches before it is measured" if batches else ""
-        return f"{self.network}{weights} on {problem['data']}, {self.rows[0]['budget']} plans{trained}"
+        cut = f", measured at {at:g} of the way" if at != 1 else ""
+        return f"{self.network}{weights} on {problem['data']}, {self.rows[0]['budget']} plans{trained}{cut}"
 
     @property
     def targets(self) -> list[float]:

@@ -43,6 +43,10 @@ class EnvConfig:
     """Images of the calibration split that BatchNorm statistics are estimated from."""
     # 1000 change nothing that 5,000 reward images show on VGG-16 and ResNet-20; 250 cost the unpruned networks 0.1 to
     # 0.2 points.
+    measure_at: float = 1.0
+    """How far on the way to a plan its network is cut when its accuracy is measured, above 0 and up to 1: a group of n
+    filters, of which the plan keeps k, has n^(1-a) k^a of them then. A network that is cut deeply, and not trained, is
+    hardly better than chance, which tells plans apart badly; benchmarks/COMPARISON.md has what 0.5 is good for."""
     racing: float | None = None
     """A probability, 0.01 say: counting ends early where a plan is none of the ten best so far, with at most this
     chance of being wrong at each look. Its accuracy is then that of the images seen. None counts all, always. Refused
@@ -82,6 +86,14 @@ class EnvConfig:
                 "finetune_batches trains a plan's network for its measurement alone, round_finetune_batches carries "
                 f"what was trained from round to round; set one of {self.finetune_batches} and "
                 f"{self.round_finetune_batches} to 0"
+            )
+        if not 0 < self.measure_at <= 1:
+            raise ValueError(f"measure_at must be above 0 and at most 1, got {self.measure_at}")
+        if self.measure_at < 1 and self.round_finetune_batches:
+            raise ValueError(
+                "measure_at measures a network that is cut less than the plan says, and round_finetune_batches carries "
+                f"the plan's own on; set measure_at=1 or round_finetune_batches=0, got {self.measure_at} and "
+                f"{self.round_finetune_batches}"
             )
         if self.racing is not None and not 0 < self.racing < 1:
             raise ValueError(f"racing must be a probability above 0 and below 1, or None; got {self.racing}")

@@ -141,6 +141,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             reward_images=config.reward_images,
             calibration_images=config.calibration_images,
             metric=metric,
+            measure_at=config.measure_at,
             finetune_batches=config.finetune_batches,
             loss=loss,
             seed=config.problem_seed,
@@ -279,8 +280,9 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         }
 
     def pruned_model(self) -> nn.Module:
-        """The current plan's network, as it was measured: a new, smaller module with recalibrated BatchNorm statistics,
-        on the CPU. With `finetune_batches` it is trained for this call, equal up to rounding: `Evaluator.network`."""
+        """The current plan's network, as it was measured unless `measure_at` says otherwise: a new, smaller module with
+        recalibrated BatchNorm statistics, on the CPU. With `finetune_batches` it is trained for this call, equal up to
+        rounding: `Evaluator.network`."""
         if not self._recovery.on:
             return self.evaluator.network(self.plan).cpu()
         network = self._recovery.network()

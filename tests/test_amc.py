@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.methods.amc import Agent, _truncated_normal
+from benchmarks.methods.budgeted import Budgeted
 from benchmarks.methods.plans import from_keep_ratios
 from benchmarks.methods.reconstruction import Reconstruction
 from benchmarks.methods.seeding import own_generators
@@ -77,3 +78,17 @@ def test_reconstruction_helps_and_leaves_the_problem_alone(make_env: MakeEnv, ba
     assert not any(module._forward_hooks for module in env.model.modules())
     shapes = [parameter.shape for parameter in build(env.model, env.groups, env.ranking, plan).parameters()]
     assert [parameter.shape for parameter in network.parameters()] == shapes
+
+
+def test_what_is_reconstructed_is_what_would_be_measured(make_env: MakeEnv) -> None:
+    env, asked = make_env(measure_at=0.5), []
+
+    def network_of(plan: tuple[int, ...]) -> torch.nn.Module:
+        asked.append(plan)
+        return build(env.model, env.groups, env.ranking, plan)
+
+    plan = from_keep_ratios(env, [0.5] * 5)
+    with Budgeted(env, 2, network_of) as budgeted:
+        accuracy = budgeted.accuracy(plan)
+    assert asked == [env.evaluator.measured(plan)] != [plan]
+    assert accuracy == pytest.approx(env.evaluator.accuracy(plan), abs=0.04)

@@ -195,13 +195,15 @@ class TestRows:
         row = compare.Config(network="vgg16", distillation=BRIEF, out=tmp_path).identity(0, 0.5, "qmix")
         trained = {**row, "problem": {**row["problem"], "finetune_batches": 3}}
         theirs = {**row, "problem": {**row["problem"], "weights": "theirs.pt"}}
-        titles = {comparison.title for comparison in comparisons([row, trained, theirs])}
+        halfway = {**row, "problem": {**row["problem"], "measure_at": 0.5}}
+        titles = {comparison.title for comparison in comparisons([row, trained, theirs, halfway])}
         assert titles == {
             f"vgg16{which} on digits, 300 plans{how}"
             for which, how in (
                 ("", ""),
                 ("", ", each trained for 3 batches before it is measured"),
                 (" (theirs.pt)", ""),
+                ("", ", measured at 0.5 of the way"),
             )
         }
         again = {**row, "seed": 1, "weights_digest": "of another training"}

@@ -314,6 +314,25 @@ class TestRules:
         other = make_env(finetune_batches=5)
         assert [other.evaluator.accuracy(entry.plan) for entry in env.archive] == [e.accuracy for e in env.archive]
 
+    def test_plans_may_be_measured_on_the_way_to_them(self, make_env: EnvMaker) -> None:
+        """Costs, plans and networks stay those of the plan, accuracies are those of milder cuts."""
+        env, bare = make_env(measure_at=0.5), make_env()
+        for seed in range(4):
+            one, two = play(env, seed)[-1][-1]["conv_0"], play(bare, seed)[-1][-1]["conv_0"]
+            assert env.plan == bare.plan
+            assert one["macs_ratio"] == two["macs_ratio"]
+            assert one["accuracy"] == bare.evaluator.accuracy(env.evaluator.measured(env.plan))
+            assert one["accuracy"] > two["accuracy"]
+        filters = [m.out_channels for m in env.pruned_model().modules() if isinstance(m, torch.nn.Conv2d)]
+        assert tuple(filters) == env.plan
+        other = make_env(measure_at=0.5)
+        other.load_state_dict(env.state_dict())
+        evaluations = other.evaluator.evaluations
+        play(other, 0)
+        assert other.evaluator.evaluations == evaluations, "a known plan was measured again"
+        with pytest.raises(ValueError, match=r"measure_at from 0\.5 to 1\.0"):
+            make_env().load_state_dict(env.state_dict())
+
     @pytest.mark.parametrize(
         "settings", [{"finetune_batches": 2}, {"round_finetune_batches": 2}, {"importance": "taylor"}]
     )

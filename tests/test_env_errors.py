@@ -54,6 +54,12 @@ def test_actions(make_env: EnvMaker) -> None:
         ({"finetune_batches": -1}, "^finetune_batches must be a whole number of at least 0"),
         ({"finetune_batches": 2.5}, "^finetune_batches must be a whole number"),
         ({"finetune_batches": 2, "round_finetune_batches": 3}, "set one of 2 and 3 to 0"),
+        ({"measure_at": 0.0}, "^measure_at must be above 0 and at most 1, got 0.0"),
+        ({"measure_at": 1.5}, "^measure_at must be above 0 and at most 1, got 1.5"),
+        (
+            {"measure_at": 0.5, "round_finetune_batches": 3},
+            "set measure_at=1 or round_finetune_batches=0, got 0.5 and 3",
+        ),
     ],
 )
 def test_settings(make_env: EnvMaker, settings: dict[str, Any], message: str) -> None:

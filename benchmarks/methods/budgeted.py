@@ -63,9 +63,12 @@ class Budgeted:
             raise Spent
         self._proposals += 1
         if plan not in self._known:
-            network_of = self._network_of
-            measured = self._evaluator
-            self._known[plan] = measured.accuracy_of(network_of(plan)) if network_of else measured.accuracy(plan, race)
+            network_of, evaluator = self._network_of, self._evaluator
+            self._known[plan] = (
+                evaluator.accuracy_of(network_of(evaluator.measured(plan)))
+                if network_of
+                else evaluator.accuracy(plan, race)
+            )
         return self._known[plan]
 
     def result(self) -> SearchResult:

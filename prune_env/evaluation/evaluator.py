@@ -42,6 +42,7 @@ class Evaluator:
     groups, ranking    what can go and in which order: `find_groups`, `importance.ranking`
     reward_images, calibration_images    class-balanced counts out of the two splits
     metric    in place of top-1 accuracy; called 'accuracy' everywhere
+    measure_at    how far on the way to a plan its network is measured: see `measured`
     finetune_batches    of distillation, which pruned networks get before they are measured; `loss`: in place of
               cross-entropy there
     cache     a file that keeps answers for later runs and for other processes, see `PlanCache`
@@ -59,6 +60,7 @@ class Evaluator:
         reward_images: int = 1000,
         calibration_images: int = 500,
         metric: Metric | None = None,
+        measure_at: float = 1.0,
         finetune_batches: int = 0,
         loss: Loss | None = None,
         seed: int = 0,
@@ -108,7 +110,8 @@ class Evaluator:
             learning = () if tuning is None else (*tuning.settings, learning_digest(model, data.example_input))
             settings = (*images, device.type, str(dtype), *self._measurer.settings, threads, *learning)
             self.cache = PlanCache(Path(cache), _fingerprint(model, data, groups, ranking, settings))
-        full = tuple(group.filters for group in groups)
+        self._measure_at = measure_at
+        self._full = full = tuple(group.filters for group in groups)
         stored = self._measurer.accuracy(full, fresh_statistics=False)
         self.original_accuracy = self.accuracy(full)
         """Of the unpruned network, measured like every plan's."""
@@ -119,16 +122,27 @@ class Evaluator:
         """Whether plans are measured by a recording, which counts all images whatever a race says."""
         return self._measurer.recorded
 
+    def measured(self, plan: Plan) -> Plan:
+        """The plan that is cut where the accuracy of this one is asked for: itself, or one on the way to it.
+
+        Of n filters, of which the plan keeps k, n^(1 - measure_at) k^measure_at stay, rounded.
+        """
+        if self._measure_at == 1:
+            return plan
+        return tuple(round(n * (k / n) ** self._measure_at) for n, k in zip(self._full, plan, strict=True))
+
     def submit(self, plan: Plan, race: Race | None = None) -> None:
         """Says that `accuracy` will be asked for this plan soon: workers, if there are any, begin with it."""
+        plan = self.measured(plan)
         if self._pool is not None and self._known(plan) is None:
             self._pool.submit(plan, race)
 
     def accuracy(self, plan: Plan, race: Race | None = None) -> float:
-        """Fraction of the reward images that the pruned network gets right, or its metric.
+        """Fraction of the reward images that the pruned network gets right, or its metric, where it is `measured`.
 
         race   lets a count end early; its answer is remembered, but not kept on disk. Not with a metric
         """
+        plan = self.measured(plan)
         known = self._known(plan)
         if known is not None:
             self.hits += 1
@@ -142,7 +156,7 @@ class Evaluator:
         return answer
 
     def accuracy_of(self, network: nn.Module) -> float:
-        """The same for a network that was cut out of the model, and trained since, maybe; it is not changed.
+        """The same for a network as it is, which was cut out of the model, and trained since, maybe; it is not changed.
 
         With `finetune_batches` a copy of it is trained first, whatever was cut.
         """
@@ -150,7 +164,8 @@ class Evaluator:
         return self._measurer.accuracy(network)
 
     def network(self, plan: Plan) -> nn.Module:
-        """The one that `accuracy` measures, with recalibrated BatchNorm statistics, on the device.
+        """The plan's own, with recalibrated BatchNorm statistics, on the device: what `accuracy` measures, unless
+        `measure_at` has it measure another.
 
         With `finetune_batches` it is trained anew: the same weights to the bit where as many threads work, and on a GPU
         as far as its sums come in the same order.
@@ -163,7 +178,7 @@ class Evaluator:
 
     def remember(self, plan: Plan, accuracy: float) -> None:
         """Takes a known answer, of a run that is resumed."""
-        self._memo[plan] = accuracy
+        self._memo[self.measured(plan)] = accuracy
 
     def close(self) -> None:
         """Ends the workers; they start again when a plan needs them. Logs how often memory and cache had the answer."""

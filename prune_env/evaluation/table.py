@@ -102,6 +102,11 @@ class Table:
                 f"target_macs={config.target_macs} is not tabulated; evaluator 'table' knows the plans of "
                 f"{', '.join(map(str, self.settings['targets']))}"
             )
+        if config.measure_at != 1:
+            raise ValueError(
+                f"measure_at={config.measure_at} asks for plans that are not tabulated; leave it out, or take "
+                "evaluator 'local'"
+            )
         for name in ("every_round", "finetune_batches", "round_finetune_batches", "racing"):
             if wanted[name]:
                 raise ValueError(

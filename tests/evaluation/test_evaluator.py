@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from prune_env.data import DataSplits
@@ -141,3 +143,47 @@ class TestEvaluator:
     def test_a_wrong_plan_is_refused(self, parts: tuple) -> None:
         with pytest.raises(ValueError, match="plan"):
             Evaluator(*parts).accuracy((0, 16, 32, 32, 64))
+
+    @pytest.mark.parametrize("batches", [0, 2])
+    def test_a_plan_may_be_measured_on_the_way_to_it(self, parts: tuple, batches: int) -> None:
+        model, _, groups, ranking = parts
+        plan, midway = (8, 16, 4, 64, 2), (16, 23, 16, 64, 16)  # of 32, 32, 64, 64 and 128 filters
+        settings = {"finetune_batches": batches}
+        half, usual = Evaluator(*parts, measure_at=0.5, **settings), Evaluator(*parts, **settings)
+        assert half.measured(plan) == midway
+        assert usual.measured(plan) == plan
+        half.submit(plan)
+        assert half.accuracy(plan) == usual.accuracy(midway) != usual.accuracy(plan)
+        assert half.original_accuracy == usual.original_accuracy
+        wanted = build(model, groups, ranking, plan)
+        assert [p.shape for p in half.network(plan).parameters()] == [p.shape for p in wanted.parameters()]
+        other = Evaluator(*parts, measure_at=0.5, **settings)
+        other.remember(plan, 0.25)
+        assert other.accuracy(plan) == 0.25
+        assert half.accuracy_of(wanted) == usual.accuracy_of(wanted), "a network of the caller's is what it is"
+
+    @given(
+        kept=st.tuples(*(st.integers(1, filters) for filters in (32, 32, 64, 64, 128))),
+        more=st.tuples(*(st.integers(0, 100) for _ in range(5))),
+        at=st.floats(0.01, 1),
+        nearer=st.floats(0, 1),
+    )
+    def test_the_way_leads_from_the_whole_network_to_the_plan(
+        self, parts: tuple, kept: tuple[int, ...], more: tuple[int, ...], at: float, nearer: float
+    ) -> None:
+        full = tuple(group.filters for group in parts[2])
+        larger = tuple(min(n, k + m) for n, k, m in zip(full, kept, more, strict=True))
+
+        def measured(plan: tuple[int, ...], at: float) -> tuple[int, ...]:
+            evaluator = Evaluator.__new__(Evaluator)
+            evaluator._full, evaluator._measure_at = full, at
+            return evaluator.measured(plan)
+
+        found = measured(kept, at)
+        assert measured(kept, 1.0) == kept
+        assert measured(full, at) == full
+        for n, k, between, late, above in zip(
+            full, kept, found, measured(kept, at + (1 - at) * nearer), measured(larger, at), strict=True
+        ):
+            assert k <= late <= between <= n, "cutting on, no filter comes back"
+            assert between <= above, "of two plans the larger stays the larger"

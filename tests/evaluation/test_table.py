@@ -108,6 +108,7 @@ def test_modules_and_copies_work() -> None:
         ({"every_round": True}, "every_round=True asks for more"),
         ({"finetune_batches": 3}, "finetune_batches=3 asks for more"),
         ({"round_finetune_batches": 3}, "round_finetune_batches=3 asks for more"),
+        ({"measure_at": 0.5}, "measure_at=0.5 asks for plans that are not tabulated"),
         ({"cache": "file.db"}, "cache='file.db' has no place"),
         ({"weights": "file.pt"}, "weights='file.pt' has no place"),
     ],
