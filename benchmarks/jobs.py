@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,7 +43,7 @@ def results(
             yield job, run(job)
         return
     context = get_context("spawn")  # CUDA does not survive a fork
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(workers, context, _begin, (threads,)) as pool:
         futures = {pool.submit(run, job): job for job in jobs}
         try:
             for future in as_completed(futures):
@@ -49,6 +51,19 @@ def results(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _begin(threads: int) -> None:
+    """In a new process. One that was killed (SIGTERM, out of memory) says no word to its workers; they look."""
+    torch.set_num_threads(threads)
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _key(job: Job) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -15,6 +19,45 @@ from benchmarks.methods import METHODS, qmix
 from benchmarks.peers import Settings, available, make
 from prune_env import FilterPruneEnv
 from qmix_agent import QMIXConfig
+
+RUNS_FOR_EVER = """
+import os, sys, time
+from pathlib import Path
+from benchmarks.jobs import results
+
+def run(folder):
+    while True:
+        (Path(folder) / f"{os.getpid()}.beat").touch()
+        time.sleep(0.1)
+
+if __name__ == "__main__":
+    list(results([sys.argv[1]] * 2, run, workers=2))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["terminate", "kill"])
+def test_a_killed_benchmark_leaves_no_workers_behind(tmp_path: Path, end: str) -> None:
+    (tmp_path / "main.py").write_text(RUNS_FOR_EVER)
+    environment = os.environ | {"PYTHONPATH": str(Path(jobs.__file__).parent.parent)}
+
+    def workers() -> int:
+        """How many have shown life lately."""
+        return sum(time.time() - file.stat().st_mtime < 3 for file in tmp_path.glob("*.beat"))
+
+    def becomes(count: int) -> None:
+        deadline = time.monotonic() + 120
+        while workers() != count:
+            assert time.monotonic() < deadline, f"{workers()} workers, not {count}"
+            time.sleep(0.1)
+
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "main.py"), str(tmp_path)], env=environment)
+    try:
+        becomes(2)
+    finally:
+        getattr(parent, end)()
+        parent.wait()
+    becomes(0)
 
 
 @pytest.mark.filterwarnings("ignore:PettingZoo in TorchRL")
