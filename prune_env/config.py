@@ -46,7 +46,7 @@ class EnvConfig:
     measure_at: float = 1.0
     """How far on the way to a plan its network is cut when its accuracy is measured, above 0 and up to 1: a group of n
     filters, of which the plan keeps k, has n^(1-a) k^a of them then. A network that is cut deeply, and not trained, is
-    hardly better than chance, which tells plans apart badly; benchmarks/COMPARISON.md has what 0.5 is good for."""
+    hardly better than chance, which tells plans apart badly; benchmarks/COMPARISON.md says what little 0.5 gains."""
     racing: float | None = None
     """A probability, 0.01 say: counting ends early where a plan is none of the ten best so far, with at most this
     chance of being wrong at each look. Its accuracy is then that of the images seen. None counts all, always. Refused
