@@ -33,7 +33,7 @@ from prune_env.config import differences
 from prune_env.data import DataSplits, load
 from prune_env.device import check_device
 from prune_env.finalise import accuracy, choose, distil_fully
-from prune_env.training.distillation import DistillationConfig
+from prune_env.training.distillation import DistillationConfig, Teacher
 from prune_env.training.fit import state_digest
 
 from . import rows
@@ -150,7 +150,7 @@ def main(config: Config) -> None:
     for row in kept:
         _check_settings(config, row)
     todo = [run for run in mine if rows.identity(config.identity(*run)) not in known]
-    digests = {row["weights_digest"] for row in kept if "weights_digest" in row}
+    digests = {row["weights_digest"] for row in found if "weights_digest" in row and _compares(config, row)}
     if todo and digests:
         _check_weights(config, digests, state_digest(problem(config, todo[0][1]).model))
     if config.evaluator == "table":
@@ -177,6 +177,12 @@ def _check_settings(config: Config, row: Row) -> None:
             f"{config.out} has a row of {row['method']} that was set otherwise (changed since: "
             f"{', '.join(changes) if before else 'not recorded'}); give another --out, or leave it out of --methods"
         )
+
+
+def _compares(config: Config, row: Row) -> bool:
+    """Whether a row, of whatever method, target and seed, is of this command's problem."""
+    mine = config.identity(0, config.target_macs[0], config.methods[0])
+    return rows.canonical(rows.settings(row)["problem"]) == rows.canonical(rows.settings(mine)["problem"])
 
 
 def _check_weights(config: Config, before: set[str], now: str) -> None:
@@ -234,7 +240,8 @@ def _finalised(config: Config, env: FilterPruneEnv, candidates: list[Row], seed:
     """The best plans of the search, distilled; accuracies by which nothing is chosen are those of the test set."""
     candidate_of = {tuple(candidate["plan"]): candidate for candidate in candidates}
     distillation = dataclasses.replace(config.distillation, seed=seed)
-    common: dict[str, Any] = {"device": config.device, "progress": False}
+    teacher = _teacher(_Network(state_digest(env.model), env.model), config.device, seed)
+    common: dict[str, Any] = {"teacher": teacher, "device": config.device, "progress": False}
     begin = time.perf_counter()
     finalists = choose(env, list(candidate_of), distillation, short_epochs=config.short_epochs, **common)
     winner, middle = finalists[0], time.perf_counter()
@@ -276,6 +283,20 @@ def _run(config: Config, arguments: tuple[int, float, str, Row | None]) -> Row:
 @lru_cache(maxsize=1)
 def _splits(data: str) -> DataSplits:
     return load(data)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """The same as another one of the same weights."""
+
+    digest: str
+    module: torch.nn.Module = field(compare=False)
+
+
+@lru_cache(maxsize=1)
+def _teacher(network: _Network, device: str, seed: int) -> Teacher:
+    """One for all of this process's runs of a seed, which are taught with the same batches."""
+    return Teacher(network.module, device)
 
 
 def _machine(device: str) -> Row:

@@ -120,7 +120,8 @@ mean over seeds, 95 %, {resamples} resamples; with fewer than ten seeds they are
 seed (and target); p is that of the two-sided paired t-test, not corrected for the number of comparisons. Coloured: the
 interval of the difference excludes zero. Rank: mean over seeds, the best 1. Search: best accuracy on the images of the
 reward split that the search sees; as cut: the winner's on the whole split, without any training. Seconds are wall time
-per run on whatever machine it ran, of runs without a cache. MACs: multiply-accumulates of convolution and linear
+per run on whatever machine it ran, of runs without a cache; of finalisations on a CPU the first of a seed and process
+asks the teacher, and others look up what it said. MACs: multiply-accumulates of convolution and linear
 layers, one input. {own}</p>"""
 OWN = """amc_ls searches with weights reconstructed by least squares, so its search reward is that of other networks;
 it is finalised from the original weights like all, and where nothing is finalised it has no rank."""

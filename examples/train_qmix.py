@@ -22,7 +22,7 @@ from prune_env.data import load
 from prune_env.device import check_device
 from prune_env.finalise import accuracy, choose, distil_fully, recalibrated
 from prune_env.networks.pretrained import normalised_for, pretrained
-from prune_env.training.distillation import DistillationConfig
+from prune_env.training.distillation import DistillationConfig, Teacher
 from qmix_agent import QMIX, QMIXConfig
 
 
@@ -96,7 +96,7 @@ def main(config: Config) -> None:
 
     # From plans to a network, without a look at the test set. Uniform pruning gets the same distillation.
     plans = [entry.plan for entry in env.archive.best(config.finalists)]
-    common = {"checkpoints": checkpoints, "device": config.device}
+    common = {"teacher": Teacher(env.model, config.device), "checkpoints": checkpoints, "device": config.device}
     finalists = choose(env, plans, config.distillation, short_epochs=config.short_epochs, **common)
     winner, uniform = finalists[0].plan, env.budget.uniform()
     networks = {"original": model}

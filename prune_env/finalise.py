@@ -18,8 +18,8 @@ from .data import DataSplits, Split
 from .env import FilterPruneEnv
 from .evaluation.metric import Metric
 from .pruning import Plan, build
-from .training.distillation import DistillationConfig, distill
-from .training.fit import score
+from .training.distillation import DistillationConfig, Teacher, distill
+from .training.fit import score, state_digest
 
 
 @dataclass(frozen=True)
@@ -40,27 +40,30 @@ def choose(
     distillation: DistillationConfig,
     *,
     short_epochs: float = 1.0,
+    teacher: Teacher | None = None,
     checkpoints: Path | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> list[Finalist]:
     """Scores every plan after the same short distillation, the best first.
 
+    teacher      one of the environment's network that other calls share; what it has said need not be computed again
     checkpoints  a folder in which a killed run finds the networks that it had finished
-    Raises ValueError if there are no plans.
+    Raises ValueError if there are no plans, and for a teacher of another network or on another device.
     """
     plans = list(dict.fromkeys(plans))
     if not plans:
         raise ValueError("there are no finished plans to choose from; let some episodes end")
     steps = round(distillation.min_steps * short_epochs / distillation.epochs)
     short = replace(distillation, epochs=short_epochs, min_steps=steps)
+    teacher = _checked(teacher, env.model) or Teacher(env.model, device)
     finalists = []
     for number, plan in enumerate(plans, 1):
         network = recalibrated(env, plan)
         before = accuracy(network, env.data, env.data.reward, device, env.metric)
         network = distill(
             network,
-            env.model,
+            teacher,
             env.data,
             short,
             loss=env.loss,
@@ -80,15 +83,19 @@ def distil_fully(
     plan: Plan,
     distillation: DistillationConfig,
     *,
+    teacher: Teacher | None = None,
     checkpoints: Path | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
     title: str = "distillation",
 ) -> nn.Module:
-    """The plan's network after the full distillation of its original weights; the best epoch on the reward split."""
+    """The plan's network after the full distillation of its original weights; the best epoch on the reward split.
+
+    For `teacher` and `checkpoints`, see `choose`.
+    """
     return distill(
         recalibrated(env, plan),
-        env.model,
+        _checked(teacher, env.model) or env.model,
         env.data,
         distillation,
         loss=env.loss,
@@ -121,6 +128,15 @@ def accuracy(
     result = score(network.to(device), data, split, metric, device)
     network.cpu()
     return result
+
+
+def _checked(teacher: Teacher | None, model: nn.Module) -> Teacher | None:
+    if teacher is not None and teacher.digest != (digest := state_digest(model)):
+        raise ValueError(
+            f"the teacher is another network (digest {teacher.digest}) than the environment's ({digest}); give "
+            "Teacher(env.model, device)"
+        )
+    return teacher
 
 
 def _file(folder: Path | None, stage: str, plan: Plan) -> Path | None:

@@ -145,12 +145,14 @@ def pictures(
     def point(plan: Plan) -> tuple[float, float]:
         return env.cost_ratios(plan)[0], env.evaluator.accuracy(plan)
 
+    at = env.config.measure_at
+    cut = "" if at == 1 else f", measured at {at:g} of the way"
     best, rows = 0.0, []
     for row in episodes:
         greedy = (1 + row["eval/return"]) * env.evaluator.original_accuracy if "eval/return" in row else 0.0
         best = max(best, row.get("info/accuracy", 0.0), greedy if env.config.reward == "budget" else 0.0)
         rows.append({**row, "best_accuracy": best})
-    plot_learning(folder / "learning.png", rows, references={"uniform L1": point(uniform)[1]})
+    plot_learning(folder / "learning.png", rows, references={"uniform L1": point(uniform)[1]}, title=f"Learning{cut}")
     plot_tradeoff(
         folder / "tradeoff.png",
         [(entry.macs_ratio, entry.accuracy) for entry in env.archive],
@@ -158,6 +160,7 @@ def pictures(
         point(winner),
         point(uniform),
         budget=env.config.target_macs,
+        title=f"Every plan that was evaluated{cut}",
     )
     agents = {layer: group.agent_id for group in env.groups for layer in group.layers}
     filters = [env.cost.layer_channels(plan)[1] for plan in (env.full_plan, winner)]

@@ -17,7 +17,7 @@ from benchmarks import compare, report, rows, statistics
 from benchmarks.comparison import comparisons
 from benchmarks.methods import METHODS, qmix
 from prune_env import EnvConfig
-from prune_env.training.distillation import DistillationConfig
+from prune_env.training.distillation import DistillationConfig, Teacher
 from qmix_agent import QMIXConfig
 
 BRIEF = DistillationConfig(epochs=2, min_steps=4, batch_size=64)
@@ -88,7 +88,13 @@ class TestCompare:
         )
         (row,) = rows.read([tmp_path])
         settings.file.write_text(json.dumps(row | {"weights_digest": "other"}) + "\n")
-        for asked in ({"finalise": True}, {"seeds": 2}, {"methods": ("uniform", "random")}):
+        for asked in (
+            {"finalise": True},
+            {"seeds": 2},
+            {"methods": ("uniform",)},
+            {"target_macs": (0.3,)},
+            {"methods": ("random", "uniform"), "shard": "1/2"},
+        ):
             with pytest.raises(
                 ValueError, match=rf"\(digest other\) than today's \({row['weights_digest']}, from a train.*--weights"
             ):
@@ -134,6 +140,23 @@ class TestCompare:
         assert row["search_accuracy"] == max(finalist["search_accuracy"] for finalist in row["finalists"])
         tested = [row[f"{kind}test_accuracy"] for kind in ("", "short_", "original_")]
         assert all(abs(360 * accuracy - round(360 * accuracy)) < 1e-6 for accuracy in tested), "shares of 360 images"
+
+    def test_runs_of_one_seed_share_what_the_teacher_says(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked, compute = [], Teacher._compute
+        monkeypatch.setattr(Teacher, "_compute", lambda teacher, images: asked.append(1) or compute(teacher, images))
+        settings: dict[str, object] = {"seeds": 2, "finalise": True, "finalists": 1, "short_epochs": 0.5}
+        compare._teacher.cache_clear()
+        compare.main(config(tmp_path / "one", methods=("uniform",), **settings))
+        once = len(asked)
+        compare.main(config(tmp_path / "more", methods=("uniform", "random"), **settings))
+        assert len(asked) == 2 * once > 0, "the second method of a seed asked nothing new"
+        compare._teacher.cache_clear()
+        compare.main(config(tmp_path / "anew", methods=("random",), **settings))
+        assert len(asked) == 3 * once
+        tested = [[row["test_accuracy"] for row in rows.read([tmp_path / name])] for name in ("more", "anew")]
+        assert tested[0][1::2] == tested[1]
 
     def test_what_was_searched_before_is_only_finalised(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         settings = {"methods": ("random",), "seeds": 1, "finalists": 2}

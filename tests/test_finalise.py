@@ -14,7 +14,7 @@ from prune_env import EnvConfig, FilterPruneEnv, runs
 from prune_env.config import DEFAULT_RATES
 from prune_env.data import Split
 from prune_env.finalise import accuracy, choose, distil_fully, recalibrated
-from prune_env.training.distillation import DistillationConfig
+from prune_env.training.distillation import DistillationConfig, Teacher
 
 SHORT = DistillationConfig(epochs=2, min_steps=20, batch_size=64)
 PLANS = [(20, 20, 40, 40, 80), (32, 10, 64, 20, 128), (20, 20, 40, 40, 80)]
@@ -49,6 +49,28 @@ def test_the_full_distillation_is_at_least_as_good(env: FilterPruneEnv) -> None:
     short = choose(env, PLANS[:1], SHORT, progress=False)[0]
     full = distil_fully(env, PLANS[0], dataclasses.replace(SHORT, epochs=8), progress=False)
     assert accuracy(full, env.data, env.data.reward) >= short.distilled_accuracy - 0.01
+
+
+def test_finalists_and_winner_are_taught_once(env: FilterPruneEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They see the same batches, which a teacher that they share need not be asked twice."""
+    batches, compute = [], Teacher._compute
+    monkeypatch.setattr(Teacher, "_compute", lambda teacher, images: batches.append(images) or compute(teacher, images))
+    brief = dataclasses.replace(SHORT, epochs=1, min_steps=0)
+    teacher, epoch = Teacher(env.model), len(env.data.train) // brief.batch_size
+    finalists = choose(env, PLANS, brief, short_epochs=0.5, teacher=teacher, progress=False)
+    assert len(batches) == round(epoch / 2)
+    distil_fully(env, PLANS[0], brief, teacher=teacher, progress=False)
+    assert len(batches) == epoch
+    assert choose(env, PLANS, brief, short_epochs=0.5, progress=False) == finalists
+    assert len(batches) == epoch + round(epoch / 2), "without being given one, finalists share one"
+
+
+def test_a_teacher_of_another_network_is_refused(env: FilterPruneEnv) -> None:
+    teacher = Teacher(recalibrated(env, PLANS[0]))
+    with pytest.raises(ValueError, match="the teacher is another network"):
+        choose(env, PLANS, SHORT, teacher=teacher, progress=False)
+    with pytest.raises(ValueError, match=r"give Teacher\(env.model, device\)"):
+        distil_fully(env, PLANS[0], SHORT, teacher=teacher, progress=False)
 
 
 def test_no_plans(env: FilterPruneEnv) -> None:

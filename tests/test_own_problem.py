@@ -24,7 +24,7 @@ from prune_env.evaluation.latency import latency
 from prune_env.evaluation.metric import identity, qualified_name
 from prune_env.finalise import accuracy, choose, distil_fully
 from prune_env.networks import create
-from prune_env.training.distillation import DistillationConfig, distill, distillation_loss
+from prune_env.training.distillation import DistillationConfig, Teacher, distill, distillation_loss
 from prune_env.training.fit import FitConfig, fit, score
 from prune_env.training.step import first_tensor
 
@@ -339,7 +339,7 @@ class TestLoss:
         logits, images = torch.tensor([[1.0, -1.0]]), torch.ones(1, 1, 1, 1)
         network = nn.Sequential(teacher, nn.Flatten())
         config = DistillationConfig(alpha=0.75, temperature=7.0)
-        loss = distillation_loss(network, config, torch.device("cpu"), lambda *_: torch.tensor(8.0), classes=False)
+        loss = distillation_loss(Teacher(network), config, lambda *_: torch.tensor(8.0), classes=False)
         taught = 0.75  # of both outputs
         soft = ((1 - taught) ** 2 + (-1 - taught) ** 2) / 2
         assert float(loss(logits, images, torch.zeros(1, 2))) == pytest.approx(0.75 * soft + 0.25 * 8.0)
@@ -348,8 +348,8 @@ class TestLoss:
         network = nn.Sequential(nn.Flatten(), nn.Linear(1, 3))
         logits, images, labels = torch.randn(4, 3), torch.randn(4, 1, 1, 1), torch.arange(4) % 3
         config = DistillationConfig(alpha=0.5)
-        plain = distillation_loss(network, config, torch.device("cpu"))(logits, images, labels)
-        own = distillation_loss(network, config, torch.device("cpu"), lambda *_: torch.tensor(10.0))
+        plain = distillation_loss(Teacher(network), config)(logits, images, labels)
+        own = distillation_loss(Teacher(network), config, lambda *_: torch.tensor(10.0))
         hard = F.cross_entropy(logits, labels)
         assert float(own(logits, images, labels) - plain) == pytest.approx(float(0.5 * (10 - hard)), rel=1e-5)
 

@@ -17,6 +17,7 @@ from torch import nn
 from ..data import DataSplits, Split
 from ..device import fast_dtype
 from ..pruning import Plan, PruningGroup
+from ..pruning.surgery import check_plan
 from ..training.brief import BriefDistillation
 from ..training.fit import learning_digest, state_digest
 from ..training.step import Loss
@@ -129,6 +130,7 @@ class Evaluator:
         """
         if self._measure_at == 1:
             return plan
+        check_plan(self.task.groups, plan)  # what is wrong with it would show less, or elsewhere, afterwards
         return tuple(round(n * (k / n) ** self._measure_at) for n, k in zip(self._full, plan, strict=True))
 
     def submit(self, plan: Plan, race: Race | None = None) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..data import DataSplits
 from ..device import seeded, with_gradients
-from .distillation import DistillationConfig, frozen, loss_to
+from .distillation import DistillationConfig, Teacher, loss_to
 from .fit import check_loss, one_cycle, optimizers_of, trainable, training_dtype
 from .step import Loss, Step
 
@@ -46,7 +46,7 @@ class BriefDistillation:
         order = torch.cat([torch.randperm(len(data.train), generator=generator) for _ in range(passes)])
         # Smaller networks have the same maps, kernels and strides, so this holds for all of them.
         self._dtype = training_dtype(trainable(teacher, self._device), data.example_input.to(self._device))
-        answer = frozen(teacher, self._device)
+        answer = Teacher(teacher, self._device, memory=0)
         self._batches = []
         """Normalised images [B, C, H, W], what the teacher says of them [B, K], labels [B] or [B, K]."""
         for rows in order[: batches * size].split(size):

@@ -8,6 +8,7 @@ A loss of the user's takes CE's place. Where labels are not classes, the teacher
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,8 +23,6 @@ from ..evaluation.metric import Metric, identity
 from .fit import FitConfig, check_loss, cross_entropy, fit, state_digest
 from .step import Loss
 
-Teacher = Callable[[torch.Tensor], torch.Tensor]
-"""Normalised images [B, C, H, W] -> logits float32 [B, K], which no gradient flows back from."""
 TaughtLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(the teacher's logits [B, K], logits [B, K], normalised images [B, C, H, W], labels [B] or [B, K]) -> scalar"""
 
@@ -50,9 +49,48 @@ class DistillationConfig(FitConfig):
             )
 
 
+class Teacher:
+    """What a copy of a network says in eval mode, in the device's fast precision; no gradient flows back from it.
+
+    Students that train with the same seed are shown the same batches. On a CPU a teacher that they share looks up what
+    it was asked before; on a GPU, where a recorded step cannot look anything up, it always computes.
+
+    memory  bytes of answers to keep; those of the first batches stay, as batches return in the order they came in.
+            Another seed is for another teacher
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device | str = "cpu", *, memory: int = 64 << 20) -> None:
+        self.device = torch.empty(0, device=device).device  # says which one where the caller says 'cuda'
+        self.digest = state_digest(network)
+        self._dtype = fast_dtype(self.device)
+        self._network = channels_last(copy.deepcopy(network).to(self.device, self._dtype)).eval()
+        self._network.requires_grad_(False)
+        self._room = memory if self.device.type == "cpu" else 0
+        self._said: dict[bytes, torch.Tensor] = {}
+        """Logits by fingerprint of the images."""
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalised images [B, C, H, W] -> logits float32 [B, K]."""
+        if not (self._room or self._said):
+            return self._compute(images)
+        key = _fingerprint(images)
+        if key in self._said:
+            return self._said[key]
+        logits = self._compute(images)
+        if logits.nbytes <= self._room:
+            self._said[key], self._room = logits, self._room - logits.nbytes
+        return logits
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _compute(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self._network(images.to(self._dtype))
+        return logits.float().clone()  # what is kept must not be a view of the images, or of something larger
+
+
 def distill(
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: nn.Module | Teacher,
     data: DataSplits,
     config: DistillationConfig | None = None,
     *,
@@ -65,26 +103,33 @@ def distill(
     progress: bool = True,
     title: str = "distillation",
 ) -> nn.Module:
-    """Trains a copy of `student` and returns it in eval mode, on the CPU; neither argument is changed.
+    """Trains a copy of `student` and returns it in eval mode, on the CPU; no network is changed.
 
     The optimizer is made for the copy's own, smaller parameters. With `select_best` the epoch that is best on the
     reward split wins.
 
+    teacher a network, or a Teacher on `device` that several students share, which is faster on a CPU
     loss    what the labels ask, beside the teacher; default: cross-entropy. Labels without classes need one
     metric  what `select_best` goes by, in place of accuracy
     For the checkpoint, `replay`, and for what is raised, see `fit`.
     """
-    config = config or DistillationConfig()
+    config, device = config or DistillationConfig(), torch.device(device)
     check_loss(loss, data)
+    if isinstance(teacher, nn.Module):
+        teacher = Teacher(teacher, device, memory=0)
+    elif teacher.device != torch.empty(0, device=device).device:
+        raise ValueError(
+            f"the teacher is on {teacher.device}, the student is to learn on {device}; make another Teacher"
+        )
     asked = f" and by {identity(loss)}" if loss else ""
     training = FitConfig(**{field.name: getattr(config, field.name) for field in fields(FitConfig)})
     return fit(
         student,
         data,
         training,
-        loss=distillation_loss(teacher, config, torch.device(device), loss, classes=bool(data.classes)),
+        loss=distillation_loss(teacher, config, loss, classes=bool(data.classes)),
         metric=metric,
-        recipe=f"{config!r} taught by {state_digest(teacher)}{asked}",
+        recipe=f"{config!r} taught by {teacher.digest}{asked}",
         select_best=select_best,
         checkpoint=checkpoint,
         device=device,
@@ -95,9 +140,8 @@ def distill(
 
 
 def distillation_loss(
-    teacher: nn.Module,
+    teacher: Teacher,
     config: DistillationConfig,
-    device: torch.device,
     label_loss: Loss | None = None,
     *,
     classes: bool = True,
@@ -107,26 +151,12 @@ def distillation_loss(
     label_loss  default: cross-entropy
     classes     whether logits are those of classes, of which exactly one is right
     """
-    answer, taught_loss = frozen(teacher, device), loss_to(config, label_loss, classes=classes)
+    taught_loss = loss_to(config, label_loss, classes=classes)
 
     def loss(logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return taught_loss(answer(images), logits, images, labels)
+        return taught_loss(teacher(images), logits, images, labels)
 
     return loss
-
-
-def frozen(teacher: nn.Module, device: torch.device) -> Teacher:
-    """What a copy of the teacher says in eval mode, in the device's fast precision."""
-    dtype = fast_dtype(device)
-    teacher = channels_last(copy.deepcopy(teacher).to(device, dtype)).eval()
-    teacher.requires_grad_(False)
-
-    def answer(images: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            logits: torch.Tensor = teacher(images.to(dtype))
-        return logits.float()
-
-    return answer
 
 
 def loss_to(config: DistillationConfig, label_loss: Loss | None = None, *, classes: bool = True) -> TaughtLoss:
@@ -143,3 +173,9 @@ def loss_to(config: DistillationConfig, label_loss: Loss | None = None, *, class
         return alpha * soft + (1 - alpha) * hard(logits, images, labels)
 
     return loss
+
+
+def _fingerprint(images: torch.Tensor) -> bytes:
+    digest = hashlib.blake2b(f"{tuple(images.shape)} {images.dtype}".encode(), digest_size=16)
+    digest.update(images.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.digest()

@@ -140,9 +140,14 @@ class TestEvaluator:
         stored = correct(build(model, groups, ranking, plan), data, data.reward) / len(data.reward)
         assert Evaluator(*parts).accuracy(plan) > stored + 0.05
 
-    def test_a_wrong_plan_is_refused(self, parts: tuple) -> None:
-        with pytest.raises(ValueError, match="plan"):
-            Evaluator(*parts).accuracy((0, 16, 32, 32, 64))
+    @pytest.mark.parametrize("measure_at", [1.0, 0.5])
+    def test_a_wrong_plan_is_refused(self, parts: tuple, measure_at: float) -> None:
+        evaluator = Evaluator(*parts, measure_at=measure_at)
+        for wrong in (0, 129, 16.5, -1):
+            with pytest.raises(ValueError, match=rf"1 to 128 filters, the plan says {wrong}"):
+                evaluator.accuracy((16, 16, 32, 32, wrong))
+        with pytest.raises(ValueError, match="each of the 5 groups, got 2"):
+            evaluator.accuracy((16, 16))
 
     @pytest.mark.parametrize("batches", [0, 2])
     def test_a_plan_may_be_measured_on_the_way_to_it(self, parts: tuple, batches: int) -> None:

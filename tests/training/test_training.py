@@ -17,7 +17,7 @@ from prune_env.data import DataSplits
 from prune_env.networks import create
 from prune_env.pruning import build, find_groups, importance
 from prune_env.training import fit as fit_module
-from prune_env.training.distillation import DistillationConfig, distill, distillation_loss
+from prune_env.training.distillation import DistillationConfig, Teacher, distill, distillation_loss
 from prune_env.training.fit import FitConfig, correct, fit
 
 SHORT = FitConfig(epochs=2, batch_size=128, lr=0.05, ema_decay=0.9, seed=3)
@@ -155,7 +155,7 @@ class TestDistillation:
         p, q = (logits / temperature).softmax(1), (student / temperature).softmax(1)
         soft = (p * (p.log() - q.log())).sum(1).mean() * temperature**2
         hard = -student.softmax(1).log()[torch.arange(2), labels].mean()
-        value = distillation_loss(_Frozen(teacher), config, torch.device("cpu"))(student, inputs, labels)
+        value = distillation_loss(Teacher(_Frozen(teacher)), config)(student, inputs, labels)
         assert float(value) == pytest.approx(float(alpha * soft + (1 - alpha) * hard), rel=1e-4)
 
     def test_every_pruned_layer_moves(self, trained: nn.Module, digits: DataSplits) -> None:
@@ -203,6 +203,70 @@ class TestDistillation:
             DistillationConfig(temperature=0)
         with pytest.raises(ValueError, match="alpha"):
             DistillationConfig(alpha=1.5)
+
+
+class TestTeacher:
+    """What students of one seed share."""
+
+    @pytest.fixture
+    def computed(self, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+        """The batches that were really computed."""
+        batches, compute = [], Teacher._compute
+
+        def counting(teacher: Teacher, images: torch.Tensor) -> torch.Tensor:
+            batches.append(images)
+            return compute(teacher, images)
+
+        monkeypatch.setattr(Teacher, "_compute", counting)
+        return batches
+
+    def test_students_end_as_with_a_teacher_of_their_own(
+        self, trained: nn.Module, digits: DataSplits, computed: list[torch.Tensor]
+    ) -> None:
+        config = DistillationConfig(epochs=0.5, min_steps=0, batch_size=64)
+        students = [create("small_cnn", 10, 1, seed=seed) for seed in (1, 2)]
+        alone = [distill(student, trained, digits, config, progress=False) for student in students]
+        steps, shared = len(computed) // 2, Teacher(trained)
+        computed.clear()
+        together = [distill(student, shared, digits, config, progress=False) for student in students]
+        assert len(computed) == steps > 1, "the second student's batches were those of the first"
+        assert all(map(same, together, alone))
+        distill(students[0], shared, digits, dataclasses.replace(config, seed=1), progress=False)
+        assert len(computed) == 2 * steps, "another seed has other batches"
+
+    def test_a_full_memory_keeps_what_came_first(self, trained: nn.Module, computed: list[torch.Tensor]) -> None:
+        first, second = torch.rand(2, 8, 1, 16, 16)
+        teacher = Teacher(trained, memory=8 * 10 * 4)
+        answers = [teacher(images) for images in (first, second, first, second)]
+        assert [images is first for images in computed] == [True, False, False]
+        assert torch.equal(answers[0], answers[2])
+        assert torch.equal(answers[1], answers[3])
+
+    def test_images_of_equal_bytes_and_another_shape_are_others(self, computed: list[torch.Tensor]) -> None:
+        teacher = Teacher(nn.Flatten())
+        assert teacher(torch.zeros(4, 1, 2, 2)).shape == (4, 4)
+        assert teacher(torch.zeros(2, 1, 4, 2)).shape == (2, 8)
+
+    def test_what_it_said_is_its_own(self) -> None:
+        """Flatten's output is a view of the images, in whose place others come."""
+        teacher, images = Teacher(nn.Flatten()), torch.zeros(2, 1, 2, 2)
+        with torch.inference_mode():
+            teacher(images)
+        images += 1
+        answer = teacher(torch.zeros(2, 1, 2, 2))
+        assert answer.sum() == 0
+        assert not answer.is_inference()
+
+    def test_off_the_cpu_it_computes(self, trained: nn.Module, computed: list[torch.Tensor]) -> None:
+        teacher, images = Teacher(trained, "meta"), torch.empty(2, 1, 16, 16, device="meta")
+        assert teacher(images).shape == teacher(images).shape == (2, 10)
+        assert len(computed) == 2
+
+    def test_one_of_another_device_is_refused(self, trained: nn.Module, digits: DataSplits) -> None:
+        with pytest.raises(ValueError, match="teacher is on meta, the student is to learn on cpu"):
+            distill(trained, Teacher(trained, "meta"), digits, progress=False)
+        brief = DistillationConfig(epochs=0.01, min_steps=0)
+        distill(trained, Teacher(trained, "cpu:0"), digits, brief, device="cpu", progress=False)  # the same device
 
 
 class _Frozen(nn.Module):
