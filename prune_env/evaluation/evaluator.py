@@ -43,7 +43,7 @@ class Evaluator:
     groups, ranking    what can go and in which order: `find_groups`, `importance.ranking`
     reward_images, calibration_images    class-balanced counts out of the two splits
     metric    in place of top-1 accuracy; called 'accuracy' everywhere
-    measure_at    how far on the way to a plan its network is measured: see `measured`
+    measure_at    how far on the way to a plan its network is measured: see `on_the_way`
     finetune_batches    of distillation, which pruned networks get before they are measured; `loss`: in place of
               cross-entropy there
     cache     a file that keeps answers for later runs and for other processes, see `PlanCache`
@@ -124,14 +124,11 @@ class Evaluator:
         return self._measurer.recorded
 
     def measured(self, plan: Plan) -> Plan:
-        """The plan that is cut where the accuracy of this one is asked for: itself, or one on the way to it.
-
-        Of n filters, of which the plan keeps k, n^(1 - measure_at) k^measure_at stay, rounded.
-        """
+        """The plan that is cut where the accuracy of this one is asked for: itself, or one `on_the_way` to it."""
         if self._measure_at == 1:
             return plan
         check_plan(self.task.groups, plan)  # what is wrong with it would show less, or elsewhere, afterwards
-        return tuple(round(n * (k / n) ** self._measure_at) for n, k in zip(self._full, plan, strict=True))
+        return on_the_way(self._full, plan, self._measure_at)
 
     def submit(self, plan: Plan, race: Race | None = None) -> None:
         """Says that `accuracy` will be asked for this plan soon: workers, if there are any, begin with it."""
@@ -211,6 +208,14 @@ class Evaluator:
                 "is not what the network was trained with",
                 stacklevel=3,
             )
+
+
+def on_the_way(full: Plan, plan: Plan, fraction: float) -> Plan:
+    """Where a cut from `full` to `plan` has come after a fraction of the way, 0 to 1, in ratios.
+
+    Of n filters, of which the plan keeps k, n^(1 - fraction) k^fraction stay, rounded.
+    """
+    return tuple(round(n * (k / n) ** fraction) for n, k in zip(full, plan, strict=True))
 
 
 def _fingerprint(

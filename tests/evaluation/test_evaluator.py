@@ -12,7 +12,7 @@ from torch import nn
 
 from prune_env.data import DataSplits
 from prune_env.evaluation.batchnorm import fold, folding_pairs, recalibrate
-from prune_env.evaluation.evaluator import Evaluator
+from prune_env.evaluation.evaluator import Evaluator, on_the_way
 from prune_env.networks import NETWORKS, create
 from prune_env.networks.registry import image_size
 from prune_env.pruning import build, find_groups, importance
@@ -167,28 +167,23 @@ class TestEvaluator:
         assert other.accuracy(plan) == 0.25
         assert half.accuracy_of(wanted) == usual.accuracy_of(wanted), "a network of the caller's is what it is"
 
-    @given(
-        kept=st.tuples(*(st.integers(1, filters) for filters in (32, 32, 64, 64, 128))),
-        more=st.tuples(*(st.integers(0, 100) for _ in range(5))),
-        at=st.floats(0.01, 1),
-        nearer=st.floats(0, 1),
-    )
-    def test_the_way_leads_from_the_whole_network_to_the_plan(
-        self, parts: tuple, kept: tuple[int, ...], more: tuple[int, ...], at: float, nearer: float
-    ) -> None:
-        full = tuple(group.filters for group in parts[2])
-        larger = tuple(min(n, k + m) for n, k, m in zip(full, kept, more, strict=True))
 
-        def measured(plan: tuple[int, ...], at: float) -> tuple[int, ...]:
-            evaluator = Evaluator.__new__(Evaluator)
-            evaluator._full, evaluator._measure_at = full, at
-            return evaluator.measured(plan)
+FULL = (32, 32, 64, 64, 128)
 
-        found = measured(kept, at)
-        assert measured(kept, 1.0) == kept
-        assert measured(full, at) == full
-        for n, k, between, late, above in zip(
-            full, kept, found, measured(kept, at + (1 - at) * nearer), measured(larger, at), strict=True
-        ):
-            assert k <= late <= between <= n, "cutting on, no filter comes back"
-            assert between <= above, "of two plans the larger stays the larger"
+
+@given(
+    kept=st.tuples(*(st.integers(1, filters) for filters in FULL)),
+    more=st.tuples(*(st.integers(0, 100) for _ in FULL)),
+    at=st.floats(0.01, 1),
+    nearer=st.floats(0, 1),
+)
+def test_the_way_leads_from_the_whole_network_to_the_plan(
+    kept: tuple[int, ...], more: tuple[int, ...], at: float, nearer: float
+) -> None:
+    larger = tuple(min(n, k + m) for n, k, m in zip(FULL, kept, more, strict=True))
+    found, late = on_the_way(FULL, kept, at), on_the_way(FULL, kept, at + (1 - at) * nearer)
+    assert on_the_way(FULL, kept, 0) == on_the_way(FULL, FULL, at) == FULL
+    assert on_the_way(FULL, kept, 1) == kept
+    for n, k, between, nearly, above in zip(FULL, kept, found, late, on_the_way(FULL, larger, at), strict=True):
+        assert k <= nearly <= between <= n, "cutting on, no filter comes back"
+        assert between <= above, "of two plans the larger stays the larger"
