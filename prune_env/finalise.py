@@ -49,7 +49,8 @@ def choose(
 
     teacher      one of the environment's network that other calls share; what it has said need not be computed again
     checkpoints  a folder in which a killed run finds the networks that it had finished
-    Raises ValueError if there are no plans, and for a teacher of another network or on another device.
+    Raises ValueError if there are no plans, and for a teacher of another network or on another device;
+    TypeError for one that is no Teacher.
     """
     plans = list(dict.fromkeys(plans))
     if not plans:
@@ -131,6 +132,9 @@ def accuracy(
 
 
 def _checked(teacher: Teacher | None, model: nn.Module) -> Teacher | None:
+    if teacher is not None and not isinstance(teacher, Teacher):
+        given = type(teacher).__name__
+        raise TypeError(f"a teacher to share is a Teacher, got {given}; give Teacher(env.model, device)")
     if teacher is not None and teacher.digest != (digest := state_digest(model)):
         raise ValueError(
             f"the teacher is another network (digest {teacher.digest}) than the environment's ({digest}); give "

@@ -73,6 +73,14 @@ def test_a_teacher_of_another_network_is_refused(env: FilterPruneEnv) -> None:
         distil_fully(env, PLANS[0], SHORT, teacher=teacher, progress=False)
 
 
+def test_a_network_is_no_teacher_to_share(env: FilterPruneEnv) -> None:
+    wanted = r"a Teacher, got SmallCNN; give Teacher\(env.model, device\)"
+    with pytest.raises(TypeError, match=wanted):
+        choose(env, PLANS, SHORT, teacher=env.model, progress=False)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=wanted):
+        distil_fully(env, PLANS[0], SHORT, teacher=env.model, progress=False)  # type: ignore[arg-type]
+
+
 def test_no_plans(env: FilterPruneEnv) -> None:
     with pytest.raises(ValueError, match="no finished plans"):
         choose(env, [], SHORT)

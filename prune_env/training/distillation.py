@@ -111,12 +111,15 @@ def distill(
     teacher a network, or a Teacher on `device` that several students share, which is faster on a CPU
     loss    what the labels ask, beside the teacher; default: cross-entropy. Labels without classes need one
     metric  what `select_best` goes by, in place of accuracy
-    For the checkpoint, `replay`, and for what is raised, see `fit`.
+    Raises TypeError for a teacher that is neither, ValueError for one on another device. For the checkpoint, `replay`
+    and what else is raised, see `fit`.
     """
     config, device = config or DistillationConfig(), torch.device(device)
     check_loss(loss, data)
     if isinstance(teacher, nn.Module):
         teacher = Teacher(teacher, device, memory=0)
+    elif not isinstance(teacher, Teacher):
+        raise TypeError(f"a teacher is a network (nn.Module) or a Teacher, got {type(teacher).__name__}")
     elif teacher.device != torch.empty(0, device=device).device:
         raise ValueError(
             f"the teacher is on {teacher.device}, the student is to learn on {device}; make another Teacher"

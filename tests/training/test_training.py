@@ -262,6 +262,11 @@ class TestTeacher:
         assert teacher(images).shape == teacher(images).shape == (2, 10)
         assert len(computed) == 2
 
+    @pytest.mark.parametrize("wrong", [None, "teacher.safetensors", torch.zeros(2)])
+    def test_what_teaches_nothing_is_refused(self, trained: nn.Module, digits: DataSplits, wrong: object) -> None:
+        with pytest.raises(TypeError, match=rf"network \(nn.Module\) or a Teacher, got {type(wrong).__name__}"):
+            distill(trained, wrong, digits, progress=False)  # type: ignore[arg-type]
+
     def test_one_of_another_device_is_refused(self, trained: nn.Module, digits: DataSplits) -> None:
         with pytest.raises(ValueError, match="teacher is on meta, the student is to learn on cpu"):
             distill(trained, Teacher(trained, "meta"), digits, progress=False)
