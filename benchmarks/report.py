@@ -73,7 +73,7 @@ def write(found: list[Row], out: Path) -> Path:
 def text_table(comparison: Comparison, target: float | None) -> str:
     """The table for a terminal."""
     head = f"{'method':<12}{'seeds':>5}{'plans':>6}{'search':>8}{'result, %':>11}{'95 % interval':>17}{'rank':>6}"
-    head += "".join(f"{'minus ' + name:>33}" for name in REFERENCES) + f"{'seconds':>9}"
+    head += "".join(f"{f'minus {name} [95 %], p':>33}" for name in REFERENCES) + f"{'seconds':>9}"
     lines = [head, "-" * len(head)]
     for line in comparison.lines(target):
         text = f"{line.method:<12}{line.seeds:>5}{line.evaluations:>6.0f}{100 * line.search:>8.2f}"

@@ -5,12 +5,21 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .arguments import expect
 from .config import EnvConfig
 from .data import DataSplits
 from .device import with_gradients
 from .evaluation.measurer import Task, batch_size
 from .evaluation.metric import Metric, qualified_name
 from .reward import RewardFunction
+
+
+def check_parts(model: nn.Module, data: DataSplits, config: EnvConfig | None) -> None:
+    """Names and settings in place of what they stand for are told apart from it."""
+    of_name = 'a network, data or weights of a name are for make_env("small_cnn", "digits")'
+    expect(model, nn.Module, "the model must be a network (nn.Module)", of_name)
+    expect(data, DataSplits, "data must be DataSplits", of_name)
+    expect(config, (EnvConfig, type(None)), "config must be an EnvConfig", "write EnvConfig(target_macs=0.5)")
 
 
 @with_gradients  # an inference mode's tensors could not be differentiated through

@@ -24,7 +24,7 @@ from torch import nn
 from . import render
 from .archive import Archive, Entry
 from .budget import Budget
-from .checks import calibration_batches, check_budget, check_head, check_original, check_racing
+from .checks import calibration_batches, check_budget, check_head, check_original, check_parts, check_racing
 from .config import EnvConfig, EvaluatorKind, differences
 from .data import DataSplits
 from .evaluation.evaluator import Evaluator
@@ -56,7 +56,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     Infos          action_mask (int8 [A]), applied_rate, accuracy, macs_ratio, params_ratio; the same keys at every step
 
     The model may be on any device, of any precision and in either mode; it is copied, without its hooks, and never
-    changed. Raises ValueError where model, data and config do not fit together.
+    changed. Raises ValueError where model, data and config do not fit together, TypeError for what is none.
     """
 
     metadata: ClassVar[dict[str, Any]] = {
@@ -96,6 +96,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         loss    (logits, images, labels) -> scalar, in place of cross-entropy where the pruned network is trained
         Labels without classes need a metric, and a loss as soon as something is trained.
         """
+        check_parts(model, data, config)
         config = config or EnvConfig()
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ValueError(f"render_mode {render_mode!r} is unknown; choose one of {', '.join(RENDER_MODES)} or None")

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .arguments import expect
 from .data import DataSplits, Split
 from .env import FilterPruneEnv
 from .evaluation.metric import Metric
@@ -132,9 +133,7 @@ def accuracy(
 
 
 def _checked(teacher: Teacher | None, model: nn.Module) -> Teacher | None:
-    if teacher is not None and not isinstance(teacher, Teacher):
-        given = type(teacher).__name__
-        raise TypeError(f"a teacher to share is a Teacher, got {given}; give Teacher(env.model, device)")
+    expect(teacher, (Teacher, type(None)), "a teacher to share must be a Teacher", "give Teacher(env.model, device)")
     if teacher is not None and teacher.digest != (digest := state_digest(model)):
         raise ValueError(
             f"the teacher is another network (digest {teacher.digest}) than the environment's ({digest}); give "

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from .arguments import expect
 from .config import EnvConfig, EvaluatorKind
 from .data import DataSplits, load
 from .env import FilterPruneEnv
@@ -35,6 +36,9 @@ def make_env(
                                 small_cnn on digits is worth, see `prune_env.evaluation.table`
     config  fields of `EnvConfig`
     """
+    expect(
+        network, str, "network must be a registered name", "for a network of your own take FilterPruneEnv(model, data)"
+    )
     if evaluator not in (kinds := (*get_args(EvaluatorKind), "table")):
         raise ValueError(f"evaluator {evaluator!r} is unknown; choose one of {', '.join(kinds)}")
     names = [field.name for field in fields(EnvConfig)]

@@ -25,7 +25,7 @@ HEAVY = {
 
 # From the inside out: a module may import those above it, never those below.
 LAYERS = [
-    {"files", "device", "cuda_graphs", "config", "factory", "onnx_runtime"},
+    {"arguments", "files", "device", "cuda_graphs", "config", "factory", "onnx_runtime"},
     {"sources"},
     {"own_data"},
     {"data"},

@@ -14,6 +14,9 @@ import prune_env
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.data import DataSplits
 from prune_env.networks import create
+from prune_env.training.distillation import distill
+from prune_env.training.fit import FitConfig, fit
+from qmix_agent import QMIX
 
 EnvMaker = Callable[..., FilterPruneEnv]
 
@@ -112,3 +115,39 @@ def test_a_recalibration_that_hurts_is_told(trained: torch.nn.Module, digits: Da
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         FilterPruneEnv(trained, digits, EnvConfig(prove=False))
+
+
+class TestWrongTypes:
+    def test_of_an_environment(self, trained: torch.nn.Module, digits: DataSplits) -> None:
+        for model in ("small_cnn", torch.nn.ReLU, None):
+            with pytest.raises(TypeError, match=r"the model must be a network \(nn.Module\), got .*make_env"):
+                FilterPruneEnv(model, digits)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"data must be DataSplits, got str; .*make_env"):
+            FilterPruneEnv(trained, "digits")  # type: ignore[arg-type]
+        for config in ({"target_macs": 0.5}, 0.5):
+            with pytest.raises(TypeError, match=r"must be an EnvConfig, got \w+; write EnvConfig\(target_macs=0.5\)"):
+                FilterPruneEnv(trained, digits, config)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"network must be a registered name, got SmallCNN; .* FilterPruneEnv"):
+            prune_env.make_env(trained)  # type: ignore[arg-type]
+
+    def test_of_a_training(self, trained: torch.nn.Module, digits: DataSplits) -> None:
+        for train in (fit, lambda model, data, config=None: distill(model, trained, data, config)):
+            with pytest.raises(TypeError, match=r"what is trained must be a network \(nn.Module\), got str"):
+                train("small_cnn", digits)
+            with pytest.raises(TypeError, match=r"data must be DataSplits, got Tensor; .*load"):
+                train(trained, digits.train.images)
+            with pytest.raises(TypeError, match=r"config must be a \w+Config, got dict; write \w+Config\(epochs=1\)"):
+                train(trained, digits, {"epochs": 1})
+        with pytest.raises(TypeError, match="config must be a DistillationConfig, got FitConfig"):
+            distill(trained, trained, digits, FitConfig(epochs=1))  # type: ignore[arg-type]
+
+    def test_of_a_plan(self, make_env: EnvMaker) -> None:
+        env = make_env()
+        with pytest.raises(TypeError, match="for each of the 5 groups, in their order; got a dict"):
+            prune_env.save_pruned(
+                "nothing", env.model, {"features.0": 26}, groups=env.groups, ranking=env.ranking, data=env.data
+            )  # type: ignore[arg-type]
+
+    def test_of_an_agents_settings(self, make_env: EnvMaker) -> None:
+        with pytest.raises(TypeError, match="config must be a QMIXConfig, got dict"):
+            QMIX(make_env(), {"mixer": "vdn"})  # type: ignore[arg-type]

@@ -53,7 +53,8 @@ def pretrained(
     weights  a .safetensors file or a torch file with a state dict (bare, or under 'state_dict'; a 'module.' prefix is
              dropped). Without it, the user's cache is asked; on a miss the network is trained by `recipe` and cached,
              keyed by network, recipe and a digest of the data.
-    Raises ValueError where images, classes or weights do not fit the network, FileNotFoundError for a missing file.
+    Raises ValueError where images, classes or weights do not fit the network, FileNotFoundError for a missing file,
+    IsADirectoryError for a folder in its place.
     """
     splits = data if isinstance(data, DataSplits) else load(data)
     splits = normalised_for(network, splits)
@@ -91,7 +92,9 @@ def pretrained(
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
-    """Loads a state dict strictly. Raises FileNotFoundError, or ValueError that names what does not fit."""
+    """Loads a state dict strictly. Raises as `pretrained` does, and names what does not fit."""
+    if file.is_dir():
+        raise IsADirectoryError(f"weights {file} are a folder; give the file in it (load_pruned reads pruned networks)")
     if not file.is_file():
         raise FileNotFoundError(f"weights file {file} does not exist")
     try:
@@ -101,7 +104,11 @@ def load_weights(model: nn.Module, file: Path) -> None:
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's unpickler raises what it likes on foreign bytes: IndexError, EOFError, ...
-        raise ValueError(f"weights file {file} cannot be read: {error}") from error
+        # What torch says besides is how to read files that run code.
+        told = str(error).partition("\n")[0].partition(". ")[0]
+        raise ValueError(
+            f"weights file {file} cannot be read as a state dict ({type(error).__name__}: {told})"
+        ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"weights file {file} holds no state dict of tensors")
@@ -109,4 +116,9 @@ def load_weights(model: nn.Module, file: Path) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"weights file {file} does not fit the network: {error}") from error
+        first, *rest = str(error).splitlines()[1:] or [str(error)]
+        more = f" (and {len(rest)} more)" if rest else ""
+        raise ValueError(
+            f"weights file {file} does not fit the network: {first.strip()}{more}; those of a pruned network are read "
+            "by load_pruned"
+        ) from error

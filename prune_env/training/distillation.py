@@ -17,10 +17,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..arguments import expect
 from ..data import DataSplits
 from ..device import channels_last, fast_dtype
 from ..evaluation.metric import Metric, identity
-from .fit import FitConfig, check_loss, cross_entropy, fit, state_digest
+from .fit import FitConfig, check_fit, check_loss, cross_entropy, fit, state_digest
 from .step import Loss
 
 TaughtLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -111,15 +112,14 @@ def distill(
     teacher a network, or a Teacher on `device` that several students share, which is faster on a CPU
     loss    what the labels ask, beside the teacher; default: cross-entropy. Labels without classes need one
     metric  what `select_best` goes by, in place of accuracy
-    Raises TypeError for a teacher that is neither, ValueError for one on another device. For the checkpoint, `replay`
-    and what else is raised, see `fit`.
+    Raises ValueError for a Teacher on another device. For the checkpoint, `replay` and what else is raised, see `fit`.
     """
+    check_fit(student, data, config, DistillationConfig)
+    expect(teacher, (nn.Module, Teacher), "the teacher must be a network (nn.Module) or a Teacher")
     config, device = config or DistillationConfig(), torch.device(device)
     check_loss(loss, data)
     if isinstance(teacher, nn.Module):
         teacher = Teacher(teacher, device, memory=0)
-    elif not isinstance(teacher, Teacher):
-        raise TypeError(f"a teacher is a network (nn.Module) or a Teacher, got {type(teacher).__name__}")
     elif teacher.device != torch.empty(0, device=device).device:
         raise ValueError(
             f"the teacher is on {teacher.device}, the student is to learn on {device}; make another Teacher"

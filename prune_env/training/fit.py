@@ -22,6 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from ..arguments import expect
 from ..data import DataSplits, Split
 from ..device import channels_last, fast_dtype, seeded, with_gradients
 from ..evaluation.batchnorm import folding_pairs, near_equal, recalibrate
@@ -99,9 +100,11 @@ def fit(
     checkpoint  written after every epoch; an existing one of the same run is resumed
     replay      on a GPU, record the step and replay it: up to three times as fast for a small network. Not for a
                 network or a loss whose Python code does something else from step to step; None: not with a `loss`
-    Raises FloatingPointError when the loss is no longer finite, and ValueError for a checkpoint of another run, for
-    labels without classes that lack a loss or a metric, and for a muon_lr that has no convolution to work on.
+    Raises FloatingPointError when the loss is no longer finite, TypeError for what is no network, data or config, and
+    ValueError for a checkpoint of another run, for labels without classes that lack a loss or a metric, and for a
+    muon_lr that has no convolution to work on.
     """
+    check_fit(model, data, config, FitConfig)
     config = config or FitConfig()
     device = torch.device(device)
     check_loss(loss, data)
@@ -163,6 +166,13 @@ def fit(
     model.load_state_dict(best[1])
     model.zero_grad(set_to_none=True)
     return model.eval().cpu()
+
+
+def check_fit(model: nn.Module, data: DataSplits, config: FitConfig | None, kind: type[FitConfig]) -> None:
+    """Raises TypeError for what can be no training's model, data or settings."""
+    expect(model, nn.Module, "what is trained must be a network (nn.Module)")
+    expect(data, DataSplits, "data must be DataSplits", "make them by prune_env.data.load or one of its neighbours")
+    expect(config, (kind, type(None)), f"config must be a {kind.__name__}", f"write {kind.__name__}(epochs=1)")
 
 
 def trainable(model: nn.Module, device: torch.device) -> nn.Module:

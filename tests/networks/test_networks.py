@@ -126,10 +126,15 @@ class TestPretrained:
         with pytest.raises(FileNotFoundError, match=r"nothing\.pt does not exist"):
             pretrained("small_cnn", digits, tmp_path / "nothing.pt")
         (tmp_path / "broken.pt").write_bytes(b"broken")
-        with pytest.raises(ValueError, match=r"broken\.pt cannot be read"):
+        with pytest.raises(IsADirectoryError, match="are a folder; give the file in it"):
+            pretrained("small_cnn", digits, tmp_path)
+        with pytest.raises(ValueError, match=r"broken\.pt cannot be read") as told:
             pretrained("small_cnn", digits, tmp_path / "broken.pt")
+        assert "weights_only" not in str(told.value), "torch's advice is to run what the file says"
         torch.save(create("small_cnn", 7, 1).state_dict(), tmp_path / "seven.pt")
-        with pytest.raises(ValueError, match=r"seven\.pt does not fit the network"):
+        with pytest.raises(
+            ValueError, match=r"seven\.pt does not fit the network: size mismatch for classifier.weight.*and 1 more"
+        ):
             pretrained("small_cnn", digits, tmp_path / "seven.pt")
         torch.save([1, 2], tmp_path / "list.pt")
         with pytest.raises(ValueError, match="holds no state dict"):

@@ -264,7 +264,9 @@ class TestTeacher:
 
     @pytest.mark.parametrize("wrong", [None, "teacher.safetensors", torch.zeros(2)])
     def test_what_teaches_nothing_is_refused(self, trained: nn.Module, digits: DataSplits, wrong: object) -> None:
-        with pytest.raises(TypeError, match=rf"network \(nn.Module\) or a Teacher, got {type(wrong).__name__}"):
+        with pytest.raises(
+            TypeError, match=rf"teacher must be a network \(nn.Module\) or a Teacher, got {type(wrong).__name__}"
+        ):
             distill(trained, wrong, digits, progress=False)  # type: ignore[arg-type]
 
     def test_one_of_another_device_is_refused(self, trained: nn.Module, digits: DataSplits) -> None:
