@@ -12,6 +12,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import time
 import traceback
 import weakref
 from collections import Counter, deque
@@ -32,6 +33,8 @@ from .racing import Race
 
 TRIES = 3
 """Workers that may die over one plan."""
+PATIENCE = 1.0
+"""Seconds in which workers may end by themselves."""
 
 Question = tuple[Plan, Race | None]
 
@@ -70,7 +73,7 @@ class Backend(Protocol):
         """Waits until at least one of the workers, all of which were asked, has answered or died."""
 
     def stop(self, workers: Sequence[Any]) -> None:
-        """Ends workers at once."""
+        """Ends workers, in a second or so."""
 
 
 class WorkerError(RuntimeError):
@@ -201,9 +204,12 @@ class Processes:
         return [(worker, self._receive(worker)) for worker in workers if worker.connection in ready]
 
     def stop(self, workers: Sequence[_Process]) -> None:
-        """See `Backend`."""
+        """See `Backend`. Who has nothing to do ends by itself: killed, it would leave semaphores (tqdm's) behind."""
         for worker in workers:
             worker.connection.close()
+        until = time.monotonic() + PATIENCE
+        for worker in workers:
+            worker.process.join(max(0.0, until - time.monotonic()))
             worker.process.kill()
         for worker in workers:
             worker.process.join()

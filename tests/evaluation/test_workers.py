@@ -195,6 +195,17 @@ class TestProcesses:
         undisturbed = search(kill=False, count=1)
         assert search(kill=True, count=2) == undisturbed
 
+    def test_idle_workers_end_by_themselves(
+        self, trained: torch.nn.Module, digits: DataSplits, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Killed, they leave semaphores, of which the interpreter warns as it ends."""
+        monkeypatch.setattr("prune_env.evaluation.workers.PATIENCE", 60)
+        env = FilterPruneEnv(trained, digits, SMALL, evaluator="processes", workers=1)
+        env.evaluator.accuracy(env.full_plan)
+        (worker,) = env.evaluator._pool._idle  # type: ignore[union-attr]
+        env.close()
+        assert worker.process.exitcode == 0  # type: ignore[attr-defined]
+
     @pytest.mark.parametrize("batches", [0, 3])
     def test_workers_answer_as_this_process_does(
         self, trained: torch.nn.Module, digits: DataSplits, batches: int
