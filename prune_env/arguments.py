@@ -12,4 +12,4 @@ def expect(value: object, kind: type | tuple[type, ...], told: str, remedy: str 
     if isinstance(value, kind):
         return
     given = f"class {value.__name__}, not an object" if isinstance(value, type) else type(value).__name__
-    raise TypeError(f"{told}, got {given}" + f"; {remedy}" * bool(remedy))
+    raise TypeError(f"{told}, got {given}; {remedy}" if remedy else f"{told}, got {given}")

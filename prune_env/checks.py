@@ -7,7 +7,7 @@ from torch import nn
 
 from .arguments import expect
 from .config import EnvConfig
-from .data import DataSplits
+from .data import DataSplits, check_data
 from .device import with_gradients
 from .evaluation.measurer import Task, batch_size
 from .evaluation.metric import Metric, qualified_name
@@ -15,10 +15,9 @@ from .reward import RewardFunction
 
 
 def check_parts(model: nn.Module, data: DataSplits, config: EnvConfig | None) -> None:
-    """Names and settings in place of what they stand for are told apart from it."""
-    of_name = 'a network, data or weights of a name are for make_env("small_cnn", "digits")'
-    expect(model, nn.Module, "the model must be a network (nn.Module)", of_name)
-    expect(data, DataSplits, "data must be DataSplits", of_name)
+    """Raises TypeError where one is something else: a name, most likely, or settings as a dict."""
+    expect(model, nn.Module, "the model must be a network (nn.Module)", 'make_env("small_cnn", "digits") takes names')
+    check_data(data)
     expect(config, (EnvConfig, type(None)), "config must be an EnvConfig", "write EnvConfig(target_macs=0.5)")
 
 

@@ -22,6 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from . import own_data, sources
+from .arguments import expect
 from .sources import DataError, Source, by_class
 
 __all__ = [
@@ -157,6 +158,12 @@ class DataSplits:
         """The same splits for a network trained with another normalisation."""
         mean, std = _checked_normalisation(self.image_shape[0], mean, std)
         return replace(self, mean=mean, std=std)
+
+
+def check_data(data: DataSplits) -> None:
+    """Raises TypeError where images, a name or a folder are given in place of the splits that are made of them."""
+    made = "prune_env.data has load (names, folders), from_tensors and from_datasets, which make them"
+    expect(data, DataSplits, "data must be DataSplits", made)
 
 
 def load(source: str | Path, *, cache: bool = True) -> DataSplits:

@@ -56,7 +56,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     Infos          action_mask (int8 [A]), applied_rate, accuracy, macs_ratio, params_ratio; the same keys at every step
 
     The model may be on any device, of any precision and in either mode; it is copied, without its hooks, and never
-    changed. Raises ValueError where model, data and config do not fit together, TypeError for what is none.
+    changed. Raises ValueError where model, data and config do not fit together, TypeError for other objects.
     """
 
     metadata: ClassVar[dict[str, Any]] = {

@@ -11,7 +11,7 @@ import torch
 
 from .arguments import expect
 from .config import EnvConfig, EvaluatorKind
-from .data import DataSplits, load
+from .data import DataSplits, check_data, load
 from .env import FilterPruneEnv
 from .evaluation.table import Table, TableEvaluator
 from .networks.pretrained import normalised_for, pretrained
@@ -35,6 +35,8 @@ def make_env(
     cache, evaluator, workers   see `FilterPruneEnv`; the evaluator 'table', besides, looks up what every plan of
                                 small_cnn on digits is worth, see `prune_env.evaluation.table`
     config  fields of `EnvConfig`
+    Raises TypeError for an unknown setting and for arguments of other types, and what `EnvConfig`, `load`, `pretrained`
+    and `FilterPruneEnv` raise.
     """
     expect(
         network, str, "network must be a registered name", "for a network of your own take FilterPruneEnv(model, data)"
@@ -48,7 +50,9 @@ def make_env(
         raise TypeError(f"make_env has no setting {unknown[0]!r}; {told}")
     table = Table.load() if evaluator == "table" else None
     settings = table.config(config, cache) if table else EnvConfig(**config)  # told before minutes of training
-    splits = normalised_for(network, data if isinstance(data, DataSplits) else load(data))
+    splits = load(data) if isinstance(data, str | Path) else data
+    check_data(splits)
+    splits = normalised_for(network, splits)
     model = (table.pretrained if table else pretrained)(network, splits, weights, device=device, progress=progress)
     env = FilterPruneEnv(
         model,

@@ -56,7 +56,7 @@ class QMIX:
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed must be a whole number that is not negative, got {seed!r}")
         if not isinstance(config, QMIXConfig | None):
-            raise TypeError(f"config must be a QMIXConfig, got {type(config).__name__}; write QMIXConfig(gamma=0.99)")
+            raise TypeError(f"config must be a QMIXConfig, got {config!r}; write QMIXConfig(gamma=0.99)")
         envs = _team_envs(env)
         self._set_up(envs[0].spec, config or QMIXConfig(), int(seed), device, envs)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +15,10 @@ import prune_env
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.data import DataSplits
 from prune_env.networks import create
+from prune_env.pruning import build
 from prune_env.training.distillation import distill
 from prune_env.training.fit import FitConfig, fit
-from qmix_agent import QMIX
+from qmix_agent import QMIX, QMIXConfig
 
 EnvMaker = Callable[..., FilterPruneEnv]
 
@@ -122,13 +124,15 @@ class TestWrongTypes:
         for model in ("small_cnn", torch.nn.ReLU, None):
             with pytest.raises(TypeError, match=r"the model must be a network \(nn.Module\), got .*make_env"):
                 FilterPruneEnv(model, digits)  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match=r"data must be DataSplits, got str; .*make_env"):
+        with pytest.raises(TypeError, match=r"data must be DataSplits, got str; .*load"):
             FilterPruneEnv(trained, "digits")  # type: ignore[arg-type]
         for config in ({"target_macs": 0.5}, 0.5):
             with pytest.raises(TypeError, match=r"must be an EnvConfig, got \w+; write EnvConfig\(target_macs=0.5\)"):
                 FilterPruneEnv(trained, digits, config)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match=r"network must be a registered name, got SmallCNN; .* FilterPruneEnv"):
             prune_env.make_env(trained)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"data must be DataSplits, got Tensor; .*from_tensors"):
+            prune_env.make_env("small_cnn", digits.train.images)  # type: ignore[arg-type]
 
     def test_of_a_training(self, trained: torch.nn.Module, digits: DataSplits) -> None:
         for train in (fit, lambda model, data, config=None: distill(model, trained, data, config)):
@@ -141,13 +145,18 @@ class TestWrongTypes:
         with pytest.raises(TypeError, match="config must be a DistillationConfig, got FitConfig"):
             distill(trained, trained, digits, FitConfig(epochs=1))  # type: ignore[arg-type]
 
-    def test_of_a_plan(self, make_env: EnvMaker) -> None:
-        env = make_env()
-        with pytest.raises(TypeError, match="for each of the 5 groups, in their order; got a dict"):
-            prune_env.save_pruned(
-                "nothing", env.model, {"features.0": 26}, groups=env.groups, ranking=env.ranking, data=env.data
-            )  # type: ignore[arg-type]
+    def test_of_a_plan(self, make_env: EnvMaker, tmp_path: Path) -> None:
+        env, plan = make_env(), {"features.0": 26}
+        parts = {"groups": env.groups, "ranking": env.ranking, "data": env.data}
+        for use in (
+            lambda: prune_env.save_pruned(tmp_path, env.model, plan, **parts),  # type: ignore[arg-type]
+            lambda: build(env.model, env.groups, env.ranking, plan),  # type: ignore[arg-type]
+        ):
+            with pytest.raises(TypeError, match="each of the 5 groups, in their order, got dict; give a tuple"):
+                use()
+        assert not list(tmp_path.iterdir())
 
-    def test_of_an_agents_settings(self, make_env: EnvMaker) -> None:
-        with pytest.raises(TypeError, match="config must be a QMIXConfig, got dict"):
-            QMIX(make_env(), {"mixer": "vdn"})  # type: ignore[arg-type]
+    @pytest.mark.parametrize("config", [{"mixer": "vdn"}, QMIXConfig])
+    def test_of_an_agents_settings(self, make_env: EnvMaker, config: object) -> None:
+        with pytest.raises(TypeError, match=r"config must be a QMIXConfig, got .*; write QMIXConfig"):
+            QMIX(make_env(), config)  # type: ignore[arg-type]

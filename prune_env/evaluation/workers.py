@@ -109,8 +109,9 @@ class Pool:
 
     def close(self) -> None:
         """Ends the workers and forgets what was asked."""
-        self._backend.stop([*self._idle, *self._busy])
+        workers = [*self._idle, *self._busy]
         self._reset()
+        self._backend.stop(workers)
 
     @contextmanager
     def _forgetting(self) -> Iterator[None]:
@@ -208,9 +209,12 @@ class Processes:
         for worker in workers:
             worker.connection.close()
         until = time.monotonic() + PATIENCE
-        for worker in workers:
-            worker.process.join(max(0.0, until - time.monotonic()))
-            worker.process.kill()
+        try:
+            for worker in workers:
+                worker.process.join(max(0.0, until - time.monotonic()))
+        finally:  # Ctrl-C may come meanwhile
+            for worker in workers:
+                worker.process.kill()
         for worker in workers:
             worker.process.join()
 

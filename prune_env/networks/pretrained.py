@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,10 @@ def load_weights(model: nn.Module, file: Path) -> None:
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's unpickler raises what it likes on foreign bytes: IndexError, EOFError, ...
-        # What torch says besides is how to read files that run code.
-        told = str(error).partition("\n")[0].partition(". ")[0]
+        # What torch says of it is long, and how to read files that run code.
         raise ValueError(
-            f"weights file {file} cannot be read as a state dict ({type(error).__name__}: {told})"
+            f"weights file {file} cannot be read as a state dict ({type(error).__name__}); write one by "
+            "torch.save(model.state_dict(), file) or safetensors"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -116,9 +117,16 @@ def load_weights(model: nn.Module, file: Path) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        first, *rest = str(error).splitlines()[1:] or [str(error)]
-        more = f" (and {len(rest)} more)" if rest else ""
         raise ValueError(
-            f"weights file {file} does not fit the network: {first.strip()}{more}; those of a pruned network are read "
-            "by load_pruned"
+            f"weights file {file} does not fit the network: {_misfit(model.state_dict(), state)}"
         ) from error
+
+
+def _misfit(wanted: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> str:
+    """The first of the faults, and how many more there are."""
+    common = [name for name in wanted if name in given and wanted[name].shape != given[name].shape]
+    faults = [f"{name} is {tuple(given[name].shape)} in place of {tuple(wanted[name].shape)}" for name in common]
+    remedy = "; if they are of a pruned network, load_pruned reads its folder" if faults else ""
+    faults += [f"{name} is missing" for name in wanted if name not in given]
+    faults += [f"{name} is not of this network" for name in given if name not in wanted]
+    return faults[0] + f" (and {len(faults) - 1} more)" * (len(faults) > 1) + remedy

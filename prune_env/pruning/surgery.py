@@ -84,9 +84,15 @@ def restrict(
 
 
 def check_plan(groups: Sequence[PruningGroup], plan: Plan) -> None:
-    """Raises ValueError unless the plan has one whole number from 1 to `filters` for every group."""
+    """Raises ValueError unless the plan has one whole number from 1 to `filters` for every group.
+
+    And TypeError for a mapping, which has no order that counts.
+    """
     if isinstance(plan, Mapping):  # pruned.json lists what layers keep, under the name of a plan
-        raise TypeError(f"a plan is one filter count for each of the {len(groups)} groups, in their order; got a dict")
+        raise TypeError(
+            f"a plan must be one filter count for each of the {len(groups)} groups, in their order, got "
+            f"{type(plan).__name__}; give a tuple, such as env.full_plan"
+        )
     if len(plan) != len(groups):
         raise ValueError(f"a plan holds one filter count for each of the {len(groups)} groups, got {len(plan)}")
     for group, kept in zip(groups, plan, strict=True):

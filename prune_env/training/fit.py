@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ..arguments import expect
-from ..data import DataSplits, Split
+from ..data import DataSplits, Split, check_data
 from ..device import channels_last, fast_dtype, seeded, with_gradients
 from ..evaluation.batchnorm import folding_pairs, near_equal, recalibrate
 from ..evaluation.metric import Metric, check_metric, identity, measure
@@ -171,7 +171,7 @@ def fit(
 def check_fit(model: nn.Module, data: DataSplits, config: FitConfig | None, kind: type[FitConfig]) -> None:
     """Raises TypeError for what can be no training's model, data or settings."""
     expect(model, nn.Module, "what is trained must be a network (nn.Module)")
-    expect(data, DataSplits, "data must be DataSplits", "make them by prune_env.data.load or one of its neighbours")
+    check_data(data)
     expect(config, (kind, type(None)), f"config must be a {kind.__name__}", f"write {kind.__name__}(epochs=1)")
 
 

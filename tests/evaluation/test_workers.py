@@ -124,6 +124,20 @@ class TestThePool:
         workers.asked.clear()
         assert pool.result((4,)) == 0.04
 
+    def test_after_an_interrupted_close_the_pool_starts_afresh(self) -> None:
+        workers = Scripted(1, lambda size: 0)
+        pool = Pool(workers, None)  # type: ignore[arg-type]
+        assert pool.result((4,)) == 0.04
+
+        def interrupted(_: Any) -> None:
+            raise KeyboardInterrupt
+
+        workers.stop = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            pool.close()
+        assert pool.result((5,)) == 0.05
+        assert workers.started == 2
+
     def test_a_race_and_an_exact_count_are_two_questions(self) -> None:
         pool = Pool(Scripted(1, lambda size: 0), None)  # type: ignore[arg-type]
         pool.submit((3,), Race(0.9, 0.1))
@@ -201,7 +215,6 @@ class TestProcesses:
         """Killed, they leave semaphores, of which the interpreter warns as it ends."""
         monkeypatch.setattr("prune_env.evaluation.workers.PATIENCE", 60)
         env = FilterPruneEnv(trained, digits, SMALL, evaluator="processes", workers=1)
-        env.evaluator.accuracy(env.full_plan)
         (worker,) = env.evaluator._pool._idle  # type: ignore[union-attr]
         env.close()
         assert worker.process.exitcode == 0  # type: ignore[attr-defined]

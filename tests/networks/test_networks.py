@@ -133,9 +133,12 @@ class TestPretrained:
         assert "weights_only" not in str(told.value), "torch's advice is to run what the file says"
         torch.save(create("small_cnn", 7, 1).state_dict(), tmp_path / "seven.pt")
         with pytest.raises(
-            ValueError, match=r"seven\.pt does not fit the network: size mismatch for classifier.weight.*and 1 more"
+            ValueError, match=r"seven\.pt does not fit the network: classifier.weight is \(7, 128\) .*\(and 1 more\)"
         ):
             pretrained("small_cnn", digits, tmp_path / "seven.pt")
+        torch.save({"model." + k: v for k, v in create("small_cnn", 10, 1).state_dict().items()}, tmp_path / "other.pt")
+        with pytest.raises(ValueError, match=r"features.0.weight is missing \(and \d+ more\)$"):
+            pretrained("small_cnn", digits, tmp_path / "other.pt")
         torch.save([1, 2], tmp_path / "list.pt")
         with pytest.raises(ValueError, match="holds no state dict"):
             pretrained("small_cnn", digits, tmp_path / "list.pt")
