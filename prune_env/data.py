@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -164,6 +165,13 @@ def check_data(data: DataSplits) -> None:
     """Raises TypeError where images, a name or a folder are given in place of the splits that are made of them."""
     made = "prune_env.data has load (names, folders), from_tensors and from_datasets, which make them"
     expect(data, DataSplits, "data must be DataSplits", made)
+
+
+def splits_of(data: DataSplits | str | Path) -> DataSplits:
+    """Itself, or what `load` makes of a name or a folder. Raises TypeError for anything else."""
+    splits = load(data) if isinstance(data, (str, os.PathLike)) else data
+    check_data(splits)
+    return splits
 
 
 def load(source: str | Path, *, cache: bool = True) -> DataSplits:

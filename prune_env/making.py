@@ -11,7 +11,7 @@ import torch
 
 from .arguments import expect
 from .config import EnvConfig, EvaluatorKind
-from .data import DataSplits, check_data, load
+from .data import DataSplits, splits_of
 from .env import FilterPruneEnv
 from .evaluation.table import Table, TableEvaluator
 from .networks.pretrained import normalised_for, pretrained
@@ -50,9 +50,7 @@ def make_env(
         raise TypeError(f"make_env has no setting {unknown[0]!r}; {told}")
     table = Table.load() if evaluator == "table" else None
     settings = table.config(config, cache) if table else EnvConfig(**config)  # told before minutes of training
-    splits = load(data) if isinstance(data, str | Path) else data
-    check_data(splits)
-    splits = normalised_for(network, splits)
+    splits = normalised_for(network, splits_of(data))
     model = (table.pretrained if table else pretrained)(network, splits, weights, device=device, progress=progress)
     env = FilterPruneEnv(
         model,

@@ -33,7 +33,7 @@ from .racing import Race
 
 TRIES = 3
 """Workers that may die over one plan."""
-PATIENCE = 1.0
+GRACE = 1.0
 """Seconds in which workers may end by themselves."""
 
 Question = tuple[Plan, Race | None]
@@ -208,7 +208,7 @@ class Processes:
         """See `Backend`. Who has nothing to do ends by itself: killed, it would leave semaphores (tqdm's) behind."""
         for worker in workers:
             worker.connection.close()
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + GRACE
         try:
             for worker in workers:
                 worker.process.join(max(0.0, until - time.monotonic()))

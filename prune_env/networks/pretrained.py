@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..data import DataSplits, load
+from ..data import DataSplits, splits_of
 from ..files import cache_dir, replacing
 from ..training.fit import FitConfig, fit
 from .registry import create, image_size
@@ -57,8 +57,7 @@ def pretrained(
     Raises ValueError where images, classes or weights do not fit the network, FileNotFoundError for a missing file,
     IsADirectoryError for a folder in its place.
     """
-    splits = data if isinstance(data, DataSplits) else load(data)
-    splits = normalised_for(network, splits)
+    splits = normalised_for(network, splits_of(data))
     channels, height, width = splits.image_shape
     model = create(network, len(splits.classes), channels).eval()
     if (height, width) != image_size(network):
@@ -129,4 +128,5 @@ def _misfit(wanted: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor
     remedy = "; if they are of a pruned network, load_pruned reads its folder" if faults else ""
     faults += [f"{name} is missing" for name in wanted if name not in given]
     faults += [f"{name} is not of this network" for name in given if name not in wanted]
-    return faults[0] + f" (and {len(faults) - 1} more)" * (len(faults) > 1) + remedy
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return faults[0] + more + remedy

@@ -21,7 +21,7 @@ from ..arguments import expect
 from ..data import DataSplits
 from ..device import channels_last, fast_dtype
 from ..evaluation.metric import Metric, identity
-from .fit import FitConfig, check_fit, check_loss, cross_entropy, fit, state_digest
+from .fit import FitConfig, check_loss, check_training, cross_entropy, fit, state_digest
 from .step import Loss
 
 TaughtLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -114,7 +114,7 @@ def distill(
     metric  what `select_best` goes by, in place of accuracy
     Raises ValueError for a Teacher on another device. For the checkpoint, `replay` and what else is raised, see `fit`.
     """
-    check_fit(student, data, config, DistillationConfig)
+    check_training(student, data, config, DistillationConfig)
     expect(teacher, (nn.Module, Teacher), "the teacher must be a network (nn.Module) or a Teacher")
     config, device = config or DistillationConfig(), torch.device(device)
     check_loss(loss, data)

@@ -104,7 +104,7 @@ def fit(
     ValueError for a checkpoint of another run, for labels without classes that lack a loss or a metric, and for a
     muon_lr that has no convolution to work on.
     """
-    check_fit(model, data, config, FitConfig)
+    check_training(model, data, config, FitConfig)
     config = config or FitConfig()
     device = torch.device(device)
     check_loss(loss, data)
@@ -168,7 +168,7 @@ def fit(
     return model.eval().cpu()
 
 
-def check_fit(model: nn.Module, data: DataSplits, config: FitConfig | None, kind: type[FitConfig]) -> None:
+def check_training(model: nn.Module, data: DataSplits, config: FitConfig | None, kind: type[FitConfig]) -> None:
     """Raises TypeError for what can be no training's model, data or settings."""
     expect(model, nn.Module, "what is trained must be a network (nn.Module)")
     check_data(data)

@@ -213,7 +213,7 @@ class TestProcesses:
         self, trained: torch.nn.Module, digits: DataSplits, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Killed, they leave semaphores, of which the interpreter warns as it ends."""
-        monkeypatch.setattr("prune_env.evaluation.workers.PATIENCE", 60)
+        monkeypatch.setattr("prune_env.evaluation.workers.GRACE", 60)
         env = FilterPruneEnv(trained, digits, SMALL, evaluator="processes", workers=1)
         (worker,) = env.evaluator._pool._idle  # type: ignore[union-attr]
         env.close()
