@@ -21,9 +21,9 @@ from prune_env.device import fast_dtype
 from prune_env.evaluation.batchnorm import near_equal, recalibrate
 from prune_env.evaluation.evaluator import Evaluator
 from prune_env.evaluation.measurer import BATCHES
+from prune_env.evaluation.metric import correct
 from prune_env.networks.pretrained import normalised_for, pretrained
 from prune_env.pruning import build, find_groups, importance
-from prune_env.training.fit import correct
 
 
 @dataclass(frozen=True)

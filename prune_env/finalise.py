@@ -17,10 +17,10 @@ from torch import nn
 from .arguments import expect
 from .data import DataSplits, Split
 from .env import FilterPruneEnv
-from .evaluation.metric import Metric
+from .evaluation.metric import Metric, score
 from .pruning import Plan, build
 from .training.distillation import DistillationConfig, Teacher, distill
-from .training.fit import score, state_digest
+from .training.fit import state_digest
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.data import DataSplits, from_tensors
 from prune_env.device import exact_convolutions
 from prune_env.evaluation.batchnorm import recalibrate
+from prune_env.evaluation.metric import score
 from prune_env.evaluation.program import Program
 from prune_env.evaluation.recorded import recording
 from prune_env.networks import create
 from prune_env.networks.registry import image_size
 from prune_env.pruning import build, find_groups
-from prune_env.training.fit import FitConfig, fit, score
+from prune_env.training.fit import FitConfig, fit
 from prune_env.training.step import Step
 from qmix_agent import QMIX, QMIXConfig
 

@@ -21,11 +21,11 @@ from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.data import DataSplits, Split, from_tensors
 from prune_env.evaluation import evaluator as evaluator_module
 from prune_env.evaluation.latency import latency
-from prune_env.evaluation.metric import identity, qualified_name
+from prune_env.evaluation.metric import identity, qualified_name, score
 from prune_env.finalise import accuracy, choose, distil_fully
 from prune_env.networks import create
 from prune_env.training.distillation import DistillationConfig, Teacher, distill, distillation_loss
-from prune_env.training.fit import FitConfig, fit, score
+from prune_env.training.fit import FitConfig, fit
 from prune_env.training.step import first_tensor
 
 SHORT = DistillationConfig(epochs=2, min_steps=20, batch_size=64)

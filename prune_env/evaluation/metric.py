@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,56 @@ The network is in eval mode, under torch.inference_mode, and returns float32. `s
 [N, C, H, W], on its device and in its precision, to be passed to it in batches of any size; `split.labels` [N] or
 [N, K] are those of the data, on the same device.
 """
+
+
+def correct(
+    model: nn.Module,
+    data: DataSplits,
+    split: Split,
+    device: torch.device | str = "cpu",
+    batch_size: int = 500,
+) -> int:
+    """How many images of `split` the model on `device` gets right (top-1), in its own precision and eval mode."""
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    count = 0
+    with evaluating(model), torch.inference_mode():
+        for start in range(0, len(split), batch_size):
+            images = data.normalise(split.images[start : start + batch_size].to(device)).to(dtype)
+            labels = split.labels[start : start + batch_size].to(device)
+            count += int((model(images).argmax(1) == labels).sum())
+    return count
+
+
+def score(
+    model: nn.Module,
+    data: DataSplits,
+    split: Split,
+    metric: Metric | None = None,
+    device: torch.device | str = "cpu",
+) -> float:
+    """Top-1 accuracy of the model on `device`, or what `metric` says of it, in its own precision and eval mode.
+
+    A metric is given the whole split as normalised inputs, so that has to fit into the device's memory.
+    """
+    check_metric(metric, data)
+    if metric is None:
+        return correct(model, data, split, device) / len(split)
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    inputs = Split(data.normalise(split.images.to(device)).to(dtype), split.labels.to(device))
+    with evaluating(model):
+        return measure(metric, model, inputs)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode within the block; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def measure(metric: Metric, network: nn.Module, split: Split) -> float:

@@ -11,7 +11,6 @@ import copy
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,10 +22,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ..arguments import expect
-from ..data import DataSplits, Split, check_data
+from ..data import DataSplits, check_data
 from ..device import channels_last, fast_dtype, seeded, with_gradients
 from ..evaluation.batchnorm import folding_pairs, near_equal, recalibrate
-from ..evaluation.metric import Metric, check_metric, identity, measure
+from ..evaluation.metric import Metric, check_metric, evaluating, identity, score
 from ..files import replacing
 from .muon import Muon
 from .step import WORTH_RECORDING, Loss, Step, first_tensor
@@ -190,44 +189,6 @@ def training_dtype(model: nn.Module, example_input: torch.Tensor) -> torch.dtype
     return torch.float32 if broken else dtype
 
 
-def correct(
-    model: nn.Module,
-    data: DataSplits,
-    split: Split,
-    device: torch.device | str = "cpu",
-    batch_size: int = 500,
-) -> int:
-    """How many images of `split` the model on `device` gets right (top-1), in its own precision and eval mode."""
-    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
-    count = 0
-    with _evaluating(model), torch.inference_mode():
-        for start in range(0, len(split), batch_size):
-            images = data.normalise(split.images[start : start + batch_size].to(device)).to(dtype)
-            labels = split.labels[start : start + batch_size].to(device)
-            count += int((model(images).argmax(1) == labels).sum())
-    return count
-
-
-def score(
-    model: nn.Module,
-    data: DataSplits,
-    split: Split,
-    metric: Metric | None = None,
-    device: torch.device | str = "cpu",
-) -> float:
-    """Top-1 accuracy of the model on `device`, or what `metric` says of it, in its own precision and eval mode.
-
-    A metric is given the whole split as normalised inputs, so that has to fit into the device's memory.
-    """
-    check_metric(metric, data)
-    if metric is None:
-        return correct(model, data, split, device) / len(split)
-    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
-    inputs = Split(data.normalise(split.images.to(device)).to(dtype), split.labels.to(device))
-    with _evaluating(model):
-        return measure(metric, model, inputs)
-
-
 def check_loss(loss: Loss | None, data: DataSplits) -> None:
     """Raises ValueError where there is nothing to learn by: cross-entropy, the default, needs classes."""
     if loss is None and not data.classes:
@@ -258,18 +219,6 @@ def learning_digest(model: nn.Module, example_input: torch.Tensor) -> str:
     rounded = (1000 * output / output.abs().max().clamp(min=1e-12)).round().tolist()
     flags = [parameter.requires_grad for parameter in network.parameters()]
     return hashlib.blake2b(f"{flags} {rounded}".encode(), digest_size=16).hexdigest()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode within the block; afterwards every module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _finished(averaged: nn.Module, data: DataSplits, device: torch.device, images: int = 5000) -> nn.Module:
@@ -308,7 +257,7 @@ def _bf16_is_broken(model: nn.Module, example_input: torch.Tensor) -> bool:
 
     handles = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, _ConvNd)]
     try:
-        with _evaluating(model), torch.inference_mode():
+        with evaluating(model), torch.inference_mode():
             model(example_input)
     finally:
         for handle in handles:

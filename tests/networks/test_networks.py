@@ -14,11 +14,12 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from prune_env.data import DataSplits, load
+from prune_env.evaluation.metric import correct
 from prune_env.networks import NETWORKS, create, pretrained
 from prune_env.networks.pretrained import IMAGENET_NORMALISATION, load_weights, normalised_for
 from prune_env.networks.registry import image_size
 from prune_env.networks.resnet import ZeroPadShortcut
-from prune_env.training.fit import FitConfig, correct
+from prune_env.training.fit import FitConfig
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from prune_env.data import Augmentation, DataSplits, Split, from_tensors
 from prune_env.evaluation.batchnorm import recalibrate
+from prune_env.evaluation.metric import correct
 from prune_env.pruning import build, find_groups, importance
 from prune_env.training import brief
 from prune_env.training.brief import BriefDistillation
-from prune_env.training.fit import FitConfig, correct, fit, learning_digest
+from prune_env.training.fit import FitConfig, fit, learning_digest
 from prune_env.training.step import Step
 
 

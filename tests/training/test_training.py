@@ -14,11 +14,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from prune_env.data import DataSplits
+from prune_env.evaluation.metric import correct
 from prune_env.networks import create
 from prune_env.pruning import build, find_groups, importance
 from prune_env.training import fit as fit_module
 from prune_env.training.distillation import DistillationConfig, Teacher, distill, distillation_loss
-from prune_env.training.fit import FitConfig, correct, fit
+from prune_env.training.fit import FitConfig, fit
 
 SHORT = FitConfig(epochs=2, batch_size=128, lr=0.05, ema_decay=0.9, seed=3)
 
