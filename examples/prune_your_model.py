@@ -21,8 +21,8 @@ from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
 from prune_env import EnvConfig, FilterPruneEnv, load_pruned, save_pruned
 from prune_env.data import Augmentation, DataSplits, from_datasets, from_tensors
+from prune_env.data.sources import digits, parts
 from prune_env.finalise import accuracy, choose, distil_fully
-from prune_env.sources import digits, parts
 from prune_env.training.distillation import DistillationConfig
 from prune_env.training.fit import FitConfig, fit
 from qmix_agent import QMIX, QMIXConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from prune_env import FilterPruneEnv
-from prune_env.archive import Archive
+from prune_env.game.archive import Archive
 
 
 def print_scores(env: FilterPruneEnv, name: str, seed: int = 0) -> None:

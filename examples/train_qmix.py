@@ -17,12 +17,15 @@ from typing import Annotated, Literal
 
 import tyro
 
-from prune_env import EnvConfig, FilterPruneEnv, report, runs, saving
+from prune_env import EnvConfig, FilterPruneEnv
+from prune_env.common.device import check_device
 from prune_env.data import load
-from prune_env.device import check_device
+from prune_env.deploy import saved as saving
 from prune_env.finalise import accuracy, choose, distil_fully, recalibrated
-from prune_env.networks.pretrained import normalised_for, pretrained
+from prune_env.reporting import run_folder as runs
+from prune_env.reporting import summary as report
 from prune_env.training.distillation import DistillationConfig, Teacher
+from prune_env.training.pretrained import pretrained, with_network_normalisation
 from qmix_agent import QMIX, QMIXConfig
 
 
@@ -77,7 +80,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    data = normalised_for(config.network, load(config.data))
+    data = with_network_normalisation(config.network, load(config.data))
     model = pretrained(config.network, data, config.weights, device=config.device)
     env = FilterPruneEnv(model, data, config.env, device=config.device, cache=config.cache, evaluator=config.evaluator)
     settings = dataclasses.asdict(dataclasses.replace(config, resume=False, name=None))

@@ -6,21 +6,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import EnvConfig
     from .data import DataSplits
-    from .env import FilterPruneEnv
-    from .making import make_env
-    from .saving import load_pruned, save_pruned
+    from .deploy.saved import load_pruned, save_pruned
+    from .game.config import EnvConfig
+    from .game.env import FilterPruneEnv
+    from .game.make import make_env
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "DataSplits": "data",
-    "EnvConfig": "config",
-    "FilterPruneEnv": "env",
-    "load_pruned": "saving",
-    "make_env": "making",
-    "save_pruned": "saving",
+    "EnvConfig": "game.config",
+    "FilterPruneEnv": "game.env",
+    "load_pruned": "deploy.saved",
+    "make_env": "game.make",
+    "save_pruned": "deploy.saved",
 }
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-_MODULES = ("data", "export", "filter_prune_v0", "single_agent")
+_MODULES = ("data", "export", "filter_prune_v0", "finalise", "single_agent")
 
 
 def __dir__() -> list[str]:
@@ -42,7 +42,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are imported on first use, so that `import prune_env` stays light."""
+    """Import a public name on first use, so that `import prune_env` stays light."""
     if name in _MODULES:
         return import_module(f".{name}", __name__)
     if name in _HOMES:

@@ -15,12 +15,13 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from . import data, export
-from .factory import from_file, imported
-from .files import cache_dir
+from . import data
+from .common.files import cache_dir
+from .deploy import export
+from .deploy.import_network import from_file, imported
+from .deploy.saved import load_pruned, read_record
 from .networks.registry import NETWORKS, create, image_size
 from .pruning import inspect
-from .saving import load_pruned, read_record
 
 IMAGES = 64
 """How many images an exported network is checked on."""

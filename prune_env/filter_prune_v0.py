@@ -14,8 +14,8 @@ import pettingzoo
 from pettingzoo import AECEnv
 from pettingzoo.utils import parallel_to_aec, wrappers
 
-from .env import FilterPruneEnv
-from .making import make_env
+from .game.env import FilterPruneEnv
+from .game.make import make_env
 
 __all__ = ["FilterPruneEnv", "env", "parallel_env", "raw_env"]
 

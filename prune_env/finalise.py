@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .arguments import expect
+from .common.expect import expect
 from .data import DataSplits, Split
-from .env import FilterPruneEnv
-from .evaluation.metric import Metric, score
+from .game.env import FilterPruneEnv
 from .pruning import Plan, build
+from .scoring.metric import Metric, score
 from .training.distillation import DistillationConfig, Teacher, distill
-from .training.fit import state_digest
+from .training.fit import weights_fingerprint
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,10 @@ def accuracy(
 
 def _checked(teacher: Teacher | None, model: nn.Module) -> Teacher | None:
     expect(teacher, (Teacher, type(None)), "a teacher to share must be a Teacher", "give Teacher(env.model, device)")
-    if teacher is not None and teacher.digest != (digest := state_digest(model)):
+    if teacher is not None and teacher.fingerprint != (found := weights_fingerprint(model)):
         raise ValueError(
-            f"the teacher is another network (digest {teacher.digest}) than the environment's ({digest}); give "
-            "Teacher(env.model, device)"
+            f"the teacher is another network (fingerprint {teacher.fingerprint}) than the environment's ({found}); "
+            "give Teacher(env.model, device)"
         )
     return teacher
 

@@ -20,9 +20,9 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from .env import FilterPruneEnv
-from .making import make_env
-from .rounds import Position, Rounds
+from .game.env import FilterPruneEnv
+from .game.make import make_env
+from .game.transition import RoundState, Transitions
 
 
 class _View(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -63,8 +63,8 @@ class LayerByLayer(_View):
         self.observation_space = spaces.Box(0.0, 1.0, (len(self.observation_names),), np.float32)
         self.action_space = spaces.Box(0.0, 1.0, (1,), np.float32)
         self._full = np.array(game.full_plan)
-        self._rounds = Rounds(game.budget, game.cost, game.observer, len(game.groups))
-        self._position: Position | None = None  # none: not begun, or over
+        self._rounds = Transitions(game.budget, game.cost, game.observer, len(game.groups))
+        self._position: RoundState | None = None  # none: not begun, or over
         self._most: int
 
     def reset(
@@ -95,7 +95,7 @@ class LayerByLayer(_View):
         observation, info = self._seen(now)
         return observation, float(reward), ended, False, info
 
-    def _seen(self, now: Position) -> tuple[np.ndarray, dict[str, Any]]:
+    def _seen(self, now: RoundState) -> tuple[np.ndarray, dict[str, Any]]:
         """Observation and info; after the last step once more of the last group."""
         group = min(now.number, len(self._full) - 1)
         self._most = self.game.budget.most_kept(now.plan, group)

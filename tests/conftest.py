@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from prune_env import EnvConfig, FilterPruneEnv, data
-from prune_env.networks import pretrained
 from prune_env.training.fit import FitConfig
+from prune_env.training.pretrained import pretrained
 
 
 @pytest.fixture(scope="session", autouse=True)

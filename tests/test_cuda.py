@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 from prune_env import EnvConfig, FilterPruneEnv
+from prune_env.common.device import exact_convolutions
 from prune_env.data import DataSplits, from_tensors
-from prune_env.device import exact_convolutions
-from prune_env.evaluation.batchnorm import recalibrate
-from prune_env.evaluation.metric import score
-from prune_env.evaluation.program import Program
-from prune_env.evaluation.recorded import recording
+from prune_env.evaluation.engine.cuda_recording import recording
+from prune_env.evaluation.engine.program import Program
 from prune_env.networks import create
 from prune_env.networks.registry import image_size
 from prune_env.pruning import build, find_groups
+from prune_env.scoring.batchnorm import recalibrate
+from prune_env.scoring.metric import score
 from prune_env.training.fit import FitConfig, fit
 from prune_env.training.step import Step
 from qmix_agent import QMIX, QMIXConfig
@@ -44,7 +44,7 @@ def test_the_program_computes_what_cut_networks_compute(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(8, 3, *image_size(name), generator=generator)  # all positions give the statistics
     groups = find_groups(model, images[:2])
-    ranking = {group.agent_id: torch.randperm(group.filters, generator=generator) for group in groups}
+    ranking = {group.name: torch.randperm(group.filters, generator=generator) for group in groups}
     program = Program(model, groups, images[:2], dtype=torch.float32, device="cuda")
     assert not program.refused
     for share in (1.0, 0.7, 0.4):
@@ -85,7 +85,7 @@ def test_recordings_count_what_cut_networks_get_right(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(300, 3, *image_size(name), generator=generator).cuda()
     groups = find_groups(model, images[:2].cpu())
-    ranking = {group.agent_id: torch.randperm(group.filters, generator=generator) for group in groups}
+    ranking = {group.name: torch.randperm(group.filters, generator=generator) for group in groups}
     plans = [tuple(max(1, round(share * group.filters)) for group in groups) for share in (1.0, 0.7, 0.4, 1.0)]
     networks = [build(model, groups, ranking, plan).cuda() for plan in plans]
     with exact_convolutions("cuda"), torch.inference_mode():

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from prune_env import EnvConfig, FilterPruneEnv, runs
-from prune_env.config import DEFAULT_RATES
+from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.data import Split
 from prune_env.finalise import accuracy, choose, distil_fully, recalibrated
+from prune_env.game.config import DEFAULT_RATES
+from prune_env.reporting import run_folder as runs
 from prune_env.training.distillation import DistillationConfig, Teacher
 
 SHORT = DistillationConfig(epochs=2, min_steps=20, batch_size=64)
@@ -30,9 +31,9 @@ class Forbidden(Split):
 @pytest.fixture
 def env(make_env: Callable[..., FilterPruneEnv]) -> FilterPruneEnv:
     env = make_env()
-    digest = env.data.digest
+    fingerprint = env.data.fingerprint
     env.data = dataclasses.replace(env.data, test=Forbidden.__new__(Forbidden))
-    object.__setattr__(env.data, "digest", digest)
+    object.__setattr__(env.data, "fingerprint", fingerprint)
     return env
 
 

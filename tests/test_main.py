@@ -19,8 +19,8 @@ from torch import nn
 from prune_env import save_pruned
 from prune_env.__main__ import check_images, main
 from prune_env.data import DataSplits
+from prune_env.deploy.saved import read_record
 from prune_env.pruning import build, find_groups, importance, proof, trace
-from prune_env.saving import read_record
 
 PLAN = (16, 20, 30, 40, 100)
 
@@ -305,9 +305,9 @@ ROOT = Path(__file__).parent.parent
 ELSEWHERE = ("plug_in_rllib", "plug_in_benchmarl")
 """They run in environments of their own."""
 SCRIPTS = {
-    f"{folder}.{file.stem}": file
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).replace("compare.run", "compare"): file
     for folder in ("examples", "benchmarks")
-    for file in sorted((ROOT / folder).glob("*.py"))
+    for file in sorted((ROOT / folder).rglob("*.py"))
     if "tyro.cli(" in file.read_text() and file.stem not in ELSEWHERE
 }
 

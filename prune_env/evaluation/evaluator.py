@@ -14,17 +14,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..common.device import fast_dtype
 from ..data import DataSplits, Split
-from ..device import fast_dtype
 from ..pruning import Plan, PruningGroup
 from ..pruning.surgery import check_plan
-from ..training.brief import BriefDistillation
-from ..training.fit import learning_digest, state_digest
+from ..scoring.metric import Metric, check_metric, qualified_name
+from ..training.finetune import Finetuner
+from ..training.fit import learning_fingerprint, weights_fingerprint
 from ..training.step import Loss
-from . import units
-from .cache import PlanCache
+from .engine import fused_conv as units
 from .measurer import Measurer, Task
-from .metric import Metric, check_metric, qualified_name
+from .plan_cache import PlanCache
 from .racing import Race
 from .workers import Backend, Pool
 
@@ -98,7 +98,7 @@ class Evaluator:
         groups, ranking = tuple(groups), dict(ranking)
         tuning = None
         if finetune_batches:
-            tuning = BriefDistillation(model, data, finetune_batches, loss=loss, seed=seed, device=device)
+            tuning = Finetuner(model, data, finetune_batches, loss=loss, seed=seed, device=device)
         self.task = Task(
             model, groups, ranking, data.example_input, prepared(crops), split, metric, device, dtype, tuning
         )
@@ -108,7 +108,7 @@ class Evaluator:
         if cache is not None:
             threads = torch.get_num_threads() if workers is None else workers.threads
             images = (reward_images, calibration_images, seed)
-            learning = () if tuning is None else (*tuning.settings, learning_digest(model, data.example_input))
+            learning = () if tuning is None else (*tuning.settings, learning_fingerprint(model, data.example_input))
             settings = (*images, device.type, str(dtype), *self._measurer.settings, threads, *learning)
             self.cache = PlanCache(Path(cache), _fingerprint(model, data, groups, ranking, settings))
         self._measure_at = measure_at
@@ -227,11 +227,13 @@ def _fingerprint(
 ) -> str:
     """A digest of all that an accuracy depends on, the arithmetic of library and processor included."""
     arithmetic = (VERSION, units.POSITIONS, torch.__version__, torch.backends.cpu.get_cpu_capability())
-    digest = hashlib.blake2b(f"{state_digest(model)} {data.digest} {settings} {arithmetic}".encode(), digest_size=16)
+    digest = hashlib.blake2b(
+        f"{weights_fingerprint(model)} {data.fingerprint} {settings} {arithmetic}".encode(), digest_size=16
+    )
     # Two networks of equal weights can compute different things: what a forward does shows in what it returns.
     with torch.inference_mode():
         digest.update(model(data.example_input).numpy().tobytes())
     for group in groups:
         members = [(member.module, member.side, member.index.tolist()) for member in group.members]
-        digest.update(f"{members} {ranking[group.agent_id].tolist()}".encode())
+        digest.update(f"{members} {ranking[group.name].tolist()}".encode())
     return digest.hexdigest()

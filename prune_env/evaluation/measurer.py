@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..common.device import channels_last
 from ..data import Split
-from ..device import channels_last
 from ..pruning import Plan, PruningGroup, build
-from ..training.brief import BriefDistillation
-from .batchnorm import fold, folding_pairs, near_equal, recalibrate
-from .metric import Metric, measure
-from .program import Program
+from ..scoring.batchnorm import fold, folding_pairs, near_equal, recalibrate
+from ..scoring.metric import Metric, measure
+from ..training.finetune import Finetuner
+from .engine.cuda_recording import Recording, recording
+from .engine.program import Program
 from .racing import Race
-from .recorded import Recording, recording
 
 BATCHES = {"cpu": 250, "cuda": 2000}
 """Images at a time: as many as fit a processor's cache, or keep a GPU busy."""
@@ -43,7 +43,7 @@ class Task:
     metric: Metric | None
     device: torch.device
     dtype: torch.dtype
-    tuning: BriefDistillation | None = None
+    tuning: Finetuner | None = None
     """What networks that are pruned get before they are measured."""
 
 

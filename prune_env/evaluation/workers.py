@@ -21,15 +21,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
-from ..config import EvaluatorKind
 from ..pruning import Plan
+from ..scoring.metric import qualified_name
 from .measurer import Measurer, Task
-from .metric import qualified_name
 from .racing import Race
+
+EvaluatorKind = Literal["local", "processes", "ray"]
+"""Where plans are measured."""
 
 TRIES = 3
 """Workers that may die over one plan."""

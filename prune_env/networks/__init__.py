@@ -1,6 +1,5 @@
-"""The registered networks: create one by name, or get it trained."""
+"""Get networks by name."""
 
-from .pretrained import pretrained
 from .registry import NETWORKS, create
 
-__all__ = ["NETWORKS", "create", "pretrained"]
+__all__ = ["NETWORKS", "create"]

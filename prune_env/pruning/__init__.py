@@ -14,7 +14,7 @@ from .copies import PruningError
 from .cost import Cost
 from .groups import Member, Plan, Protected, PruningGroup, find_groups
 from .inspection import Inspection, inspect, trusted
-from .proof import prove, switched_off
+from .proof import masked, prove
 from .surgery import build, build_from_indices, kept_indices, restrict
 
 __all__ = [
@@ -31,8 +31,8 @@ __all__ = [
     "importance",
     "inspect",
     "kept_indices",
+    "masked",
     "prove",
     "restrict",
-    "switched_off",
     "trusted",
 ]

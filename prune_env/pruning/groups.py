@@ -42,13 +42,13 @@ class Member:
 class PruningGroup:
     """Filters that can only go together: one agent.
 
-    agent_id  conv_0, conv_1, ... in forward order of the first convolution
+    name  conv_0, conv_1, ... in forward order of the first convolution
     layers    paths of the convolutions that lose these filters, in forward order
     filters   how many can go one by one: C. Of a grouped convolution, each stands for all filters of one of its groups
     members   every module side that changes when one goes
     """
 
-    agent_id: str
+    name: str
     layers: tuple[str, ...]
     filters: int
     members: tuple[Member, ...]

@@ -37,9 +37,9 @@ def scores(
         raise ValueError(f"importance {method!r} is unknown; choose one of {', '.join(METHODS)}")
     result = METHODS[method](model, groups, batches, seed)
     for group in groups:
-        if not result[group.agent_id].isfinite().all():
+        if not result[group.name].isfinite().all():
             raise ValueError(
-                f"importance {method!r} of group {group.agent_id} ({', '.join(group.layers)}) is not finite; "
+                f"importance {method!r} of group {group.name} ({', '.join(group.layers)}) is not finite; "
                 "check the network's weights"
             )
     return result
@@ -84,7 +84,7 @@ def _by_filter(measure: Callable[[torch.Tensor], torch.Tensor]) -> Method:
         def layer(path: str) -> torch.Tensor:
             return measure(_by_output(model, path, _weight(model, path).detach()).float())
 
-        return {group.agent_id: _mean_over_layers(group, group.layers, layer) for group in groups}
+        return {group.name: _mean_over_layers(group, group.layers, layer) for group in groups}
 
     return method
 
@@ -104,9 +104,9 @@ def _bn_scale(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches
         if not norms:
             raise ValueError(
                 f"importance 'bn_scale' needs a BatchNorm with a scale behind every convolution; group "
-                f"{group.agent_id} ({', '.join(group.layers)}) has none: choose another importance"
+                f"{group.name} ({', '.join(group.layers)}) has none: choose another importance"
             )
-        result[group.agent_id] = _mean_over_layers(group, norms, scale)
+        result[group.name] = _mean_over_layers(group, norms, scale)
     return result
 
 
@@ -129,15 +129,13 @@ def _taylor(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, 
         count += 1
     if count == 0:
         raise ValueError("importance 'taylor' needs batches of (normalised images, labels); none were given")
-    return {
-        group.agent_id: _mean_over_layers(group, group.layers, lambda path: total[path] / count) for group in groups
-    }
+    return {group.name: _mean_over_layers(group, group.layers, lambda path: total[path] / count) for group in groups}
 
 
 def _random(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, seed: int) -> dict[str, torch.Tensor]:
     """Uniform numbers: what any other method should beat."""
     generator = torch.Generator().manual_seed(seed)
-    return {group.agent_id: torch.rand(group.filters, generator=generator) for group in groups}
+    return {group.name: torch.rand(group.filters, generator=generator) for group in groups}
 
 
 def _mean_over_layers(group: PruningGroup, layers: Sequence[str], score: Callable[[str], torch.Tensor]) -> torch.Tensor:

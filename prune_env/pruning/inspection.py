@@ -37,8 +37,8 @@ class Inspection:
             return "\n".join([*protected, NOTHING if protected else f"{NOTHING}; it has no convolution"])
         rows: list[Sequence[str]] = [("agent", "layers", "filters", "MACs %", "difference")]
         for group, share in zip(self.groups, self.macs_shares, strict=True):
-            proof = "not proven" if self.differences is None else f"{self.differences[group.agent_id]:.1e}"
-            rows.append((group.agent_id, _short(group.layers), str(group.filters), f"{100 * share:.1f}", proof))
+            proof = "not proven" if self.differences is None else f"{self.differences[group.name]:.1e}"
+            rows.append((group.name, _short(group.layers), str(group.filters), f"{100 * share:.1f}", proof))
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines += protected

@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from .copies import PruningError, twin
 from .groups import Protected, PruningGroup
-from .surgery import Removed, cut, first_input, removed_positions
+from .surgery import Removed, cut, first_input, removed_channels
 from .trace import Example, inputs_for, output_tensors, progress_bar
 
 TOLERANCE = 1e-4
@@ -54,7 +54,7 @@ def prove(
     check = _Check(model, groups, samples, ranking, seed)
     result = {}
     for number, group in enumerate(groups):
-        result[group.agent_id] = max(check.difference([number])[0] for _ in range(plans_per_group))
+        result[group.name] = max(check.difference([number])[0] for _ in range(plans_per_group))
     result[JOINT] = max(check.difference(range(len(groups)))[0] for _ in range(plans_per_group))
     return result
 
@@ -94,20 +94,20 @@ def proven_and_failed(
                     fails(number, f"together with other groups, {reason}")
                 bar.update()
             proven = {number: proven[number] for number in together}
-    kept = [replace(groups[number], agent_id=f"conv_{place}") for place, number in enumerate(proven)]
-    differences = {group.agent_id: value for group, value in zip(kept, proven.values(), strict=True)}
+    kept = [replace(groups[number], name=f"conv_{place}") for place, number in enumerate(proven)]
+    differences = {group.name: value for group, value in zip(kept, proven.values(), strict=True)}
     return kept, failed, differences | ({JOINT: joint} if kept else {})
 
 
 @contextmanager
-def switched_off(
+def masked(
     model: nn.Module, groups: Sequence[PruningGroup], keep: Mapping[str, torch.Tensor | Sequence[int]]
 ) -> Iterator[nn.Module]:
     """Within the block, `model` computes as if only the filters in `keep` (agent id -> indices) were there.
 
     Its shape stays; hooks at the inputs of the consuming layers put zeros, and are gone after the block.
     """
-    with zeros_at_consumers(model, removed_positions(groups, keep)):
+    with zeros_at_consumers(model, removed_channels(groups, keep)):
         yield model
 
 
@@ -173,11 +173,11 @@ class _Check:
         if not chosen:
             return 0.0, "nothing is cut"
         for _ in range(PLANS):
-            keep = {group.agent_id: torch.arange(group.filters) for group in self._groups}
+            keep = {group.name: torch.arange(group.filters) for group in self._groups}
             for number in chosen:
-                keep[self._groups[number].agent_id] = self._draw(self._groups[number])
+                keep[self._groups[number].name] = self._draw(self._groups[number])
             try:
-                worst = self._difference(removed_positions(self._groups, keep))
+                worst = self._difference(removed_channels(self._groups, keep))
             except _Differs as error:
                 return float("inf"), f"{NOT_THE_SAME} ({error})"
             except Exception as error:
@@ -240,7 +240,7 @@ class _Check:
         if self._ranking is None:
             order = torch.randperm(group.filters, generator=self._generator)
         else:
-            order = self._ranking[group.agent_id]
+            order = self._ranking[group.name]
         return order[:count].sort().values
 
     def _run(self, network: nn.Module) -> list[torch.Tensor]:

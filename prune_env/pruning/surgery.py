@@ -48,7 +48,7 @@ def build_from_indices(
 
     Needs no ranking, so a saved network can be had again. Raises ValueError for indices or groups that do not fit.
     """
-    return cut(model, removed_positions(groups, keep))
+    return cut(model, removed_channels(groups, keep))
 
 
 def kept_indices(
@@ -56,9 +56,7 @@ def kept_indices(
 ) -> dict[str, torch.Tensor]:
     """Agent id -> the indices of the filters that stay, ascending. Raises ValueError for a plan that does not fit."""
     check_plan(groups, plan)
-    return {
-        group.agent_id: ranking[group.agent_id][:kept].sort().values for group, kept in zip(groups, plan, strict=True)
-    }
+    return {group.name: ranking[group.name][:kept].sort().values for group, kept in zip(groups, plan, strict=True)}
 
 
 def restrict(
@@ -69,17 +67,17 @@ def restrict(
     Filters keep their order of importance, so pruning in two steps equals pruning at once.
     """
     keep = kept_indices(groups, ranking, plan)
-    removed = removed_positions(groups, keep)
+    removed = removed_channels(groups, keep)
     smaller, order = [], {}
     for group, kept in zip(groups, plan, strict=True):
-        stays = keep[group.agent_id]
+        stays = keep[group.name]
         members = []
         for member in group.members:
             index = member.index[stays]
             gone = removed.get((member.module, member.side))
             members.append(member if gone is None else replace(member, index=index - torch.searchsorted(gone, index)))
         smaller.append(replace(group, filters=kept, members=tuple(members)))
-        order[group.agent_id] = torch.searchsorted(stays, ranking[group.agent_id][:kept])
+        order[group.name] = torch.searchsorted(stays, ranking[group.name][:kept])
     return smaller, order
 
 
@@ -98,26 +96,26 @@ def check_plan(groups: Sequence[PruningGroup], plan: Plan) -> None:
     for group, kept in zip(groups, plan, strict=True):
         if int(kept) != kept or not 1 <= kept <= group.filters:
             raise ValueError(
-                f"group {group.agent_id} ({', '.join(group.layers)}) can keep 1 to {group.filters} filters, "
+                f"group {group.name} ({', '.join(group.layers)}) can keep 1 to {group.filters} filters, "
                 f"the plan says {kept}"
             )
 
 
-def removed_positions(groups: Sequence[PruningGroup], keep: Mapping[str, torch.Tensor | Sequence[int]]) -> Removed:
+def removed_channels(groups: Sequence[PruningGroup], keep: Mapping[str, torch.Tensor | Sequence[int]]) -> Removed:
     """Which positions of which channel axes go when the filters in `keep` stay. Raises ValueError for bad indices."""
-    unknown = set(keep) - {group.agent_id for group in groups}
+    unknown = set(keep) - {group.name for group in groups}
     if unknown:
         raise ValueError(f"kept filters are given for {', '.join(sorted(unknown))}, which no group has as agent id")
     # NumPy, because a plan touches hundreds of short index arrays, and torch takes several times as long for each.
     parts: dict[tuple[str, Side], list[np.ndarray]] = {}
     for group in groups:
-        if group.agent_id not in keep:
-            raise ValueError(f"kept filters of group {group.agent_id} ({', '.join(group.layers)}) are missing")
-        stays = np.asarray(keep[group.agent_id], dtype=np.int64)
+        if group.name not in keep:
+            raise ValueError(f"kept filters of group {group.name} ({', '.join(group.layers)}) are missing")
+        stays = np.asarray(keep[group.name], dtype=np.int64)
         ascending = stays.ndim == 1 and bool((stays[1:] > stays[:-1]).all())
         if not ascending or len(stays) == 0 or stays[0] < 0 or stays[-1] >= group.filters:
             raise ValueError(
-                f"kept filters of group {group.agent_id} must be ascending indices from 0 to {group.filters - 1}, "
+                f"kept filters of group {group.name} must be ascending indices from 0 to {group.filters - 1}, "
                 f"at least one; got {stays.tolist()}"
             )
         if len(stays) == group.filters:

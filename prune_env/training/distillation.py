@@ -17,11 +17,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..arguments import expect
+from ..common.device import channels_last, fast_dtype
+from ..common.expect import expect
 from ..data import DataSplits
-from ..device import channels_last, fast_dtype
-from ..evaluation.metric import Metric, identity
-from .fit import FitConfig, check_loss, check_training, cross_entropy, fit, state_digest
+from ..scoring.metric import Metric, identity
+from .fit import FitConfig, check_loss, check_training, cross_entropy, fit, weights_fingerprint
 from .step import Loss
 
 TaughtLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -62,7 +62,7 @@ class Teacher:
 
     def __init__(self, network: nn.Module, device: torch.device | str = "cpu", *, memory: int = 64 << 20) -> None:
         self.device = torch.empty(0, device=device).device  # says which one where the caller says 'cuda'
-        self.digest = state_digest(network)
+        self.fingerprint = weights_fingerprint(network)
         self._dtype = fast_dtype(self.device)
         self._network = channels_last(copy.deepcopy(network).to(self.device, self._dtype)).eval()
         self._network.requires_grad_(False)
@@ -132,7 +132,7 @@ def distill(
         training,
         loss=distillation_loss(teacher, config, loss, classes=bool(data.classes)),
         metric=metric,
-        recipe=f"{config!r} taught by {teacher.digest}{asked}",
+        recipe=f"{config!r} taught by {teacher.fingerprint}{asked}",
         select_best=select_best,
         checkpoint=checkpoint,
         device=device,

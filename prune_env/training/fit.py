@@ -21,12 +21,12 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ..arguments import expect
+from ..common.device import channels_last, fast_dtype, seeded, with_gradients
+from ..common.expect import expect
+from ..common.files import replacing
 from ..data import DataSplits, check_data
-from ..device import channels_last, fast_dtype, seeded, with_gradients
-from ..evaluation.batchnorm import folding_pairs, near_equal, recalibrate
-from ..evaluation.metric import Metric, check_metric, evaluating, identity, score
-from ..files import replacing
+from ..scoring.batchnorm import folding_pairs, near_equal, recalibrate
+from ..scoring.metric import Metric, check_metric, evaluating, identity, score
 from .muon import Muon
 from .step import WORTH_RECORDING, Loss, Step, first_tensor
 
@@ -122,7 +122,7 @@ def fit(
     steps_per_epoch = max(1, len(data.train) // config.batch_size)
     steps = max(1, config.min_steps, round(config.epochs * steps_per_epoch))
     step, best = 0, (-math.inf, model.state_dict())
-    run = repr((sorted(asdict(config).items()), data.digest, state_digest(model), select_best, recipe))
+    run = repr((sorted(asdict(config).items()), data.fingerprint, weights_fingerprint(model), select_best, recipe))
     if checkpoint is not None and checkpoint.is_file():
         step, best = _restore(checkpoint, run, model, averaged, optimizers)
     dtype = training_dtype(model, example)
@@ -199,7 +199,7 @@ def check_loss(loss: Loss | None, data: DataSplits) -> None:
         )
 
 
-def state_digest(model: nn.Module) -> str:
+def weights_fingerprint(model: nn.Module) -> str:
     """A fingerprint of all parameters and buffers, names and shapes included."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
@@ -208,7 +208,7 @@ def state_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def learning_digest(model: nn.Module, example_input: torch.Tensor) -> str:
+def learning_fingerprint(model: nn.Module, example_input: torch.Tensor) -> str:
     """A fingerprint of how a network learns, beside its weights: which layers do, and what it computes meanwhile.
 
     Dropout shows in the latter. To three digits, as sums of more threads come in another order.

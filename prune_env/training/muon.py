@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import torch
 
-from ..device import fast_dtype
+from ..common.device import fast_dtype
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients of the Newton-Schulz iteration of the source: steep at 0, so that few steps do."""

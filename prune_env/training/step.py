@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from ..cuda_graphs import aside, capturing, refusing_to_wait
+from ..common.cuda_graphs import aside, capturing, refusing_to_wait
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits float32 [B, K], normalised images [B, C, H, W], labels [B] or [B, K]) -> scalar"""

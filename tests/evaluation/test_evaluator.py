@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prune_env.data import DataSplits
-from prune_env.evaluation.batchnorm import fold, folding_pairs, recalibrate
 from prune_env.evaluation.evaluator import Evaluator, on_the_way
-from prune_env.evaluation.metric import correct
 from prune_env.networks import NETWORKS, create
 from prune_env.networks.registry import image_size
 from prune_env.pruning import build, find_groups, importance
+from prune_env.scoring.batchnorm import fold, folding_pairs, recalibrate
+from prune_env.scoring.metric import correct
 
 
 def shaken(model: nn.Module) -> nn.Module:

@@ -12,10 +12,10 @@ from torch import nn
 
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.data import DataSplits
-from prune_env.evaluation.batchnorm import near_equal, recalibrate
+from prune_env.evaluation.engine.masked import MaskedNetwork
 from prune_env.evaluation.measurer import Measurer, Task
-from prune_env.evaluation.silenced import SilencedNetwork
 from prune_env.pruning import Plan, build
+from prune_env.scoring.batchnorm import near_equal, recalibrate
 
 SMALL = EnvConfig(reward_images=300, calibration_images=300, prove=False)
 
@@ -25,7 +25,7 @@ class Recorded:
 
     def __init__(self, task: Task, batch: int) -> None:
         self.task, self.batch, self.asked = task, batch, 0
-        self.silenced = SilencedNetwork(task.model, task.groups, task.ranking, dtype=task.dtype)
+        self.silenced = MaskedNetwork(task.model, task.groups, task.ranking, dtype=task.dtype)
         self.graph = (number for number in range(3))
 
     def right(self, plan: Plan) -> int:

@@ -13,20 +13,20 @@ from structures import KINDS, random_network
 from torch import fx, nn
 from torch.nn import functional as F
 
-from benchmarks.zoo import make
-from prune_env.evaluation.batchnorm import recalibrate
-from prune_env.evaluation.fusion import fused_graph
-from prune_env.evaluation.program import Program
-from prune_env.evaluation.units import Unit, sample
+from benchmarks.make.zoo import make
+from prune_env.evaluation.engine.fused_conv import Unit, sample
+from prune_env.evaluation.engine.fusion import fused_graph
+from prune_env.evaluation.engine.program import Program
 from prune_env.networks import NETWORKS
 from prune_env.pruning import Plan, PruningGroup, build, inspect
+from prune_env.scoring.batchnorm import recalibrate
 
 Ranking = dict[str, torch.Tensor]
 
 
 def random_plan(groups: Sequence[PruningGroup], seed: int) -> tuple[Ranking, Plan]:
     generator = torch.Generator().manual_seed(seed)
-    ranking = {group.agent_id: torch.randperm(group.filters, generator=generator) for group in groups}
+    ranking = {group.name: torch.randperm(group.filters, generator=generator) for group in groups}
     return ranking, tuple(int(torch.randint(1, g.filters + 1, (), generator=generator)) for g in groups)
 
 
@@ -65,7 +65,7 @@ def check(model: nn.Module, images: torch.Tensor, seed: int = 0) -> Program:
 
 @pytest.fixture
 def all_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prune_env.evaluation.program.POSITIONS", 10**9)
+    monkeypatch.setattr("prune_env.evaluation.engine.program.POSITIONS", 10**9)
 
 
 @pytest.mark.usefixtures("all_positions")
@@ -102,7 +102,7 @@ def test_every_family(name: str) -> None:
 def test_random_networks(kinds: list[str], seed: int) -> None:
     model, images = random_network(kinds, "mean", seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("prune_env.evaluation.program.POSITIONS", 10**9)
+        patch.setattr("prune_env.evaluation.engine.program.POSITIONS", 10**9)
         program = check(model, images.tile(4, 1, 1, 1), seed)
     assert not program.refused
     assert isinstance(program.network, fx.GraphModule)
@@ -266,7 +266,7 @@ def test_an_interrupted_recalibration_leaves_nothing_behind() -> None:
         before = program.network(images)
         with pytest.raises(KeyboardInterrupt):
             program.recalibrate(interrupted())
-        program.load({g.agent_id: torch.arange(g.filters) for g in groups}, tuple(g.filters for g in groups))
+        program.load({g.name: torch.arange(g.filters) for g in groups}, tuple(g.filters for g in groups))
         assert torch.equal(program.network(images), before)
 
 

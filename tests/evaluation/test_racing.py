@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.data import DataSplits
-from prune_env.env import RACED_FOR
 from prune_env.evaluation.measurer import BATCHES
 from prune_env.evaluation.racing import Race
+from prune_env.game.env import RACED_FOR
 
 TOTAL, LOOKS = 1000, (250, 500, 750)
 

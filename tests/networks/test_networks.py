@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from prune_env.data import DataSplits, load
-from prune_env.evaluation.metric import correct
-from prune_env.networks import NETWORKS, create, pretrained
-from prune_env.networks.pretrained import IMAGENET_NORMALISATION, load_weights, normalised_for
+from prune_env.networks import NETWORKS, create
 from prune_env.networks.registry import image_size
 from prune_env.networks.resnet import ZeroPadShortcut
+from prune_env.scoring.metric import correct
 from prune_env.training.fit import FitConfig
+from prune_env.training.pretrained import IMAGENET_NORMALISATION, load_weights, pretrained, with_network_normalisation
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -92,7 +92,7 @@ class TestPretrained:
 
     def test_trains_once_and_then_asks_the_cache(self, digits: DataSplits, monkeypatch: pytest.MonkeyPatch) -> None:
         first = pretrained("small_cnn", digits, recipe=self.RECIPE, progress=False)
-        module = sys.modules["prune_env.networks.pretrained"]  # the package has a function of that name
+        module = sys.modules["prune_env.training.pretrained"]  # the package has a function of that name
         monkeypatch.setattr(module, "fit", lambda *_, **__: pytest.fail("trained although it is cached"))
         second = pretrained("small_cnn", digits, recipe=self.RECIPE, progress=False)
         assert all(torch.equal(a, second.state_dict()[name]) for name, a in first.state_dict().items())
@@ -106,17 +106,22 @@ class TestPretrained:
         assert len(list((private_cache / "pretrained").glob("*.safetensors"))) == before + 1
 
     def test_resnets_take_the_normalisation_of_the_public_weights(self, digits: DataSplits) -> None:
-        assert normalised_for("resnet20", digits) is digits  # one channel
+        assert with_network_normalisation("resnet20", digits) is digits  # one channel
         colour = digits.train.images.expand(-1, 3, -1, -1)
         three = DataSplits(
             "three", digits.classes, *(type(digits.train)(colour, digits.train.labels),) * 4, (0.5,) * 3, (0.2,) * 3
         )
-        assert (normalised_for("resnet20", three).mean, normalised_for("resnet20", three).std) == IMAGENET_NORMALISATION
-        assert normalised_for("vgg16", three) is three
+        assert (
+            with_network_normalisation("resnet20", three).mean,
+            with_network_normalisation("resnet20", three).std,
+        ) == IMAGENET_NORMALISATION
+        assert with_network_normalisation("vgg16", three) is three
 
     def test_only_the_training_split_is_learned_from(self, digits: DataSplits) -> None:
         blind = dataclasses.replace(digits, reward=Forbidden(), test=Forbidden())  # type: ignore[arg-type]
-        object.__setattr__(blind, "digest", digits.digest)  # the fingerprint reads all splits, learning must not
+        object.__setattr__(
+            blind, "fingerprint", digits.fingerprint
+        )  # the fingerprint reads all splits, learning must not
         pretrained("small_cnn", blind, recipe=FitConfig(epochs=0.5, batch_size=64, seed=99), progress=False)
 
     def test_errors(self, digits: DataSplits, tmp_path: Path) -> None:
@@ -151,6 +156,6 @@ class TestPretrained:
     [("resnet20", "resnet20-12fca82f.th", 9173), ("resnet56", "resnet56-4bfd9763.th", 9339)],
 )
 def test_public_weights_score_what_is_known(network: str, file: str, right: int) -> None:
-    data = normalised_for(network, load(os.environ["PRUNE_ENV_DATA"]))
+    data = with_network_normalisation(network, load(os.environ["PRUNE_ENV_DATA"]))
     model = pretrained(network, data, Path(os.environ["PRUNE_ENV_WEIGHTS"]) / file)
     assert correct(model, data, data.test) == right

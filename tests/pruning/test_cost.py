@@ -35,7 +35,7 @@ def test_equals_the_flop_counter_and_the_parameters(make: Any, name: str, seed: 
     cost = Cost(model, groups, images)
     generator = torch.Generator().manual_seed(seed)
     plan = tuple(int(torch.randint(1, group.filters + 1, (), generator=generator)) for group in groups)
-    ranking = {group.agent_id: torch.arange(group.filters) for group in groups}
+    ranking = {group.name: torch.arange(group.filters) for group in groups}
     for network, of in ((model, tuple(group.filters for group in groups)), (build(model, groups, ranking, plan), plan)):
         assert cost.macs(of) == counted_macs(network, images)
         assert cost.params(of) == sum(parameter.numel() for parameter in network.parameters())

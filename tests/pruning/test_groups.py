@@ -34,7 +34,7 @@ def test_registered_networks(make: Any, name: str, count: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         groups = find_groups(*make(name))
-    assert [group.agent_id for group in groups] == [f"conv_{number}" for number in range(count)]
+    assert [group.name for group in groups] == [f"conv_{number}" for number in range(count)]
 
 
 def test_resnet20_has_nine_inner_groups_and_three_streams(make: Any) -> None:
@@ -221,7 +221,7 @@ def test_what_cannot_be_cut_is_left_out_with_a_warning(model: nn.Module, reason:
         groups = find_groups(model, IMAGES)
     assert ("second",) in names(groups)
     assert not any("first" in group.layers for group in groups)
-    assert groups[0].agent_id == "conv_0"
+    assert groups[0].name == "conv_0"
 
 
 class Attention(Net):

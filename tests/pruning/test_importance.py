@@ -150,5 +150,5 @@ def test_every_method_scores_every_filter(make: Any, method: str) -> None:
     model, images = make("resnet20")
     groups = find_groups(model, images)
     scores = importance.scores(method, model, groups, batches=[(images, torch.tensor([0, 1]))])
-    assert {agent: tuple(score.shape) for agent, score in scores.items()} == {g.agent_id: (g.filters,) for g in groups}
+    assert {agent: tuple(score.shape) for agent, score in scores.items()} == {g.name: (g.filters,) for g in groups}
     assert all(score.dtype == torch.float32 and (score >= 0).all() for score in scores.values())

@@ -20,8 +20,8 @@ from prune_env.pruning import (
     build_from_indices,
     find_groups,
     inspect,
+    masked,
     prove,
-    switched_off,
 )
 from prune_env.pruning.proof import proven_and_failed
 
@@ -36,14 +36,14 @@ def test_cutting_equals_switching_off(make: Any, name: str, seed: int) -> None:
     model, images = make(name)
     groups = find_groups(model, images)
     differences = prove(model, groups, images, plans_per_group=1, seed=seed)
-    assert list(differences) == [*(group.agent_id for group in groups), "joint"]
+    assert list(differences) == [*(group.name for group in groups), "joint"]
     assert max(differences.values()) < 1e-5
 
 
 def test_by_a_ranking(make: Any) -> None:
     model, images = make("concat")
     groups = find_groups(model, images)
-    ranking = {group.agent_id: torch.arange(group.filters).flip(0) for group in groups}
+    ranking = {group.name: torch.arange(group.filters).flip(0) for group in groups}
     assert max(prove(model, groups, images, ranking).values()) < 1e-5
 
 
@@ -52,14 +52,14 @@ def test_switching_off_is_stronger_than_zero_weights(make: Any) -> None:
     model, images = make("small_cnn")
     model.eval()
     (group, *_) = groups = find_groups(model, images)
-    keep = {g.agent_id: list(range(g.filters)) for g in groups} | {group.agent_id: list(range(0, group.filters, 2))}
-    masked = copy.deepcopy(model)
+    keep = {g.name: list(range(g.filters)) for g in groups} | {group.name: list(range(0, group.filters, 2))}
+    zeroed = copy.deepcopy(model)
     with torch.no_grad():
-        masked.get_submodule(group.layers[0]).weight[1::2] = 0
+        zeroed.get_submodule(group.layers[0]).weight[1::2] = 0
         missing = build_from_indices(model, groups, keep)(images)
-        with switched_off(model, groups, keep):
+        with masked(model, groups, keep):
             assert torch.allclose(model(images), missing, atol=1e-5)
-        assert (masked(images) - missing).abs().max() > 1e-3
+        assert (zeroed(images) - missing).abs().max() > 1e-3
 
 
 def test_switching_off_leaves_no_trace(make: Any) -> None:
@@ -67,12 +67,12 @@ def test_switching_off_leaves_no_trace(make: Any) -> None:
     model.eval()
     groups = find_groups(model, images)
     before = model(images)
-    keep = {group.agent_id: [0] for group in groups}
-    with switched_off(model, groups, keep) as off:
+    keep = {group.name: [0] for group in groups}
+    with masked(model, groups, keep) as off:
         assert off is model
         assert not torch.allclose(model(images), before)
     assert torch.equal(model(images), before)
-    with pytest.raises(RuntimeError), switched_off(model, groups, keep):
+    with pytest.raises(RuntimeError), masked(model, groups, keep):
         model(images[:, :, :1, :1])
     assert torch.equal(model(images), before)
     assert not any(module._forward_pre_hooks for module in model.modules())
@@ -114,15 +114,15 @@ def test_a_wrong_index_mapping_is_caught(make: Any, name: str, agent: int, modul
     groups[agent] = with_member(groups[agent], module, rolled)
     differences = prove(model, groups, images)
     bad = groups[agent]
-    assert differences[bad.agent_id] > 1e-4
+    assert differences[bad.name] > 1e-4
     assert differences["joint"] > 1e-4
-    assert all(value < 1e-4 for key, value in differences.items() if key not in (bad.agent_id, "joint"))
+    assert all(value < 1e-4 for key, value in differences.items() if key not in (bad.name, "joint"))
     proven, (failed,), kept = proven_and_failed(model, groups, images)
     assert failed.layers == bad.layers
     assert "outputs differ by" in failed.reason
     assert [group.layers for group in proven] == [group.layers for group in groups if group is not bad]
-    assert [group.agent_id for group in proven] == [f"conv_{number}" for number in range(len(groups) - 1)]
-    assert list(kept) == [*(group.agent_id for group in proven), *(["joint"] if proven else [])]
+    assert [group.name for group in proven] == [f"conv_{number}" for number in range(len(groups) - 1)]
+    assert list(kept) == [*(group.name for group in proven), *(["joint"] if proven else [])]
     assert all(value < 1e-4 for value in kept.values())
 
 
@@ -176,7 +176,7 @@ class DependsOnCount(Net):
 def test_what_the_trace_cannot_see_is_dropped(kind: type[Net]) -> None:
     model, images = seeded(kind)
     proven, (failed,), _ = proven_and_failed(model, find_groups(model, images), images)
-    assert [(group.agent_id, group.layers) for group in proven] == [("conv_0", ("second",))]
+    assert [(group.name, group.layers) for group in proven] == [("conv_0", ("second",))]
     assert failed.layers == ("first",)
 
 

@@ -98,7 +98,7 @@ def test_random_networks(kinds: list[str], head: str, seed: int) -> None:
         cost = Cost(model, inspection.groups, images)
         generator = torch.Generator().manual_seed(seed)
         plan = tuple(int(torch.randint(1, g.filters + 1, (), generator=generator)) for g in inspection.groups)
-        ranking = {g.agent_id: torch.randperm(g.filters, generator=generator) for g in inspection.groups}
+        ranking = {g.name: torch.randperm(g.filters, generator=generator) for g in inspection.groups}
         for network, of in (
             (model, tuple(g.filters for g in inspection.groups)),
             (build(model, inspection.groups, ranking, plan), plan),
@@ -119,7 +119,7 @@ def test_random_networks_survive_saving_and_export(
 ) -> None:
     model, images = random_network(["Plain", *kinds], "hidden", seed)
     groups = list(inspect(model, images).groups)
-    ranking = {group.agent_id: torch.arange(group.filters) for group in groups}
+    ranking = {group.name: torch.arange(group.filters) for group in groups}
     plan = tuple(-(-group.filters // 2) for group in groups)
     smaller = build(model, groups, ranking, plan)
     folder = tmp_path_factory.mktemp("saved")

@@ -15,23 +15,14 @@ from torch import nn
 
 from prune_env.networks import create
 from prune_env.networks.resnet import ZeroPadShortcut
-from prune_env.pruning import (
-    Cost,
-    Plan,
-    PruningGroup,
-    build,
-    build_from_indices,
-    find_groups,
-    kept_indices,
-    restrict,
-)
+from prune_env.pruning import Cost, Plan, PruningGroup, build, build_from_indices, find_groups, kept_indices, restrict
 
 NETWORKS = ["small_cnn", "resnet20", "flatten", "concat", "dense", "depthwise", "gated", "reused"]
 
 
 def shuffled(groups: list[PruningGroup], seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {group.agent_id: torch.randperm(group.filters, generator=generator) for group in groups}
+    return {group.name: torch.randperm(group.filters, generator=generator) for group in groups}
 
 
 def halves(groups: list[PruningGroup]) -> Plan:

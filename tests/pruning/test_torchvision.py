@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.zoo import make
+from benchmarks.make.zoo import make
 from prune_env.pruning import Cost, build, inspect
 
 AGENTS = {
@@ -46,7 +46,7 @@ def test_auxiliary_heads_are_cut_with_the_rest() -> None:
     model, images = make("googlenet")
     found = inspect(model, images, prove=False)
     assert "aux1.conv.conv" in {layer for group in found.groups for layer in group.layers}
-    ranking = {group.agent_id: torch.arange(group.filters) for group in found.groups}
+    ranking = {group.name: torch.arange(group.filters) for group in found.groups}
     plan = tuple(-(-group.filters // 2) for group in found.groups)
     smaller = build(model, found.groups, ranking, plan).train()
     outputs = smaller(images)

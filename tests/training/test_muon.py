@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from prune_env.data import DataSplits
-from prune_env.evaluation.metric import correct
 from prune_env.networks import create
+from prune_env.scoring.metric import correct
 from prune_env.training.fit import FitConfig, fit
 from prune_env.training.muon import Muon, orthogonalised
 

@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from prune_env.data import DataSplits
-from prune_env.evaluation.metric import correct
 from prune_env.networks import create
 from prune_env.pruning import build, find_groups, importance
+from prune_env.scoring.metric import correct
 from prune_env.training import fit as fit_module
 from prune_env.training.distillation import DistillationConfig, Teacher, distill, distillation_loss
 from prune_env.training.fit import FitConfig, fit
@@ -289,7 +289,7 @@ class _Frozen(nn.Module):
 
 
 def _rounds() -> bool:
-    from prune_env.device import fast_dtype
+    from prune_env.common.device import fast_dtype
 
     return fast_dtype() == torch.bfloat16
 

@@ -1,0 +1,1 @@
+"""Search methods at equal numbers of evaluated plans."""

@@ -1,0 +1,111 @@
+"""Least squares after cutting: layers that lost inputs learn to give their old outputs from those that are left.
+
+He, Zhang & Sun 2017 (arXiv:1707.06168, section 3.1), and AMC after it. Inputs and outputs are those of the unpruned
+network on the calibration images, at a few positions of each image, so sums over them are taken once and a plan only
+solves for what it keeps. Letters: N rows, D inputs of a layer (channels x kernel), O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from prune_env import FilterPruneEnv
+from prune_env.pruning import Plan, build, kept_indices
+from prune_env.pruning.surgery import removed_channels
+
+POSITIONS = 10
+"""Of a feature map, the same for all images of a batch; AMC's number."""
+BATCH = 50
+RIDGE = 1e-4
+"""Added to the diagonal, as a share of its mean: inputs that are never active have no least-squares weight."""
+
+
+class Reconstruction:
+    """What the layers of a problem's unpruned network read and give.
+
+    Convolutions in groups and those padded otherwise than with zeros are left as they were cut.
+    """
+
+    def __init__(self, problem: FilterPruneEnv, seed: int) -> None:
+        self._problem = problem
+        readers = {member.module for group in problem.groups for member in group.members if member.side == "in"}
+        layers = {name: layer for name in sorted(readers) if _fits(layer := problem.model.get_submodule(name))}
+        self._sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        rng = np.random.default_rng(seed)
+        hooks = [layer.register_forward_hook(self._hook(name, rng)) for name, layer in layers.items()]
+        try:
+            with torch.inference_mode():
+                for images in problem.evaluator.task.calibration.float().cpu().split(BATCH):
+                    problem.model(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        device = problem.evaluator.task.device  # wide layers' systems are large
+        self._sums = {name: (x.to(device), y.to(device)) for name, (x, y) in self._sums.items()}
+
+    def network(self, plan: Plan) -> nn.Module:
+        """The plan's network with reconstructed weights."""
+        problem = self._problem
+        network = build(problem.model, problem.groups, problem.ranking, plan)
+        removed = removed_channels(problem.groups, kept_indices(problem.groups, problem.ranking, plan))
+        for name, (inputs, products) in self._sums.items():
+            if (name, "in") not in removed:
+                continue
+            original, layer = problem.model.get_submodule(name), network.get_submodule(name)
+            kernel = original.weight[0, 0].numel()
+            rows = _stays(removed.get((name, "in")), original.weight.shape[1], inputs.device).repeat_interleave(kernel)
+            columns = _stays(removed.get((name, "out")), original.weight.shape[0], inputs.device)
+            square = inputs[rows][:, rows]
+            square.diagonal().add_(RIDGE * square.diagonal().mean() + 1e-12)
+            fitted = torch.linalg.solve(square, products[rows][:, columns])
+            with torch.no_grad():
+                layer.weight.copy_(fitted.T.reshape(layer.weight.shape))
+        return network
+
+    def _hook(self, name: str, rng: np.random.Generator) -> Callable[..., None]:
+        def add(layer: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            x, y = _rows(layer, args[0], output, rng)
+            sums = x.T @ x, x.T @ y  # [D, D], [D, O]
+            known = self._sums.get(name)
+            self._sums[name] = sums if known is None else (known[0] + sums[0], known[1] + sums[1])
+
+        return add
+
+
+def _rows(
+    layer: nn.Module, features: torch.Tensor, output: torch.Tensor, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What goes into a layer [N, D] and what comes out of it but for its bias [N, O]."""
+    bias = 0 if layer.bias is None else layer.bias
+    if isinstance(layer, nn.Linear):
+        return features.flatten(0, -2), (output - bias).flatten(0, -2)
+    vertical, horizontal = layer.padding
+    padded = F.pad(features, (horizontal, horizontal, vertical, vertical))
+    x, y = [], []
+    height, width = output.shape[2:]
+    for position in rng.integers(height * width, size=POSITIONS):
+        row, column = divmod(int(position), width)
+        top, left = row * layer.stride[0], column * layer.stride[1]
+        window = padded[:, :, top : top + layer.kernel_size[0], left : left + layer.kernel_size[1]]
+        x.append(window.flatten(1))
+        y.append(output[:, :, row, column] - bias)
+    return torch.cat(x), torch.cat(y)
+
+
+def _fits(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Linear):
+        return True
+    plain = isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.dilation == (1, 1)
+    return plain and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
+def _stays(gone: torch.Tensor | None, size: int, device: torch.device) -> torch.Tensor:
+    stays = torch.ones(size, dtype=torch.bool)
+    if gone is not None:
+        stays[gone] = False
+    return stays.to(device)

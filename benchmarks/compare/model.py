@@ -1,0 +1,215 @@
+"""Rows put together where they compare, and what they say of each method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from . import plots as pictures
+from .rows import Row, canonical, settings
+from .statistics import Difference, Mean, difference, kendall, mean, mean_ranks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Panel = TypeVar("Panel")
+
+REFERENCES = ("random", "uniform")
+"""Methods that every other is compared with."""
+OWN_WEIGHTS = ("amc_ls",)
+"""Methods whose search evaluates reconstructed weights: what it says of a plan is not what others hear of it."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method on one problem and target; NaN where rows do not say it."""
+
+    method: str
+    seeds: int
+    evaluations: float
+    search: float
+    rescored: float
+    short: float
+    result: Mean
+    rank: float
+    against: dict[str, Difference | None]
+    search_seconds: float
+    finalise_seconds: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows of one problem, budget and finalisation."""
+
+    rows: list[Row]
+
+    @property
+    def finalised(self) -> bool:
+        return self.rows[0]["finalisation"] is not None
+
+    @property
+    def metric(self) -> str:
+        return "test_accuracy" if self.finalised else "search_accuracy"
+
+    @property
+    def label(self) -> str:
+        where = "Test accuracy after distillation" if self.finalised else "Accuracy on the reward images"
+        return f"{where}, %"
+
+    @property
+    def network(self) -> str:
+        return str(self.rows[0]["problem"]["network"])
+
+    @property
+    def title(self) -> str:
+        problem = settings(self.rows[0])["problem"]
+        weights = f" ({problem['weights']})" if problem["weights"] else ""
+        batches, at = problem["finetune_batches"], problem["measure_at"]
+        trained = f", each trained for {batches} batches before it is measured" if batches else ""
+        cut = f", measured at {at:g} of the way" if at != 1 else ""
+        return f"{self.network}{weights} on {problem['data']}, {self.rows[0]['budget']} plans{trained}{cut}"
+
+    @property
+    def targets(self) -> list[float]:
+        return sorted({row["target_macs"] for row in self.rows}, reverse=True)
+
+    def of(self, target: float | None, method: str | None = None) -> list[Row]:
+        """Rows of a target (None: of all) and a method."""
+        return [row for row in self.rows if target in (None, row["target_macs"]) and method in (None, row["method"])]
+
+    def values(self, target: float | None, method: str) -> dict[object, float]:
+        """Result by target and seed."""
+        return {(row["target_macs"], row["seed"]): row[self.metric] for row in self.of(target, method)}
+
+    def compares(self, method: str) -> bool:
+        """Whether a method's results are of the same weights as the others': those of a search may not be."""
+        return self.finalised or method not in OWN_WEIGHTS
+
+    def lines(self, target: float | None) -> list[Line]:
+        """Methods, the best first. For all targets a seed's result is its mean over them; differences stay paired.
+
+        Those with fewer seeds come later, as they met other ones, and last those that do not compare, without a rank.
+        """
+        values = {name: self.values(target, name) for name in dict.fromkeys(row["method"] for row in self.of(target))}
+        rivals = {name: found for name, found in values.items() if self.compares(name)}
+        ranks = mean_ranks(rivals)
+        lines = [
+            Line(
+                method=name,
+                seeds=len({row["seed"] for row in mine}),
+                evaluations=_average(mine, "evaluations"),
+                search=_average(mine, "search_accuracy"),
+                rescored=_average(mine, "rescored_accuracy"),
+                short=_average(mine, "short_test_accuracy"),
+                result=mean(_by_seed(mine, self.metric)),
+                rank=ranks.get(name, math.nan),
+                against={
+                    other: difference(values[name], values[other])
+                    if other in values and other != name and self.compares(name)
+                    else None
+                    for other in REFERENCES
+                },
+                search_seconds=_average(mine, "search_seconds"),
+                finalise_seconds=_average(mine, "short_seconds") + _average(mine, "full_seconds"),
+            )
+            for name in values
+            if (mine := self.of(target, name))
+        ]
+        return sorted(lines, key=lambda line: (not self.compares(line.method), -line.seeds, -line.result.value))
+
+    def pictures(self) -> dict[str, Figure]:
+        """Name -> picture, those that the rows suffice for; of the methods that compare."""
+        lines = {target: [one for one in self.lines(target) if self.compares(one.method)] for target in self.targets}
+        order = [line.method for line in self.lines(None) if self.compares(line.method)]
+        if not order:
+            return {}
+
+        def panels(of: Callable[[float], Panel]) -> dict[str, Panel]:
+            return {f"{100 * target:g} % of the MACs": of(target) for target in self.targets}
+
+        def seeds(target: float) -> dict[str, list[float]]:
+            return {line.method: list(self.values(target, line.method).values()) for line in lines[target]}
+
+        def kept(target: float) -> dict[str, list[float]]:
+            shares = {
+                line.method: [np.array(row["plan"]) / row["full_plan"] for row in self.of(target, line.method)]
+                for line in lines[target]
+            }
+            return {name: np.mean(plans, 0).tolist() for name, plans in shares.items()}
+
+        def curves(target: float) -> dict[str, list[list[float]]]:
+            rows = {name: self.of(target, name) for name in order if name not in OWN_WEIGHTS}
+            return {name: [row["curve"] for row in mine] for name, mine in rows.items() if mine}
+
+        means = panels(lambda target: {line.method: line.result for line in lines[target]})
+        by_share = {
+            name: {target: line.result for target in self.targets for line in lines[target] if line.method == name}
+            for name in order
+        }
+        figures = {"methods": pictures.methods(panels(seeds), means, self.label)}
+        if len(self.targets) > 1:
+            figures["front"] = pictures.front(by_share, self.rows[0][f"original_{self.metric}"], self.label)
+        searches = {title: found for title, found in panels(curves).items() if found}
+        if searches:
+            figures["curves"] = pictures.curves(searches, panels(lambda target: self.of(target)[0]["optimum"]))
+        figures["layers"] = pictures.heat_map(panels(kept))
+        if self.finalised:
+            figures["correlation"] = pictures.correlation(
+                panels(self.finalists), "Reward images after the short distillation, %"
+            )
+        return figures
+
+    def finalists(self, target: float) -> dict[str, list[tuple[float, float]]]:
+        """Method -> (accuracy in the search, after the short distillation) of all finalists."""
+        return {
+            row["method"]: [
+                (finalist["search_accuracy"], finalist["distilled_accuracy"])
+                for other in self.of(target, row["method"])
+                for finalist in other["finalists"]
+            ]
+            for row in self.of(target)
+            if row["method"] not in OWN_WEIGHTS
+        }
+
+    def correlations(self, target: float) -> list[tuple[str, int, float, float]]:
+        """What was asked, pairs, Kendall's tau and its p-value."""
+        if not self.finalised:
+            return []
+        short = [pair for pairs in self.finalists(target).values() for pair in pairs]
+        winners = [row for row in self.of(target) if row["method"] not in OWN_WEIGHTS]
+        full = [
+            (next(f["search_accuracy"] for f in row["finalists"] if f["plan"] == row["plan"]), row["test_accuracy"])
+            for row in winners
+        ]
+        rescored = [(row["rescored_accuracy"], row["test_accuracy"]) for row in winners]
+        asked = {
+            "search reward and reward images after the short distillation, all finalists": short,
+            "search reward and test after the full distillation, winners": full,
+            "all reward images, as cut, and test after the full distillation, winners": rescored,
+        }
+        return [(name, len(pairs), *kendall(pairs)) for name, pairs in asked.items()]
+
+
+def comparisons(found: Iterable[Row]) -> list[Comparison]:
+    """Rows put together where they compare."""
+    groups: dict[str, list[Row]] = {}
+    for row in found:
+        # Files are known by their names, and weights of one name need not be the same.
+        key = canonical([settings(row), row["budget"], row.get("weights_fingerprint")])
+        groups.setdefault(key, []).append(row)
+    return [Comparison(group) for group in groups.values()]
+
+
+def _average(found: list[Row], name: str) -> float:
+    """NaN where rows have no such number."""
+    values = [row[name] for row in found if row.get(name) is not None]
+    return float(np.mean(values)) if values else math.nan
+
+
+def _by_seed(found: list[Row], name: str) -> list[float]:
+    seeds = dict.fromkeys(row["seed"] for row in found)
+    return [float(np.mean([row[name] for row in found if row["seed"] == seed])) for seed in seeds]

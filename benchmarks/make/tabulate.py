@@ -1,0 +1,79 @@
+"""Evaluates every plan of the tabulated problem once and writes the file that the package ships.
+
+    python -m benchmarks.make.tabulate
+
+The network is trained (or taken from the user's cache) and its parameters are rounded to float16, which halves the
+file. Plans are all those that can finish an episode: every count a multiple of `round_to`, MACs at most the target and
+no more than the budget's tolerance below. With them come those that cut a single group.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from prune_env import EnvConfig, FilterPruneEnv
+from prune_env.data import load
+from prune_env.game.budget import Budget
+from prune_env.game.tabulated import FILE, FIXED, Table, images_fingerprint
+from prune_env.training.pretrained import pretrained
+
+
+@dataclass(frozen=True)
+class Config:
+    out: Path = FILE
+    """where results go"""
+    targets: tuple[float, ...] = (0.5, 0.3, 0.2)
+    """budgets, fractions of the MACs"""
+    round_to: int = 4
+    """multiples that filter counts are kept at"""
+    cache: Path | None = None
+    """a file that keeps answers, so that a killed run goes on"""
+
+
+def main(config: Config) -> None:
+    data = load("digits")
+    model = pretrained("small_cnn", data)
+    weights = {
+        name: tensor.numpy().astype(np.float16 if tensor.is_floating_point() else tensor.numpy().dtype)
+        for name, tensor in model.state_dict().items()
+    }
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    env = FilterPruneEnv(model, data, EnvConfig(round_to=config.round_to), cache=config.cache)
+    images = len(data.reward.balanced(env.config.reward_images))
+
+    grid = itertools.product(*(range(config.round_to, count + 1, config.round_to) for count in env.full_plan))
+    plans = np.array(list(grid))
+    ratios = env.cost.macs(plans) / env.cost.macs(env.full_plan)
+    meets = [(ratios <= target) & (ratios >= target - Budget.tolerance) for target in config.targets]
+    meets.append((plans < env.full_plan).sum(1) <= 1)
+    wanted = np.stack(meets)  # [T + 1, P]; a plan belongs to the first that it meets
+    plans, target = plans[wanted.any(0)], wanted.argmax(0)[wanted.any(0)]
+    accuracies = [env.evaluator.accuracy(tuple(plan)) for plan in tqdm(plans.tolist(), unit="plan")]
+    settings = {name: getattr(env.config, name) for name in FIXED} | {
+        "network": "small_cnn",
+        "data": data.name,
+        "fingerprint": images_fingerprint(data),
+        "channels": data.image_shape[0],
+        "classes": len(data.classes),
+        "targets": config.targets,
+        "images": images,
+        "original_right": round(env.evaluator.original_accuracy * images),
+        "made_with": f"torch {torch.__version__}, {env.evaluator.task.dtype}",
+    }
+    right = np.rint(np.array(accuracies) * images).astype(np.uint16)
+    Table(settings, weights, plans.astype(np.uint8), target.astype(np.uint8), right).save(config.out)
+    print(f"{config.out}: {len(plans)} plans, {config.out.stat().st_size / 1024:.0f} KiB")
+    for number, fraction in enumerate(config.targets):
+        mine = right[target == number] / images
+        print(f"target {fraction}: {len(mine)} plans, accuracy from {mine.min():.4f} to {mine.max():.4f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, prog="python -m benchmarks.make.tabulate", description=__doc__))

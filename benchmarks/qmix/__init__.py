@@ -1,0 +1,1 @@
+"""QMIX against other implementations, and an ablation of its settings."""

@@ -1,0 +1,209 @@
+"""How fast is a step of the environment? Against bare forward passes, and against the obvious way, in one run.
+
+    python -m benchmarks.speed.evaluator                      # vgg16, resnet20, resnet56; some minutes
+    python -m benchmarks.speed.evaluator --plans 20 --out runs/evaluator_speed
+
+Every plan is new, and all ways take their turns on it: a step of the environment (masks, budget, weights, BatchNorm
+statistics, accuracy, observations, reward); bare forward passes over the same images, folded, in bfloat16 and
+channels_last, of the same cut network as a plain module, with fused convolutions, and with filter counts rounded up to
+8 on top, as the program does it; and the obvious way (deepcopy, torch-pruning, statistics and accuracy in float32).
+Weights and images are random: speed does not depend on them.
+Writes results.json and speed.png.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from operator import truediv
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import tyro
+from torch import nn
+from tqdm import tqdm
+
+from prune_env import EnvConfig, FilterPruneEnv
+from prune_env.common.device import channels_last
+from prune_env.data import from_tensors
+from prune_env.evaluation.engine import program
+from prune_env.evaluation.measurer import BATCHES
+from prune_env.pruning import Plan, build
+from prune_env.scoring.batchnorm import fold, folding_pairs, recalibrate
+
+from ..make.zoo import make
+from .surgery import prune_along
+
+WAYS = ("env step", "bare, rounded", "bare, fused", "bare, module", "obvious")
+
+
+@dataclass(frozen=True)
+class Config:
+    networks: tuple[str, ...] = ("vgg16", "resnet20", "resnet56")
+    """our own, of torchvision, or of timm as timm/NAME"""
+    plans: int = 12
+    """random plans that are timed on each network"""
+    obvious_every: int = 3
+    """the obvious way takes its turn on every so many plans"""
+    reward_images: int = 1000
+    """images that an accuracy is measured on"""
+    calibration_images: int = 500
+    """images that BatchNorm statistics are estimated from"""
+    device: str = "cpu"
+    """cpu or cuda"""
+    out: Path = Path("runs/evaluator_speed")
+    """folder of results.json and speed.png"""
+
+
+def main(config: Config) -> None:
+    config.out.mkdir(parents=True, exist_ok=True)
+    peak = matmul_peak(torch.bfloat16, config.device)
+    where = torch.cuda.get_device_name() if config.device == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"{where}, bfloat16 matmul {peak / 1e9:.0f} GFLOP/s")
+    results = {name: measure(name, config, peak) for name in config.networks}
+    (config.out / "results.json").write_text(json.dumps({"peak": peak, "networks": results}, indent=1) + "\n")
+    print(table(results))
+    picture(results, config.out / "speed.png")
+
+
+def measure(name: str, config: Config, peak: float) -> dict[str, Any]:
+    """Median seconds of each way over random plans, and what follows from them."""
+    model, _ = make(name)
+    generator = torch.Generator().manual_seed(0)
+    count = 2 * max(config.reward_images, config.calibration_images)
+    images = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(count) % 10
+    data = from_tensors(images, labels, images[:100], labels[:100], reward=(images, labels))
+    settings = EnvConfig(
+        rounds=1,
+        target_macs=None,
+        reward="amc",
+        reward_images=config.reward_images,
+        calibration_images=config.calibration_images,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # random weights
+        env = FilterPruneEnv(model, data, settings, device=config.device)
+    dtype = env.evaluator.task.dtype
+    total = config.reward_images + config.calibration_images
+    ready = data.normalise(images[:total]).to(config.device, dtype, memory_format=torch.channels_last)
+    batches = ready.split(BATCHES[config.device])
+    exact = data.normalise(images[:total]).contiguous().to(config.device)
+    rounded, fused = (
+        program.Program(env.model, env.groups, data.example_input, dtype=dtype, device=config.device) for _ in range(2)
+    )
+    fused._multiple = 1  # the cut network as it is
+    pairs = folding_pairs(env.model, data.example_input)
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    macs = []
+    for number in tqdm(range(config.plans + 1), desc=name):
+        env.reset()
+        actions = {
+            agent: int(torch.randint(len(settings.rates), (), generator=generator)) for agent in env.possible_agents
+        }
+        step = timed(partial(env.step, actions))
+        plan = env.plan
+        for bare in (rounded, fused):
+            bare.load(env.ranking, plan)
+        module = build(env.model, env.groups, env.ranking, plan)
+        fold(module, pairs)
+        channels_last(module.to(config.device, dtype))
+        turns = [step] + [timed(partial(forward, net, batches)) for net in (rounded.network, fused.network, module)]
+        if number % config.obvious_every == 0:
+            turns.append(timed(partial(obvious, env, plan, exact, config.calibration_images)))
+        if number:  # the first one warms up
+            macs.append(env.cost.macs(plan))
+            for way, value in zip(WAYS, turns, strict=False):
+                seconds[way].append(value)
+    steps, total_seconds = seconds["env step"], median(seconds["env step"])
+    return {
+        "seconds": seconds,
+        "step_seconds": total_seconds,
+        "ratios": {way: median(map(truediv, steps, seconds[way])) for way in WAYS[1:-1]},
+        "obvious_ratio": median(seconds["obvious"]) / total_seconds,
+        "share_of_peak": median(2 * m * total / s / peak for m, s in zip(macs, steps, strict=True)),
+    }
+
+
+def obvious(env: FilterPruneEnv, plan: Plan, images: torch.Tensor, calibration_images: int) -> None:
+    """deepcopy, torch-pruning where it can (else our build), and float32 passes of the plain network."""
+    import torch_pruning as tp
+
+    network, size = copy.deepcopy(env.model), BATCHES[images.device.type]
+    try:
+        graph = tp.DependencyGraph().build_dependency(network, env.data.example_input, verbose=False)
+        prune_along(graph, network, env.groups, env.ranking, plan)
+        with torch.inference_mode():
+            network(env.data.example_input)  # on the CPU: a wrong index would end all further use of a GPU
+    except Exception:  # ResNets with zero-padded shortcuts: torch-pruning leaves a network that does not run
+        network = build(env.model, env.groups, env.ranking, plan)
+    network.to(images.device)
+    recalibrate(network, images[:calibration_images].split(size))
+    forward(network.eval(), images[calibration_images:].split(size))
+
+
+def forward(network: nn.Module, batches: Any) -> None:
+    with torch.inference_mode():
+        for batch in batches:
+            network(batch)
+
+
+def timed(function: Callable[[], object]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def matmul_peak(dtype: torch.dtype, device: str) -> float:
+    """FLOP/s of a square matrix product, the best of five."""
+    size = 8192 if device == "cuda" else 3072
+    a, b = torch.randn(2, size, size).to(device, dtype)
+    return 2 * size**3 / min(timed(lambda: a @ b) for _ in range(5))
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = [
+        "| network | env step (ms) | step / bare rounded | / fused | / module | obvious / step | of bf16 peak |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in results.items():
+        ratios = " | ".join(f"{ratio:.2f}" for ratio in row["ratios"].values())
+        lines.append(
+            f"| {name} | {1000 * row['step_seconds']:.0f} | {ratios} | {row['obvious_ratio']:.1f} "
+            f"| {100 * row['share_of_peak']:.0f} % |"
+        )
+    return "\n".join(lines)
+
+
+def picture(results: dict[str, Any], file: Path) -> None:
+    """Bars: milliseconds of each way, for each network."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(WAYS)
+    for place, way in enumerate(WAYS):
+        heights = [1000 * median(row["seconds"][way]) for row in results.values()]
+        bars = axes.bar([x + place * width for x in range(len(results))], heights, width, label=way)
+        axes.bar_label(bars, fmt="%.0f", fontsize=8)
+    axes.set_xticks([x + 1.5 * width for x in range(len(results))], list(results))
+    axes.set_yscale("log")
+    axes.set_ylabel("ms for one plan")
+    axes.legend(ncols=2, fontsize=8)
+    figure.savefig(file, dpi=150)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, prog="python -m benchmarks.speed.evaluator", description=__doc__))

@@ -1,0 +1,89 @@
+"""Does the fast evaluator answer as the exact one? Accuracies of random plans, and their ranks, side by side.
+
+    python -m benchmarks.speed.evaluator_accuracy --network resnet20 --data PATH --weights resnet20.th --plans 50
+
+Exact: the cut module in float32, BatchNorm statistics of all positions. Fast: the evaluator as environments use it.
+Both see the same calibration crops and reward images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from prune_env.common.device import fast_dtype
+from prune_env.data import load
+from prune_env.evaluation.evaluator import Evaluator
+from prune_env.evaluation.measurer import BATCHES
+from prune_env.pruning import build, find_groups, importance
+from prune_env.scoring.batchnorm import near_equal, recalibrate
+from prune_env.scoring.metric import correct
+from prune_env.training.pretrained import pretrained, with_network_normalisation
+
+
+@dataclass(frozen=True)
+class Config:
+    network: str = "small_cnn"
+    """small_cnn (for digits), alexnet, vgg16, resnet20 or resnet56"""
+    data: str = "digits"
+    """digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*"""
+    weights: Path | None = None
+    """trained weights; without them the network is trained once and cached"""
+    plans: int = 50
+    """random plans to compare on"""
+    reward_images: int = 1000
+    """images that an accuracy is measured on"""
+    calibration_images: int = 500
+    """images that BatchNorm statistics are estimated from"""
+    seed: int = 0
+    """of the plans"""
+
+
+def main(config: Config) -> None:
+    data = with_network_normalisation(config.network, load(config.data))
+    model = pretrained(config.network, data, config.weights).eval()
+    groups = find_groups(model, data.example_input)
+    ranking = importance.ranking(importance.scores("l1", model, groups))
+    images = {"reward_images": config.reward_images, "calibration_images": config.calibration_images}
+    evaluator = Evaluator(model, data, groups, ranking, **images)  # type: ignore[arg-type]
+    reward = data.reward.balanced(config.reward_images)
+    crops = evaluator.task.calibration.float()
+
+    def exact(plan: tuple[int, ...]) -> float:
+        network = build(model, groups, ranking, plan)
+        recalibrate(network, near_equal(crops, BATCHES["cpu"]))
+        return correct(network, data, reward) / len(reward)
+
+    generator = torch.Generator().manual_seed(config.seed)
+    plans = [tuple(group.filters for group in groups)]
+    for _ in range(config.plans):
+        least = 0.45 + 0.5 * float(torch.rand((), generator=generator))
+        plans.append(
+            tuple(
+                int(torch.randint(max(1, int(least * g.filters)), g.filters + 1, (), generator=generator))
+                for g in groups
+            )
+        )
+    pairs = [(evaluator.accuracy(plan), exact(plan)) for plan in tqdm(plans)]
+    gaps = [100 * abs(fast - slow) for fast, slow in pairs]
+    print(f"{config.network}, {fast_dtype()} against float32, {len(reward)} reward images, in points of accuracy")
+    print(f"unpruned: {100 * pairs[0][0]:.2f} % and {100 * pairs[0][1]:.2f} %")
+    print(f"{config.plans} random plans: mean difference {mean(gaps[1:]):.3f}, largest {max(gaps[1:]):.2f}")
+    print(f"Kendall's tau-b of the ranks: {kendall(pairs[1:]):.4f}")
+
+
+def kendall(pairs: list[tuple[float, float]]) -> float:
+    """Kendall's tau-b: 1 for equal ranks, 0 for unrelated ones; ties count for neither side."""
+    first, second = torch.tensor(pairs, dtype=torch.float64).T
+    signs = [(values[:, None] - values).sign() for values in (first, second)]
+    agreement = (signs[0] * signs[1]).sum()
+    return float(agreement / (signs[0].abs().sum() * signs[1].abs().sum()).sqrt())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, prog="python -m benchmarks.speed.evaluator_accuracy", description=__doc__))

@@ -1,0 +1,57 @@
+"""Does the evaluator's memory grow with the plans that it has measured, beyond what it remembers of them?
+
+    python -m benchmarks.speed.evaluator_memory
+
+Distinct random plans of small_cnn on digits, few images each, so that many can be asked for. Prints the process's
+peak resident memory (Linux) and the size of the memo, which holds plans and their accuracies.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import tyro
+from tqdm import trange
+
+from prune_env.data import load
+from prune_env.evaluation.evaluator import Evaluator
+from prune_env.networks import create
+from prune_env.pruning import find_groups, importance
+
+
+@dataclass(frozen=True)
+class Config:
+    evaluations: int = 100_000
+    """distinct plans"""
+    looks: int = 10
+    """how often memory is looked at"""
+
+
+def main(config: Config) -> None:
+    data, model = load("digits"), create("small_cnn", 10, 1).eval()
+    groups = find_groups(model, data.example_input)
+    ranking = importance.ranking(importance.scores("l1", model, groups))
+    evaluator = Evaluator(model, data, groups, ranking, reward_images=20, calibration_images=20)
+    filters, rng = np.array([group.filters for group in groups]), np.random.default_rng(0)
+    every = max(1, config.evaluations // config.looks)
+    lines = ["| plans measured | peak memory, MiB | of it the memo |", "|---|---|---|"]
+    for number in trange(1, config.evaluations + 1, mininterval=1):
+        while evaluator.evaluations <= number:  # one was asked for at construction
+            evaluator.accuracy(tuple((1 + rng.integers(filters)).tolist()))
+        if number % every == 0 or number == min(1000, every):
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # in KiB on Linux
+            lines.append(f"| {number:,} | {peak:.1f} | {memo_size(evaluator) / 2**20:.1f} |")
+    print("\n".join(lines))
+
+
+def memo_size(evaluator: Evaluator) -> int:
+    """Bytes of the memo: its table, and the plans and accuracies in it. Small integers are Python's own."""
+    memo = evaluator._memo
+    return sys.getsizeof(memo) + sum(sys.getsizeof(plan) + sys.getsizeof(value) for plan, value in memo.items())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, prog="python -m benchmarks.speed.evaluator_memory", description=__doc__))

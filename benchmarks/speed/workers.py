@@ -1,0 +1,179 @@
+"""What workers bring: plans a second by number and kind of workers, and what a message to one costs.
+
+    python -m benchmarks.speed.workers                              # resnet20, vgg16, processes; minutes on two cores
+    python -m benchmarks.speed.workers --ray --device cuda --workers 1 2 4
+
+All ways measure the same new plans in turn, a block of plans each time. `here` is the environment's own process with
+all its threads; workers have one thread each, so that answers do not depend on their number. The cost of a message is
+that of a question to a worker which answers at once; with it, and the time that one worker needs for a plan, follows
+how many machines one search can feed (on paper). Weights and images are random: speed does not depend on them.
+Writes results.json and scaling.png.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from prune_env import EnvConfig, FilterPruneEnv
+from prune_env.data import DataSplits, from_tensors
+from prune_env.evaluation.workers import Backend, Pool, backend
+from prune_env.pruning import Plan
+
+from ..make.zoo import make
+
+MACHINES = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Config:
+    networks: tuple[str, ...] = ("resnet20", "vgg16")
+    """registered networks"""
+    workers: tuple[int, ...] = (1, 2)
+    """numbers of workers to compare"""
+    ray: bool = False
+    """Ray actors beside processes"""
+    device: str = "cpu"
+    """cpu or cuda"""
+    blocks: int = 5
+    """timed blocks of plans"""
+    plans: int = 8
+    """in a block"""
+    processors: int = 16
+    """of each machine in the projection"""
+    out: Path = Path("runs/scaling")
+    """where results go"""
+
+
+def main(config: Config) -> None:
+    config.out.mkdir(parents=True, exist_ok=True)
+    if config.ray:
+        import ray
+
+        ray.init(num_cpus=sum(config.workers), log_to_driver=False)  # all pools live at once
+    results = {name: measure(name, config) for name in config.networks}
+    (config.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results, config))
+    picture(results, config)
+
+
+def measure(name: str, config: Config) -> dict[str, Any]:
+    """Median plans a second of every way, the seconds of a message by each kind of worker, and of a plan in one."""
+    env = environment(name, config.device)
+    kinds = ("processes", "ray") if config.ray else ("processes",)
+    pools = {
+        f"{count} {kind}": Pool(_backend(kind, count), env.evaluator.task) for kind in kinds for count in config.workers
+    }
+    ways = {f"here, {torch.get_num_threads()} threads": None, **pools}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    generator = torch.Generator().manual_seed(0)
+    for number in tqdm(range(config.blocks + 1), desc=name):
+        plans = [random_plan(env, generator) for _ in range(config.plans)]
+        answers = []
+        for way, pool in ways.items():
+            start = time.perf_counter()
+            if pool is None:
+                answers.append([env.evaluator.accuracy(plan) for plan in plans])
+            else:
+                for plan in plans:
+                    pool.submit(plan)
+                answers.append([pool.result(plan) for plan in plans])
+            if number:  # the first block warms up
+                seconds[way].append((time.perf_counter() - start) / config.plans)
+        assert all(answer == answers[1] for answer in answers[1:]), "workers must agree"
+    messages = {kind: message_seconds(kind, pools[f"{config.workers[0]} {kind}"], env) for kind in kinds}
+    for pool in pools.values():
+        pool.close()
+    return {"seconds_a_plan": {way: median(times) for way, times in seconds.items()}, "message_seconds": messages}
+
+
+def message_seconds(kind: str, pool: Pool, env: FilterPruneEnv, count: int = 200) -> float:
+    """Median time between question and answer, less the measurement: the question is one that fails at once."""
+    workers, worker = pool._backend, pool._idle[0]
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        workers.ask(worker, ((0,) * len(env.groups), None))
+        workers.answers([worker])
+        times.append(time.perf_counter() - start)
+    return median(times)
+
+
+def environment(name: str, device: str) -> FilterPruneEnv:
+    """A registered network with random weights, on random images."""
+    model, _ = make(name)
+    settings = EnvConfig(rounds=1, target_macs=None, reward="amc", prove=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # random weights
+        return FilterPruneEnv(model, random_data(2000), settings, device=device)
+
+
+def random_data(count: int) -> DataSplits:
+    """Images of 32x32 pixels without meaning, in ten classes."""
+    images = torch.randint(0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels = torch.arange(count) % 10
+    return from_tensors(images, labels, images[:100], labels[:100], reward=(images, labels))
+
+
+def random_plan(env: FilterPruneEnv, generator: torch.Generator) -> Plan:
+    """Every group keeps a random share of its filters between 55 % and all."""
+    shares = 0.55 + 0.45 * torch.rand(len(env.groups), generator=generator)
+    return tuple(max(1, round(group.filters * float(share))) for group, share in zip(env.groups, shares, strict=True))
+
+
+def _backend(kind: Any, count: int) -> Backend:
+    found = backend(kind, count)
+    assert found is not None
+    return found
+
+
+def table(results: dict[str, Any], config: Config) -> str:
+    """Markdown: what was measured, and what follows for many machines."""
+    lines = ["| network | way | plans/s |", "|---|---|---|"]
+    for name, row in results.items():
+        lines += [f"| {name} | {way} | {1 / seconds:.2f} |" for way, seconds in row["seconds_a_plan"].items()]
+    lines += ["", f"Projected plans/s of machines with {config.processors} processors, one worker on each:", ""]
+    lines += ["| network | message (ms) | " + " | ".join(map(str, MACHINES)) + " |", "|---" * (2 + len(MACHINES)) + "|"]
+    for name, row in results.items():
+        for kind, message in row["message_seconds"].items():
+            cells = " | ".join(f"{rate:.0f}" for rate in projected(row, kind, config))
+            lines.append(f"| {name}, {kind} | {1000 * message:.2f} | {cells} |")
+    return "\n".join(lines)
+
+
+def projected(row: dict[str, Any], kind: str, config: Config) -> list[float]:
+    """Plans a second: what the workers can measure, or what one process can hand out, whichever is less."""
+    measuring = row["seconds_a_plan"][f"1 {kind}"]
+    return [min(machines * config.processors / measuring, 1 / row["message_seconds"][kind]) for machines in MACHINES]
+
+
+def picture(results: dict[str, Any], config: Config) -> None:
+    """Plans a second, measured and projected."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, (name, row) in enumerate(results.items()):
+        rates = {way: 1 / seconds for way, seconds in row["seconds_a_plan"].items()}
+        bars = left.bar([number + place / (len(rates) + 1) for place in range(len(rates))], rates.values(), 0.2)
+        left.bar_label(bars, list(rates), fontsize=6, rotation=90, label_type="center")
+        for kind in row["message_seconds"]:
+            right.plot(MACHINES, projected(row, kind, config), marker=".", label=f"{name}, {kind}")
+    left.set_xticks([number + 0.25 for number in range(len(results))], list(results))
+    left.set_ylabel("plans/s, measured")
+    right.set(xscale="log", yscale="log", xlabel=f"machines of {config.processors} processors", ylabel="projected")
+    right.legend(fontsize=7)
+    figure.savefig(config.out / "scaling.png", dpi=150)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, prog="python -m benchmarks.speed.workers", description=__doc__))

@@ -1,0 +1,1 @@
+"""Networks that leave and enter: saved records, exported files, imported factories."""

@@ -1,0 +1,1 @@
+"""The multi-agent game: environment, budget, rewards, observations."""

@@ -1,0 +1,142 @@
+"""The table of networks that a run ends with."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+WIDTH = 110
+"""Columns that a table may take."""
+CONVENTION = "MACs: multiply-accumulates of convolution and linear layers, one input; FLOPs = 2 x MACs."
+
+
+@dataclass(frozen=True)
+class NetworkRow:
+    """One line of the table. Raises ValueError that names the field."""
+
+    name: str
+    accuracy: float | None
+    """fraction of the test images; None where it was not measured"""
+    macs: int
+    params: int
+    file_bytes: int
+    latency_1_ms: float
+    """median at batch size 1"""
+    latency_100_ms: float
+    """median at batch size 100"""
+    short_accuracy: float | None = None
+    """before distillation"""
+    onnx_bytes: int | None = None
+    onnx_latency_1_ms: float | None = None
+    """median of onnxruntime at batch size 1"""
+    onnx_latency_100_ms: float | None = None
+    """median of onnxruntime at batch size 100"""
+
+    def __post_init__(self) -> None:
+        for name in ("accuracy", "short_accuracy"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} of {self.name!r} must be a fraction between 0 and 1, got {value}")
+        optional = ("onnx_bytes", "onnx_latency_1_ms", "onnx_latency_100_ms")
+        for name in ("macs", "params", "file_bytes", "latency_1_ms", "latency_100_ms", *optional):
+            value = getattr(self, name)
+            if not (value is None and name in optional) and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} of {self.name!r} must be above 0 and finite, got {getattr(self, name)}")
+
+
+def table(rows: Sequence[NetworkRow]) -> str:
+    """Networks as aligned plain text of at most 110 columns; the first one is the original that ratios refer to.
+
+    Units are the original's: what stands below each other compares. Where every row has ONNX figures, files and
+    latencies stand in a block of their own. Raises ValueError if there are no rows.
+    """
+    if not rows:
+        raise ValueError("a table needs at least one network; the first is the original")
+    original = rows[0]
+    macs_unit, macs = scale(original.macs)
+    params_unit, params = scale(original.params)
+    file_unit, size = ("MiB", 2**20) if original.file_bytes >= 2**20 else ("KiB", 2**10)
+    columns = [["", "Accuracy", *_percents([row.accuracy for row in rows])]]
+    if any(row.short_accuracy is not None for row in rows):
+        columns.append(["Before", "distil.", *_percents([row.short_accuracy for row in rows])])
+    columns += [
+        ["", f"MACs{macs_unit}", *_with_ratios([row.macs / macs for row in rows], 1)],
+        ["", f"Params{params_unit}", *_with_ratios([row.params / params for row in rows], 1)],
+    ]
+    files = _with_ratios([row.file_bytes / size for row in rows], 1)
+    latencies = [_with_ratios([getattr(row, f"latency_{batch}_ms") for row in rows], 0) for batch in (1, 100)]
+    onnx = [
+        [value for row in rows if (value := getattr(row, name)) is not None]
+        for name in ("onnx_bytes", "onnx_latency_1_ms", "onnx_latency_100_ms")
+    ]
+    notes = [CONVENTION, "In parentheses: share of the original. Latency: median forward pass."]
+    if any(len(values) < len(rows) for values in onnx):
+        columns += [
+            ["", f"File, {file_unit}", *files],
+            ["Latency, ms", "batch 1", *latencies[0]],
+            ["Latency, ms", "batch 100", *latencies[1]],
+        ]
+        blocks = [columns]
+    else:
+        deployment = [
+            [f"File, {file_unit}", "weights", *files],
+            [f"File, {file_unit}", "ONNX", *_with_ratios([value / size for value in onnx[0]], 1)],
+            ["torch, ms", "batch 1", *latencies[0]],
+            ["torch, ms", "batch 100", *latencies[1]],
+            ["ONNX, ms", "batch 1", *_with_ratios(onnx[1], 0)],
+            ["ONNX, ms", "batch 100", *_with_ratios(onnx[2], 0)],
+        ]
+        blocks = [columns, deployment]
+        notes[1] = "In parentheses: share of the original. Latency: median forward pass; ONNX by onnxruntime."
+        if max(onnx[2]) > 1.05 * onnx[2][0]:
+            notes.append("Slower with fewer MACs: odd filter counts are; --round-to 8 keeps multiples of 8.")
+    names = [row.name for row in rows]
+    return "\n\n".join([*(_block(names, block) for block in blocks), "\n".join(notes)])
+
+
+def _block(names: Sequence[str], columns: Sequence[Sequence[str]]) -> str:
+    """Columns beside the networks' names; two cells of a column are its heading."""
+    widths = [max(map(len, column)) for column in columns]
+    left = max(8, WIDTH - sum(widths) - 2 * len(widths))
+    wrapped = [_lines(name, left) for name in names]
+    left = max(len(line) for lines in (*wrapped, ["Network"]) for line in lines)
+    lines = []
+    for number, (name, *rest) in enumerate([[""], ["Network"], *wrapped]):
+        cells = [column[number].rjust(width) for column, width in zip(columns, widths, strict=True)]
+        lines += ["  ".join((name.ljust(left), *cells)).rstrip(), *rest]
+    lines.insert(2, "-" * (left + sum(widths) + 2 * len(widths)))
+    return "\n".join(lines)
+
+
+def _lines(name: str, width: int) -> list[str]:
+    """A name in lines of at most `width`; a word that is longer begins a line of its own."""
+    words = [word[start : start + width] for word in name.split() for start in range(0, len(word), width)]
+    return textwrap.wrap(" ".join(words), width, break_on_hyphens=False) or [""]
+
+
+def _with_ratios(values: Sequence[float], decimals: int) -> list[str]:
+    """Numbers in one precision, each but the first with its ratio to the first."""
+    digits = 1 if values[0] >= 100 else 2
+    ratios = [f"({percent(value / values[0], decimals)})" for value in values[1:]]
+    width = max((len(ratio) for ratio in ratios), default=-1)
+    cells = zip(values, ["", *ratios], strict=True)
+    return [f"{value:.{digits}f}" + ratio.rjust(1 + width) for value, ratio in cells]
+
+
+def _percents(fractions: Sequence[float | None]) -> list[str]:
+    return ["-" if fraction is None else percent(fraction, 2) for fraction in fractions]
+
+
+def scale(largest: float) -> tuple[str, float]:
+    """The unit, as the end of a heading, and the divisor that leaves at least 1."""
+    for unit, divisor in ((", G", 1e9), (", M", 1e6), (", k", 1e3)):
+        if largest >= divisor:
+            return unit, divisor
+    return "", 1.0
+
+
+def percent(fraction: float, decimals: int) -> str:
+    """A fraction, written in percent."""
+    return f"{100 * fraction:.{decimals}f} %"

@@ -1,0 +1,1 @@
+"""How good one network is, as it stands: accuracy, BatchNorm statistics, latency."""

@@ -1,0 +1,111 @@
+"""The search methods keep their budget, count every plan once, and repeat under one seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from benchmarks.compare.methods import METHODS, ONE_PLAN
+from benchmarks.compare.methods.budgeted import PROPOSALS, Budgeted
+from benchmarks.compare.methods.plans import from_keep_ratios
+from benchmarks.speed import evaluator_memory
+from prune_env import FilterPruneEnv
+
+MakeEnv = Callable[..., FilterPruneEnv]
+GROUPS = 5
+
+
+@pytest.mark.usefixtures("untouched_rngs")
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_keep_the_budget_and_repeat(make_env: MakeEnv, method: str) -> None:
+    first, second = (METHODS[method](make_env(), 8, 3) for _ in range(2))
+    assert first.entries == second.entries
+    if method in ("iql", "vdn", "qmix") and len(first.entries) < 8:
+        assert first.proposals == 8 * PROPOSALS, "one that repeats itself ends with the proposals"
+    else:
+        assert len(first.entries) == (1 if method in ONE_PLAN else 8)
+    assert len({entry.plan for entry in first.entries}) == len(first.entries)
+    assert all(0.49 <= entry.macs_ratio <= 0.5 for entry in first.entries)
+    assert first.curve == sorted(first.curve)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_evaluation_is_counted(make_env: MakeEnv, method: str) -> None:
+    env = make_env()
+    evaluator, before = env.evaluator, env.evaluator.evaluations
+    result = METHODS[method](env, 8, 3)
+    assert evaluator.evaluations - before == len(result.evaluations) == len(result.curve)
+    assert len(result.evaluations) <= 8
+    assert result.proposals <= PROPOSALS * 8
+    assert env.evaluator is evaluator, "the problem is left as it was"
+
+
+@pytest.mark.slow
+def test_seeds_differ(make_env: MakeEnv) -> None:
+    for method in set(METHODS) - set(ONE_PLAN):
+        plans = [[entry.plan for entry in METHODS[method](make_env(), 8, seed).entries] for seed in (0, 1)]
+        assert plans[0] != plans[1], method
+
+
+class TestBudgeted:
+    def test_repeats_are_free_up_to_a_limit(self, make_env: MakeEnv) -> None:
+        env = make_env()
+        plan = env.budget.uniform()
+        asked = 0
+        with Budgeted(env, 2) as budgeted:
+            while True:
+                budgeted.accuracy(plan)
+                asked += 1
+        result = budgeted.result()
+        assert (asked, result.proposals, len(result.evaluations)) == (PROPOSALS * 2, PROPOSALS * 2, 1)
+
+    def test_known_plans_count_and_the_next_question_ends_the_search(self, make_env: MakeEnv) -> None:
+        env = make_env()
+        plans = [from_keep_ratios(env, [0.1 * shift, 0.5, 0.5, 0.5, 0.5]) for shift in (1, 5, 9)]
+        known = [env.evaluator.accuracy(plan) for plan in plans]
+        answers = []
+        with Budgeted(env, 2) as budgeted:
+            for plan in plans:
+                answers.append(budgeted.accuracy(plan))
+        assert answers == known[:2]
+        assert [entry.plan for entry in budgeted.result().entries] == plans[:2]
+
+    def test_plans_above_the_budget_of_macs_are_paid_for_and_cannot_win(self, make_env: MakeEnv) -> None:
+        env = make_env()
+        with Budgeted(env, 2) as budgeted:
+            budgeted.accuracy(env.full_plan)
+            budgeted.accuracy(env.budget.uniform())
+        result = budgeted.result()
+        assert result.evaluations[0] is None
+        assert result.curve[0] == 0 < result.curve[1]
+        assert [entry.plan for entry in result.entries] == [env.budget.uniform()]
+
+    def test_errors_pass_and_the_problem_is_restored(self, make_env: MakeEnv) -> None:
+        env = make_env()
+        evaluator = env.evaluator
+        with pytest.raises(KeyError), Budgeted(env, 2):
+            raise KeyError
+        assert env.evaluator is evaluator
+
+
+def test_plans_from_keep_ratios_cost_the_budget(make_env: MakeEnv) -> None:
+    for settings in ({}, {"round_to": 4}, {"target_macs": 0.3, "min_filters": 5}):
+        env = make_env(**settings)
+        for keep in ([0.0] * GROUPS, [1.0] * GROUPS, [0, 1, 0, 1, 0.5], [0.3, 0.9, 0.2, 0.4, 1]):
+            plan = from_keep_ratios(env, keep)
+            target = env.config.target_macs
+            assert target - 0.01 <= env.cost_ratios(plan)[0] <= target
+            assert all(kept >= env.config.min_filters and kept % env.config.round_to == 0 for kept in plan)
+
+
+def test_sensitivity_needs_a_look_at_every_group(make_env: MakeEnv) -> None:
+    with pytest.raises(ValueError, match="to at least 6"):
+        METHODS["sensitivity"](make_env(), GROUPS, 0)
+
+
+def test_memory_is_told_beside_the_memo(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluator_memory.main(evaluator_memory.Config(evaluations=20, looks=2))
+    _, _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines] == ["| 10", "| 20"]
+    assert all(float(line.split(" | ")[1]) > 100 for line in lines)

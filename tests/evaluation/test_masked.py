@@ -1,0 +1,97 @@
+"""Silencing filters equals cutting them, BatchNorm statistics included."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from structures import KINDS, random_network
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from benchmarks.make.zoo import make
+from prune_env.evaluation.engine.cuda_recording import silencing_fault
+from prune_env.evaluation.engine.masked import MaskedNetwork
+from prune_env.networks import NETWORKS
+from prune_env.pruning import PruningGroup, build, inspect
+from prune_env.pruning.groups import Member
+from prune_env.scoring.batchnorm import recalibrate
+
+
+def check(model: nn.Module, images: torch.Tensor, seed: int = 0) -> None:
+    """Plans in turn, the whole network in between, and the model as it was at the end."""
+    before = copy.deepcopy(model.state_dict())
+    groups = list(inspect(model, images, prove=False).groups)
+    generator = torch.Generator().manual_seed(seed)
+    ranking = {group.name: torch.randperm(group.filters, generator=generator) for group in groups}
+    silenced = MaskedNetwork(model, groups, ranking, dtype=torch.float32)
+    full = tuple(group.filters for group in groups)
+    some = tuple(int(torch.randint(1, count + 1, (), generator=generator)) for count in full)
+    for plan in (some, full, tuple(1 for _ in full)):
+        cut = build(model, groups, ranking, plan).eval()
+        recalibrate(cut, (images, 2 * images))
+        silenced.load(plan)
+        silenced.silence()
+        recalibrate(silenced.network, (images, 2 * images))
+        with torch.inference_mode():
+            found, expected = silenced.network(images), cut(images)
+        assert (found - expected).abs().max() <= 1e-3 * expected.abs().max()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "resnet18", "shufflenet_v2_x0_5"])
+def test_known_networks(name: str) -> None:
+    model, images = make(name)
+    images = images.tile(2, 1, 1, 1)[:, :, :64, :64]
+    check(model, images)
+    assert silencing_fault(model, inspect(model, images, prove=False).groups, images) is None
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    kinds=st.lists(st.sampled_from(sorted(set(KINDS) - {"HardReshape"})), min_size=1, max_size=4),
+    seed=st.integers(0, 10_000),
+)
+def test_random_networks(kinds: list[str], seed: int) -> None:
+    model, images = random_network(kinds, "mean", seed)
+    check(model, images.tile(4, 1, 1, 1), seed)
+
+
+def test_statistics_end_in_eval_mode_and_in_float32() -> None:
+    model, images = make("resnet20")
+    groups = inspect(model, images, prove=False).groups
+    ranking = {group.name: torch.arange(group.filters) for group in groups}
+    silenced = MaskedNetwork(model, groups, ranking, dtype=torch.bfloat16)
+    recalibrate(silenced.network, (images.bfloat16(),))
+    norms = [module for module in silenced.network.modules() if isinstance(module, _BatchNorm)]
+    assert not any(norm.training for norm in norms)
+    assert {norm.running_var.dtype for norm in norms} == {torch.float32}
+
+
+class ChannelMean(nn.Module):
+    """A filter that is switched off still counts in the mean, one that is cut does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(36, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x).relu().mean(1).flatten(1))
+
+
+def test_a_network_that_silencing_does_not_suit_is_found() -> None:
+    conv = Member("conv", "out", torch.arange(8)[:, None])
+    group = PruningGroup("conv_0", ("conv",), 8, (conv,))
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert "gives other outputs" in (silencing_fault(ChannelMean().eval(), [group], images) or "")
+
+
+def test_a_plan_that_does_not_fit_is_refused() -> None:
+    model, images = make("small_cnn")
+    groups = inspect(model, images.tile(2, 1, 1, 1), prove=False).groups
+    silenced = MaskedNetwork(model, groups, {g.name: torch.arange(g.filters) for g in groups}, dtype=torch.float32)
+    with pytest.raises(ValueError, match="can keep 1 to"):
+        silenced.load(tuple(group.filters + 1 for group in groups))
