@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from .common.expect import expect
+from .common.fingerprints import weights_fingerprint
 from .data import DataSplits, Split
+from .data.objective import Metric
 from .game.env import FilterPruneEnv
 from .pruning import Plan, build
-from .scoring.metric import Metric, score
+from .scoring.metric import score
 from .training.distillation import DistillationConfig, Teacher, distill
-from .training.fit import weights_fingerprint
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,11 @@ from tqdm import tqdm
 
 from prune_env import EnvConfig, FilterPruneEnv, make_env
 from prune_env.common.device import check_device
+from prune_env.common.fingerprints import weights_fingerprint
 from prune_env.data import DataSplits, load
 from prune_env.finalise import accuracy, choose, distil_fully
 from prune_env.game.config import differences
 from prune_env.training.distillation import DistillationConfig, Teacher
-from prune_env.training.fit import weights_fingerprint
 
 from . import rows
 from .jobs import results

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from ..common.device import fast_dtype
+from ..common.fingerprints import qualified_name, weights_fingerprint
 from ..data import DataSplits, Split
+from ..data.objective import Loss, Metric, check_metric
 from ..pruning import Plan, PruningGroup
 from ..pruning.surgery import check_plan
-from ..scoring.metric import Metric, check_metric, qualified_name
 from ..training.finetune import Finetuner
-from ..training.fit import learning_fingerprint, weights_fingerprint
-from ..training.step import Loss
+from ..training.fit import learning_fingerprint
 from .engine import fused_conv as units
 from .measurer import Measurer, Task
 from .plan_cache import PlanCache

@@ -16,9 +16,10 @@ from torch import nn
 
 from ..common.device import channels_last
 from ..data import Split
+from ..data.objective import Metric
 from ..pruning import Plan, PruningGroup, build
 from ..scoring.batchnorm import fold, folding_pairs, near_equal, recalibrate
-from ..scoring.metric import Metric, measure
+from ..scoring.metric import measure
 from ..training.finetune import Finetuner
 from .engine.cuda_recording import Recording, recording
 from .engine.program import Program

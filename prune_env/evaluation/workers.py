@@ -25,8 +25,8 @@ from typing import Any, Literal, Protocol, get_args
 
 import torch
 
+from ..common.fingerprints import qualified_name
 from ..pruning import Plan
-from ..scoring.metric import qualified_name
 from .measurer import Measurer, Task
 from .racing import Race
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from ..data import DataSplits
+from ..data.objective import Loss
 from ..pruning import Plan, PruningGroup, build, restrict
 from ..training.distillation import DistillationConfig, distill
-from ..training.step import Loss
 from .config import EnvConfig
 
 

@@ -21,14 +21,14 @@ from gymnasium.utils import seeding
 from pettingzoo import ParallelEnv
 from torch import nn
 
+from ..common.fingerprints import function_fingerprint, weights_fingerprint
 from ..data import DataSplits
+from ..data.objective import Loss, Metric, check_loss, check_metric
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.racing import Race
 from ..evaluation.workers import EvaluatorKind, backend
 from ..pruning import Cost, Plan, build, importance, trusted
-from ..scoring.metric import Metric, check_metric, identity
-from ..training.fit import check_loss, learning_fingerprint, weights_fingerprint
-from ..training.step import Loss
+from ..training.fit import learning_fingerprint
 from . import render
 from .archive import Archive, Entry
 from .budget import Budget
@@ -307,7 +307,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         )
         for function in (self.metric, self.loss):
             if function is not None:
-                digest.update(identity(function).encode())
+                digest.update(function_fingerprint(function).encode())
         if self.config.trains:
             digest.update(learning_fingerprint(self.model, self.data.example_input).encode())
         for group in self.groups:

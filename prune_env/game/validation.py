@@ -7,9 +7,10 @@ from torch import nn
 
 from ..common.device import with_gradients
 from ..common.expect import expect
+from ..common.fingerprints import qualified_name
 from ..data import DataSplits, check_data
+from ..data.objective import Metric
 from ..evaluation.measurer import Task, batch_size
-from ..scoring.metric import Metric, qualified_name
 from .config import EnvConfig
 from .reward import RewardFunction
 

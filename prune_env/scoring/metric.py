@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..common.fingerprints import qualified_name
 from ..data import DataSplits, Split
-
-Metric = Callable[[nn.Module, Split], float]
-"""(network, split) -> a finite number, more is better, above 0 for the unpruned network: rewards are ratios to it.
-
-The network is in eval mode, under torch.inference_mode, and returns float32. `split.images` are its normalised inputs
-[N, C, H, W], on its device and in its precision, to be passed to it in batches of any size; `split.labels` [N] or
-[N, K] are those of the data, on the same device.
-"""
+from ..data.objective import Metric, check_metric
 
 
 def correct(
@@ -88,43 +80,6 @@ def measure(metric: Metric, network: nn.Module, split: Split) -> float:
     if not math.isfinite(number):
         raise ValueError(f"metric {qualified_name(metric)} must return a finite number, it returned {number}")
     return number
-
-
-def check_metric(metric: Metric | None, data: DataSplits) -> None:
-    """Raises ValueError where there is nothing to measure by: top-1 accuracy, the default, needs classes."""
-    if metric is None and not data.classes:
-        raise ValueError(
-            f"the labels of data {data.name!r} are floating-point targets, which top-1 accuracy cannot count; give a "
-            "metric(model, split) -> float"
-        )
-
-
-def qualified_name(function: Callable[..., Any]) -> str:
-    """Module and name of a function, or of a callable object's class."""
-    while isinstance(function, partial):
-        function = function.func
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{named.__qualname__}"
-
-
-def identity(function: Callable[..., Any]) -> str:
-    """What tells a function from others of its name, for the fingerprint of a run: settings and code.
-
-    What it reads from elsewhere (globals, a callable object's attributes) is not looked at.
-    """
-    bound = ""
-    while isinstance(function, partial):
-        bound += f" {function.args!r} {sorted(function.keywords.items())!r}"
-        function = function.func
-    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
-    parts: list[Any] = []
-    if code is not None:
-        constants = [constant for constant in code.co_consts if isinstance(constant, (int, float, str, bytes))]
-        parts = [code.co_code, code.co_names, constants]
-    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    parts += [value for value in cells if isinstance(value, (int, float, str, bytes))]
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
-    return f"{qualified_name(function)}{bound} {digest}"
 
 
 def _to_float32(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from ..common.device import channels_last, fast_dtype
 from ..common.expect import expect
+from ..common.fingerprints import function_fingerprint, weights_fingerprint
 from ..data import DataSplits
-from ..scoring.metric import Metric, identity
-from .fit import FitConfig, check_loss, check_training, cross_entropy, fit, weights_fingerprint
-from .step import Loss
+from ..data.objective import Loss, Metric, check_loss
+from .fit import FitConfig, check_training, cross_entropy, fit
 
 TaughtLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(the teacher's logits [B, K], logits [B, K], normalised images [B, C, H, W], labels [B] or [B, K]) -> scalar"""
@@ -124,7 +124,7 @@ def distill(
         raise ValueError(
             f"the teacher is on {teacher.device}, the student is to learn on {device}; make another Teacher"
         )
-    asked = f" and by {identity(loss)}" if loss else ""
+    asked = f" and by {function_fingerprint(loss)}" if loss else ""
     training = FitConfig(**{field.name: getattr(config, field.name) for field in fields(FitConfig)})
     return fit(
         student,

@@ -12,9 +12,10 @@ from torch import nn
 
 from ..common.device import seeded, with_gradients
 from ..data import DataSplits
+from ..data.objective import Loss, check_loss
 from .distillation import DistillationConfig, Teacher, loss_to
-from .fit import check_loss, one_cycle, optimizers_of, trainable, training_dtype
-from .step import Loss, Step
+from .fit import one_cycle, optimizers_of, trainable, training_dtype
+from .step import Step
 
 BATCH = 128
 RECIPE = DistillationConfig(lr=0.02, ema_decay=0.0)

@@ -24,11 +24,13 @@ from tqdm import tqdm
 from ..common.device import channels_last, fast_dtype, seeded, with_gradients
 from ..common.expect import expect
 from ..common.files import replacing
+from ..common.fingerprints import function_fingerprint, weights_fingerprint
 from ..data import DataSplits, check_data
+from ..data.objective import Loss, Metric, check_loss, check_metric
 from ..scoring.batchnorm import folding_pairs, near_equal, recalibrate
-from ..scoring.metric import Metric, check_metric, evaluating, identity, score
+from ..scoring.metric import evaluating, score
 from .muon import Muon
-from .step import WORTH_RECORDING, Loss, Step, first_tensor
+from .step import WORTH_RECORDING, Step, first_tensor
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,10 @@ def fit(
     device = torch.device(device)
     check_loss(loss, data)
     if loss is not None:
-        recipe = recipe or identity(loss)
+        recipe = recipe or function_fingerprint(loss)
     if select_best:
         check_metric(metric, data)
-        recipe += f" by {identity(metric)}" if metric else ""
+        recipe += f" by {function_fingerprint(metric)}" if metric else ""
     replay = loss is None if replay is None else replay
     loss = loss or cross_entropy(config.label_smoothing)
     model = trainable(model, device)
@@ -187,25 +189,6 @@ def training_dtype(model: nn.Module, example_input: torch.Tensor) -> torch.dtype
     dtype = fast_dtype(example_input.device)
     broken = dtype == torch.bfloat16 and _bf16_is_broken(model, example_input)
     return torch.float32 if broken else dtype
-
-
-def check_loss(loss: Loss | None, data: DataSplits) -> None:
-    """Raises ValueError where there is nothing to learn by: cross-entropy, the default, needs classes."""
-    if loss is None and not data.classes:
-        raise ValueError(
-            f"the labels of data {data.name!r} are floating-point targets, which cross-entropy does not take; give a "
-            "loss(logits, images, labels) -> scalar, for instance one that returns "
-            "torch.nn.functional.binary_cross_entropy_with_logits(logits, labels) or mse_loss(logits, labels)"
-        )
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """A fingerprint of all parameters and buffers, names and shapes included."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def learning_fingerprint(model: nn.Module, example_input: torch.Tensor) -> str:

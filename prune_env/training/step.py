@@ -7,15 +7,13 @@ and replayed: the same kernels on the same memory, launched together.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from ..common.cuda_graphs import aside, capturing, refusing_to_wait
-
-Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(logits float32 [B, K], normalised images [B, C, H, W], labels [B] or [B, K]) -> scalar"""
+from ..data.objective import Loss
 
 WARM_UP = 3
 """Steps before the recording: optimizers then have their buffers, and libraries their workspaces."""

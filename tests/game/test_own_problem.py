@@ -18,12 +18,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from prune_env import EnvConfig, FilterPruneEnv
+from prune_env.common.fingerprints import function_fingerprint, qualified_name
 from prune_env.data import DataSplits, Split, from_tensors
 from prune_env.evaluation import evaluator as evaluator_module
 from prune_env.finalise import accuracy, choose, distil_fully
 from prune_env.networks import create
 from prune_env.scoring.latency import latency
-from prune_env.scoring.metric import identity, qualified_name, score
+from prune_env.scoring.metric import score
 from prune_env.training.distillation import DistillationConfig, Teacher, distill, distillation_loss
 from prune_env.training.fit import FitConfig, fit
 from prune_env.training.step import first_tensor
@@ -250,8 +251,8 @@ class TestMetric:
 
         one, other = (lambda model, split: 1.0), (lambda model, split: 2.0)
         functions = [one, other, functools.partial(scaled, factor=1.0), functools.partial(scaled, factor=2.0)]
-        assert len({identity(function) for function in functions}) == 4
-        assert identity(one) == identity(one)
+        assert len({function_fingerprint(function) for function in functions}) == 4
+        assert function_fingerprint(one) == function_fingerprint(one)
 
     def test_the_best_epoch_is_the_metrics(self, digits: DataSplits) -> None:
         """Values fall, and are below -1: the first epoch wins."""
