@@ -60,5 +60,5 @@ class Resources:
         if self.backend == "ray":
             from .ray_workers import RayActors
 
-            return RayActors(self.workers, gpu=self.device.startswith("cuda"))
+            return RayActors(self.workers, gpu=str(self.device).startswith("cuda"))
         return None
