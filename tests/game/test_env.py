@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from episodes import FAST, EnvMaker, episode_return, equal, last_info, play
+from episodes import FAST, EnvMaker, episode_return, equal, last_info, play, play_together
 from torch import nn
 
 from prune_env import EnvConfig, FilterPruneEnv, PruningProblem
@@ -303,6 +303,9 @@ class TestCopies:
         env.step(dict.fromkeys(env.agents, 1))
         assert clone.plan == clone.problem.full_plan, "a step of one environment moved the other"
         assert clone.action_space("conv_0") is not env.action_space("conv_0")
+
+    def test_episodes_at_the_same_time_are_those_of_one_after_another(self, make_env: EnvMaker) -> None:
+        assert play_together(make_env(), 6) == play_together(make_env(), 6, together=3)
 
     def test_pickles_and_deep_copies_play_the_same_game(self, make_env: EnvMaker) -> None:
         env = make_env()
