@@ -78,6 +78,30 @@ class TestBeforeAnythingExpensive:
             FilterPruneEnv(custom, CONFIG, resources=Resources(cache="plans.sqlite"))
 
 
+class TestTypes:
+    @pytest.mark.parametrize("config", [{"target_macs": 0.5}, 0.5, EnvConfig])
+    def test_config_must_be_an_env_config(
+        self, config: Any, problem: PruningProblem, trained: nn.Module, digits: DataSplits
+    ) -> None:
+        with pytest.raises(TypeError, match=r"EnvConfig.*EnvConfig\(target_macs=0\.5\)"):
+            FilterPruneEnv.from_model(trained, digits, config)
+        with pytest.raises(TypeError, match=r"EnvConfig.*EnvConfig\(target_macs=0\.5\)"):
+            FilterPruneEnv(problem, config)
+
+    @pytest.mark.parametrize("model", ["small_cnn", nn.ReLU, None])
+    def test_the_model_must_be_a_network(self, model: Any, digits: DataSplits) -> None:
+        with pytest.raises(TypeError, match=r"model.*nn\.Module.*make_env"):
+            FilterPruneEnv.from_model(model, digits)
+
+    def test_data_must_be_splits(self, trained: nn.Module) -> None:
+        with pytest.raises(TypeError, match=r"DataSplits.*str.*load"):
+            FilterPruneEnv.from_model(trained, "digits")  # type: ignore[arg-type]
+
+    def test_a_network_is_not_a_problem(self, trained: nn.Module) -> None:
+        with pytest.raises(TypeError, match=r"PruningProblem.*SmallCNN.*from_model"):
+            FilterPruneEnv(trained)  # type: ignore[arg-type]
+
+
 class TestProblemAndConfig:
     @pytest.mark.parametrize(
         "changed", [{"importance": "l2"}, {"calibration_images": 100}, {"prove": True}, {"problem_seed": 1}]

@@ -174,3 +174,7 @@ class TestErrors:
     def test_wrong_settings_are_named(self, settings: dict[str, Any], named: str) -> None:
         with pytest.raises(ValueError, match=named):
             ProblemConfig(**settings)
+
+    def test_a_plan_must_be_a_sequence_of_counts(self, problem: PruningProblem) -> None:
+        with pytest.raises(TypeError, match=r"dict"):
+            problem.build({"features.0": 26})  # type: ignore[arg-type]
