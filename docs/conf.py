@@ -5,6 +5,11 @@ Nothing is fetched while the site is built or read: no web fonts, no scripts and
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
+from sphinx.application import Sphinx
+
 import prune_env
 
 project = "prune_env"
@@ -39,3 +44,16 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 python_maximum_signature_line_length = 100
+
+
+def setup(app: Sphinx) -> None:
+    """Read docstrings as plain text with `code`, before napoleon reads their Google style sections."""
+    app.connect("autodoc-process-docstring", _escape_markup, priority=400)
+
+
+def _escape_markup(_app: Sphinx, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
+    for number, line in enumerate(lines):
+        if not line.lstrip().startswith((">>>", "...")):
+            parts = line.split("`")
+            parts[::2] = [re.sub(r"[*|]|_(?=\W|$)", r"\\\g<0>", part) for part in parts[::2]]  # outside of `code`
+            lines[number] = "`".join(parts)
