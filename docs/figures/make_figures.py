@@ -1,7 +1,7 @@
 """Draw the figures of the documentation: `python docs/figures/make_figures.py` writes them into this folder.
 
-    pruned_network.png  a network that a QMIX search found: filters of every convolution before and after pruning
-    budget.png          how a plan is projected onto the MACs budget
+- pruned_network.png: a network that a QMIX search found, the filters of every convolution before and after pruning.
+- budget.png: how a plan is projected onto the MACs budget.
 """
 
 from __future__ import annotations
@@ -59,7 +59,14 @@ def draw_pruned_network(file: Path) -> None:
     axes.annotate("", (len(order) - 2, -46.8), (1, -46.8), arrowprops={"arrowstyle": "->", "color": GREY})
     for label, colour in (("original network", FAINT), ("inside a residual block", BLUE), ("residual stream", GREEN)):
         axes.bar(-9, 0, color=colour, label=label)
-    axes.legend(loc="upper left", frameon=False, fontsize=8, labelcolor=INK, title="Filters of each convolution")
+    axes.legend(
+        loc="upper left",
+        frameon=False,
+        fontsize=8,
+        labelcolor=INK,
+        title="Filters of each convolution",
+        title_fontsize=9,
+    )
     title = (
         f"ResNet-20 on CIFAR-10 with {100 * row['macs_ratio']:.1f} % of its MACs: test accuracy "
         f"{100 * row['test_accuracy']:.2f} % after two epochs of distillation (original "
@@ -80,7 +87,10 @@ def draw_budget(file: Path) -> None:
     overshoot = full, tuple(round(count * share) for count, share in zip(full, (0.4, 0.8, 0.5, 0.3, 0.6), strict=True))
     before = tuple(round(0.9 * count) for count in full)
     short = before, tuple(round(count * share) for count, share in zip(before, (0.9, 0.8, 1, 0.9, 0.7), strict=True))
-    titles = ("A round that overshoots: the round's\nremovals are scaled down", "A last round that falls short: all removals\nso far are scaled up")
+    titles = (
+        "A round that overshoots: the round's\nremovals are scaled down",
+        "A last round that falls short: all removals\nso far are scaled up",
+    )
     figure = new_figure(9.6, 3.6, 150)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, title, (previous, wanted), last in zip(panels, titles, (overshoot, short), (False, True), strict=True):
