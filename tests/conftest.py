@@ -120,6 +120,6 @@ def make_env(trained: torch.nn.Module, digits: data.DataSplits) -> Callable[...,
 
     def make(render_mode: str | None = None, **settings: Any) -> FilterPruneEnv:
         fast = {"reward_images": 100, "calibration_images": 200, "prove": False} | settings
-        return FilterPruneEnv(trained, digits, EnvConfig(**fast), render_mode=render_mode)
+        return FilterPruneEnv.from_model(trained, digits, EnvConfig(**fast), render_mode=render_mode)
 
     return make

@@ -116,22 +116,27 @@ def plot_layers(
 def plot_tradeoff(
     path: str | Path,
     points: Sequence[tuple[float, float]],
-    original: tuple[float, float],
-    winner: tuple[float, float] | None = None,
-    uniform: tuple[float, float] | None = None,
+    marked: Mapping[str, tuple[float, float]],
     *,
     budget: float | None = None,
-    title: str = "Every plan that was evaluated",
+    title: str = "Every evaluated plan",
 ) -> None:
-    """Accuracy against MACs of all plans, coloured in the order of evaluation.
+    """Plot accuracy against MACs of all plans, coloured by the order of evaluation.
 
-    Every pair is (MACs as a fraction of the original's, accuracy as a fraction), all accuracies measured alike.
-    With a budget all plans cost nearly the same; then the picture shows that narrow range, and the original, far to
-    the right, as a horizontal line, and a few plans far below all others are told by marks at the lower edge. What lies
-    in one place is one mark with all names.
+    With a budget all plans cost nearly the same. The plot then shows that narrow range, and the original network as a
+    horizontal line; a few plans far below all others are marked at the lower edge. Points in one place share a mark.
 
-    Raises ValueError if there are no points.
+    Args:
+        path: The file to write.
+        points: (MACs ratio, accuracy) of every plan, both as fractions.
+        marked: The same for the networks "original", and if there are any "winner" and "uniform".
+        budget: Target MACs as a fraction, or None.
+        title: Title of the plot.
+
+    Raises:
+        ValueError: There are no points.
     """
+    original, winner, uniform = marked["original"], marked.get("winner"), marked.get("uniform")
     if not points:
         raise ValueError("nothing to plot: points is empty; give (macs_ratio, accuracy) of every evaluated plan")
     figure = new_figure(7.5, 5.2)
@@ -165,8 +170,7 @@ def plot_tradeoff(
         label = f"budget: {100 * budget:g} %"
         axes.axvline(100 * budget, color=GREY, linewidth=1.4, linestyle=":", zorder=1, label=label)
         # Without one, low accuracy may be the price of few MACs.
-        marked = [100 * pair[1] for pair in (original, winner, uniform) if pair is not None]
-        _leave_out_the_lowest(axes, x, y, marked, "{:.1f} %")
+        _leave_out_the_lowest(axes, x, y, [100 * pair[1] for pair in marked.values()], "{:.1f} %")
     axes.set_xlabel("MACs, % of the original", color=INK)
     axes.set_ylabel("Accuracy on reward images, %", color=INK)
     ticks = sorted({1, *(count * quarter // 4 for quarter in range(1, 5))} - {0})

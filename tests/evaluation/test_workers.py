@@ -14,11 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prune_env.evaluation.racing import Race
+from prune_env.evaluation.workers import TRIES, Answer, Died, Failed, Pool, Processes, Question, WorkerError, backend
 
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.data import DataSplits, Split
-from prune_env.evaluation.racing import Race
-from prune_env.evaluation.workers import TRIES, Answer, Died, Failed, Pool, Processes, Question, WorkerError, backend
+from prune_env.evaluation.resources import Resources
 
 EnvMaker = Callable[..., FilterPruneEnv]
 SMALL = EnvConfig(reward_images=100, calibration_images=100, prove=False)
@@ -190,7 +191,9 @@ def played(
 class TestProcesses:
     def test_a_killed_worker_changes_nothing(self, trained: torch.nn.Module, digits: DataSplits) -> None:
         def search(kill: bool, count: int) -> Any:
-            env = FilterPruneEnv(trained, digits, SMALL, evaluator="processes", workers=count)
+            env = FilterPruneEnv.from_model(
+                trained, digits, SMALL, resources=Resources(backend="processes", workers=count)
+            )
             killed = []
 
             def after(turn: int) -> None:
@@ -214,7 +217,7 @@ class TestProcesses:
     ) -> None:
         """Killed, they leave semaphores, of which the interpreter warns as it ends."""
         monkeypatch.setattr("prune_env.evaluation.workers.GRACE", 60)
-        env = FilterPruneEnv(trained, digits, SMALL, evaluator="processes", workers=1)
+        env = FilterPruneEnv.from_model(trained, digits, SMALL, resources=Resources(backend="processes", workers=1))
         (worker,) = env.evaluator._pool._idle  # type: ignore[union-attr]
         env.close()
         assert worker.process.exitcode == 0  # type: ignore[attr-defined]
@@ -224,12 +227,12 @@ class TestProcesses:
         self, trained: torch.nn.Module, digits: DataSplits, batches: int
     ) -> None:
         config = replace(SMALL, finetune_batches=batches)
-        env = FilterPruneEnv(trained, digits, config, evaluator="processes", workers=1)
+        env = FilterPruneEnv.from_model(trained, digits, config, resources=Resources(backend="processes", workers=1))
         plan = tuple(group.filters // 2 for group in env.groups)
         threads = torch.get_num_threads()
         try:
             torch.set_num_threads(1)
-            here = FilterPruneEnv(trained, digits, config).evaluator.accuracy(plan)
+            here = FilterPruneEnv.from_model(trained, digits, config).evaluator.accuracy(plan)
         finally:
             torch.set_num_threads(threads)
         again = pickle.loads(pickle.dumps(env))  # workers stay behind, and start anew
@@ -242,15 +245,15 @@ class TestProcesses:
         self, trained: torch.nn.Module, digits: DataSplits, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         settings = {"config": SMALL, "evaluator": "processes", "workers": 1}
-        env = FilterPruneEnv(trained, digits, metric=half, **settings)
+        env = FilterPruneEnv.from_model(trained, digits, metric=half, **settings)
         assert env.evaluator.accuracy((2,) * len(env.groups)) == 0.5
         env.close()
         with pytest.raises(WorkerError, match=r"metric .*lambda.* cannot be sent .* at the top of a module"):
-            FilterPruneEnv(trained, digits, metric=lambda network, split: 0.5, **settings)
+            FilterPruneEnv.from_model(trained, digits, metric=lambda network, split: 0.5, **settings)
         tuned = settings | {"config": replace(SMALL, finetune_batches=1)}
         with pytest.raises(WorkerError, match=r"the network or loss .*lambda.* cannot be sent"):
-            FilterPruneEnv(trained, digits, loss=lambda logits, images, labels: logits.mean(), **tuned)
-        env = FilterPruneEnv(trained, digits, metric=failing, **settings)
+            FilterPruneEnv.from_model(trained, digits, loss=lambda logits, images, labels: logits.mean(), **tuned)
+        env = FilterPruneEnv.from_model(trained, digits, metric=failing, **settings)
         env.close()
         monkeypatch.setenv("PRUNE_ENV_TEST_FAILS", "1")
         with pytest.raises(WorkerError, match="ArithmeticError: this metric fails in workers"):
@@ -264,7 +267,7 @@ def test_a_ray_actor_that_dies_changes_nothing(trained: torch.nn.Module, digits:
 
     ray.init(num_cpus=2, log_to_driver=False)
     try:
-        env = FilterPruneEnv(trained, digits, SMALL, evaluator="ray")
+        env = FilterPruneEnv.from_model(trained, digits, SMALL, resources=Resources(backend="ray"))
         assert env.evaluator._pool._backend.count == 2  # type: ignore[union-attr]
         killed = []
 
@@ -277,7 +280,7 @@ def test_a_ray_actor_that_dies_changes_nothing(trained: torch.nn.Module, digits:
         disturbed = played(env, 20, beside=4, after=after)
         assert killed
         env.close()
-        local = FilterPruneEnv(trained, digits, SMALL, evaluator="processes", workers=1)
+        local = FilterPruneEnv.from_model(trained, digits, SMALL, resources=Resources(backend="processes", workers=1))
         assert disturbed == played(local, 20, beside=4)
         local.close()
     finally:

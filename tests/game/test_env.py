@@ -177,7 +177,7 @@ class TestRules:
             for action in np.flatnonzero(infos[agent]["action_mask"]):
                 env.reset()
                 env.step({other: int(action) if other == agent else 0 for other in env.possible_agents})
-                filters = env.full_plan[index]
+                filters = env.problem.full_plan[index]
                 assert env.plan[index] == filters - int(env.config.rates[action] * filters + 1e-9)
 
     def test_an_illegal_action_becomes_the_nearest_legal_one_below(self, make_env: EnvMaker) -> None:
@@ -187,7 +187,7 @@ class TestRules:
         illegal = int(np.flatnonzero(mask == 0)[-1])
         below = int(np.flatnonzero(mask[:illegal])[-1])
         _, _, _, _, infos = env.step({agent: illegal if agent == "conv_0" else 0 for agent in env.agents})
-        filters = env.full_plan[0]
+        filters = env.problem.full_plan[0]
         assert infos["conv_0"]["applied_rate"] == pytest.approx(int(env.config.rates[below] * filters + 1e-9) / filters)
 
     def test_the_return_is_the_final_accuracy_ratio_minus_one(self, make_env: EnvMaker) -> None:
@@ -212,14 +212,18 @@ class TestRules:
         assert pruned[-1][-1]["conv_0"]["macs_ratio"] < 1
 
     def test_a_reward_that_is_no_reward(self, trained: torch.nn.Module, digits: DataSplits) -> None:
-        env = FilterPruneEnv(trained, digits, EnvConfig(prove=False, target_macs=None), reward=lambda step: 1.0)  # type: ignore[arg-type,return-value]
+        env = FilterPruneEnv.from_model(
+            trained, digits, EnvConfig(prove=False, target_macs=None), reward=lambda step: 1.0
+        )  # type: ignore[arg-type,return-value]
         env.reset()
         with pytest.raises(TypeError, match="must return a RoundReward"):
             env.step(dict.fromkeys(env.agents, 0))
 
     def test_a_reward_of_ones_own(self, trained: torch.nn.Module, digits: DataSplits) -> None:
         config = EnvConfig(prove=False, reward_images=50, rounds=2)
-        env = FilterPruneEnv(trained, digits, config, reward=lambda step: RoundReward(7.0 if step.last else 0.5))
+        env = FilterPruneEnv.from_model(
+            trained, digits, config, reward=lambda step: RoundReward(7.0 if step.last else 0.5)
+        )
         record = play(env, 0)
         assert [result[1]["conv_0"] for result in record[1:]] == [0.5, 7.0]
 
@@ -265,9 +269,9 @@ class TestRules:
         network = env.pruned_model()
         filters = [m.out_channels for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
         assert tuple(filters) == env.plan
-        split = env.data.reward.balanced(100)
+        split = env.problem.data.reward.balanced(100)
         with torch.inference_mode():
-            right = (network(env.data.normalise(split.images)).argmax(1) == split.labels).float().mean()
+            right = (network(env.problem.data.normalise(split.images)).argmax(1) == split.labels).float().mean()
         assert float(right) == pytest.approx(infos["conv_0"]["accuracy"], abs=0.03)  # bfloat16 against float32
 
     def test_archive_keeps_every_finished_plan_and_survives_a_new_process(self, make_env: EnvMaker) -> None:
@@ -301,7 +305,9 @@ class TestRules:
         """Each from the original weights: a plan has one accuracy, whichever way the game came to it."""
         env, bare = make_env(finetune_batches=5, every_round=True), make_env(every_round=True)
         assert env.evaluator.original_accuracy == bare.evaluator.original_accuracy
-        assert env.evaluator.accuracy(env.full_plan) == env.evaluator.original_accuracy, "nothing to recover from"
+        assert env.evaluator.accuracy(env.problem.full_plan) == env.evaluator.original_accuracy, (
+            "nothing to recover from"
+        )
         gains = []
         for seed in range(3):
             for one, two in zip(play(env, seed), play(bare, seed), strict=True):
@@ -355,7 +361,7 @@ class TestRules:
         frozen.features[0].requires_grad_(False)
         for settings in ({}, {"finetune_batches": 1}, {"round_finetune_batches": 1}):
             config = EnvConfig(reward_images=50, calibration_images=50, prove=False, **settings)
-            one, two = (FilterPruneEnv(model, digits, config).problem for model in (trained, frozen))
+            one, two = (FilterPruneEnv.from_model(model, digits, config).problem for model in (trained, frozen))
             assert (one == two) == (not settings), "frozen layers matter where something is trained"
             seen |= {one, two}
         assert len(seen) == 5
@@ -365,7 +371,7 @@ class TestRules:
         for seed in range(4):
             play(env, seed)
             assert all(kept % 8 == 0 for kept in env.plan)
-            assert any(kept < full for kept, full in zip(env.plan, env.full_plan, strict=True))
+            assert any(kept < full for kept, full in zip(env.plan, env.problem.full_plan, strict=True))
         assert all(kept % 8 == 0 for kept in env.budget.uniform())
         unrounded = unrounded_uniform(env)
         assert any(kept % 8 for kept in unrounded)
@@ -423,7 +429,7 @@ class TestRendering:
         lines = text.splitlines()
         assert len(lines) == len(env.possible_agents) + 1
         assert lines[0].split()[:2] == ["conv_0", "features.0"]
-        assert re.search(rf"\b{env.plan[0]} of +{env.full_plan[0]}\b", lines[0])
+        assert re.search(rf"\b{env.plan[0]} of +{env.problem.full_plan[0]}\b", lines[0])
 
     def test_rgb_array(self, make_env: EnvMaker) -> None:
         env = make_env(render_mode="rgb_array")

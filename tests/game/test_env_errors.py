@@ -81,7 +81,7 @@ def test_an_unknown_setting() -> None:
 
 def test_labels_outside_the_head(digits: DataSplits) -> None:
     with pytest.raises(ValueError, match="has 10 classes"):
-        FilterPruneEnv(create("small_cnn", 7, 1), digits)
+        FilterPruneEnv.from_model(create("small_cnn", 7, 1), digits)
 
 
 def test_an_untrained_network(digits: DataSplits) -> None:
@@ -89,7 +89,7 @@ def test_an_untrained_network(digits: DataSplits) -> None:
     torch.nn.init.zeros_(never.classifier.weight)
     never.classifier.bias.data = torch.tensor([0.0] * 10 + [1.0])  # always the eleventh class
     with pytest.raises(ValueError, match="none of the reward images right"):
-        FilterPruneEnv(never, digits, EnvConfig(prove=False))
+        FilterPruneEnv.from_model(never, digits, EnvConfig(prove=False))
 
 
 def test_a_network_with_two_outputs(digits: DataSplits) -> None:
@@ -98,12 +98,12 @@ def test_a_network_with_two_outputs(digits: DataSplits) -> None:
             return x, x
 
     with pytest.raises(ValueError, match="one tensor of logits"):
-        FilterPruneEnv(Two(), digits)
+        FilterPruneEnv.from_model(Two(), digits)
 
 
 def test_images_of_another_shape(digits: DataSplits) -> None:
     with pytest.raises(ValueError, match="takes no images of shape"):
-        FilterPruneEnv(create("small_cnn", 10, 3), digits)
+        FilterPruneEnv.from_model(create("small_cnn", 10, 3), digits)
 
 
 def test_a_recalibration_that_hurts_is_told(trained: torch.nn.Module, digits: DataSplits) -> None:
@@ -113,22 +113,22 @@ def test_a_recalibration_that_hurts_is_told(trained: torch.nn.Module, digits: Da
     wrong = copy.copy(digits)
     object.__setattr__(wrong, "calibration", black)
     with pytest.warns(UserWarning, match=r"costs the unpruned network \d+\.\d+ points"):
-        FilterPruneEnv(trained, wrong, EnvConfig(prove=False, reward_images=100))
+        FilterPruneEnv.from_model(trained, wrong, EnvConfig(prove=False, reward_images=100))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        FilterPruneEnv(trained, digits, EnvConfig(prove=False))
+        FilterPruneEnv.from_model(trained, digits, EnvConfig(prove=False))
 
 
 class TestWrongTypes:
     def test_of_an_environment(self, trained: torch.nn.Module, digits: DataSplits) -> None:
         for model in ("small_cnn", torch.nn.ReLU, None):
             with pytest.raises(TypeError, match=r"the model must be a network \(nn.Module\), got .*make_env"):
-                FilterPruneEnv(model, digits)  # type: ignore[arg-type]
+                FilterPruneEnv.from_model(model, digits)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match=r"data must be DataSplits, got str; .*load"):
-            FilterPruneEnv(trained, "digits")  # type: ignore[arg-type]
+            FilterPruneEnv.from_model(trained, "digits")  # type: ignore[arg-type]
         for config in ({"target_macs": 0.5}, 0.5):
             with pytest.raises(TypeError, match=r"must be an EnvConfig, got \w+; write EnvConfig\(target_macs=0.5\)"):
-                FilterPruneEnv(trained, digits, config)  # type: ignore[arg-type]
+                FilterPruneEnv.from_model(trained, digits, config)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match=r"network must be a registered name, got SmallCNN; .* FilterPruneEnv"):
             prune_env.make_env(trained)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match=r"data must be DataSplits, got Tensor; .*from_tensors"):
@@ -147,10 +147,10 @@ class TestWrongTypes:
 
     def test_of_a_plan(self, make_env: EnvMaker, tmp_path: Path) -> None:
         env, plan = make_env(), {"features.0": 26}
-        parts = {"groups": env.groups, "ranking": env.ranking, "data": env.data}
+        parts = {"groups": env.groups, "ranking": env.problem.ranking, "data": env.problem.data}
         for use in (
-            lambda: prune_env.save_pruned(tmp_path, env.model, plan, **parts),  # type: ignore[arg-type]
-            lambda: build(env.model, env.groups, env.ranking, plan),  # type: ignore[arg-type]
+            lambda: prune_env.save_pruned(tmp_path, env.problem.model, plan, **parts),  # type: ignore[arg-type]
+            lambda: build(env.problem.model, env.groups, env.problem.ranking, plan),  # type: ignore[arg-type]
         ):
             with pytest.raises(TypeError, match="each of the 5 groups, in their order, got dict; give a tuple"):
                 use()

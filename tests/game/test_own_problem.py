@@ -101,7 +101,7 @@ def play(env: FilterPruneEnv, action: int = 3) -> dict[str, Any]:
 class TestEndToEnd:
     def test_several_labels_an_image(self, multi: nn.Module, several: DataSplits) -> None:
         config = EnvConfig(**SETTINGS, target_macs=0.15)  # type: ignore[arg-type]
-        env = FilterPruneEnv(multi, several, config, metric=every_label, loss=by_label)
+        env = FilterPruneEnv.from_model(multi, several, config, metric=every_label, loss=by_label)
         assert env.evaluator.original_accuracy > 0.8
         assert score(multi, several, several.reward, every_label) > 0.8
         infos = play(env)
@@ -118,7 +118,7 @@ class TestEndToEnd:
 
     def test_a_regression_with_recovery(self, regressor: nn.Module, value: DataSplits) -> None:
         settings = SETTINGS | {"round_finetune_batches": 3, "every_round": True}
-        env = FilterPruneEnv(regressor, value, EnvConfig(**settings), metric=explained, loss=squared)  # type: ignore[arg-type]
+        env = FilterPruneEnv.from_model(regressor, value, EnvConfig(**settings), metric=explained, loss=squared)  # type: ignore[arg-type]
         assert 0.6 < env.evaluator.original_accuracy < 1
         _, infos = env.reset()
         assert infos["conv_0"]["accuracy"] == env.evaluator.original_accuracy
@@ -130,7 +130,7 @@ class TestEndToEnd:
         accuracies = []
         for batches in (0, 8):
             config = EnvConfig(**SETTINGS, finetune_batches=batches)  # type: ignore[arg-type]
-            env = FilterPruneEnv(regressor, value, config, metric=explained, loss=squared)
+            env = FilterPruneEnv.from_model(regressor, value, config, metric=explained, loss=squared)
             play(env)
             accuracies.append(env.archive.best(1)[0].accuracy)
             network = env.pruned_model()
@@ -147,8 +147,8 @@ class TestEndToEnd:
             return (model(split.images).topk(2).indices == split.labels[:, None]).any(1).float().mean()
 
         config = EnvConfig(**SETTINGS)  # type: ignore[arg-type]
-        first = FilterPruneEnv(trained, digits, config)
-        second = FilterPruneEnv(trained, digits, config, metric=top2)  # type: ignore[arg-type]
+        first = FilterPruneEnv.from_model(trained, digits, config)
+        second = FilterPruneEnv.from_model(trained, digits, config, metric=top2)  # type: ignore[arg-type]
         play(first), play(second)
         assert second.archive.best(1)[0].accuracy > first.archive.best(1)[0].accuracy
 
@@ -169,7 +169,7 @@ class TestMetric:
             seen.append((model, split))
             return 0.5
 
-        env = FilterPruneEnv(trained, digits, EnvConfig(**SETTINGS), metric=metric)  # type: ignore[arg-type]
+        env = FilterPruneEnv.from_model(trained, digits, EnvConfig(**SETTINGS), metric=metric)  # type: ignore[arg-type]
         assert env.evaluator.original_accuracy == 0.5
         model, split = seen[-1]
         expected = digits.reward.balanced(100)
@@ -207,20 +207,20 @@ class TestMetric:
             return result
 
         with pytest.raises(ValueError, match=message):
-            FilterPruneEnv(trained, digits, EnvConfig(**SETTINGS), metric=fixed)  # type: ignore[arg-type]
+            FilterPruneEnv.from_model(trained, digits, EnvConfig(**SETTINGS), metric=fixed)  # type: ignore[arg-type]
 
     def test_amc_needs_an_error(self, trained: nn.Module, digits: DataSplits) -> None:
         config = EnvConfig(**SETTINGS, reward="amc")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"is 20\.0 for the unpruned network; reward 'amc'"):
-            FilterPruneEnv(trained, digits, config, metric=lambda model, split: 20.0)
-        FilterPruneEnv(trained, digits, config, metric=lambda model, split: 1.0)
+            FilterPruneEnv.from_model(trained, digits, config, metric=lambda model, split: 20.0)
+        FilterPruneEnv.from_model(trained, digits, config, metric=lambda model, split: 1.0)
 
     def test_a_recalibration_that_hurts_is_told_in_the_metrics_own_scale(
         self, trained: nn.Module, digits: DataSplits
     ) -> None:
         values = iter([40.0, 30.0])
         with pytest.warns(UserWarning, match=r"costs the unpruned network 10 of metric .*<lambda> .*\(40 with stored"):
-            FilterPruneEnv(trained, digits, EnvConfig(**SETTINGS), metric=lambda model, split: next(values))  # type: ignore[arg-type]
+            FilterPruneEnv.from_model(trained, digits, EnvConfig(**SETTINGS), metric=lambda model, split: next(values))  # type: ignore[arg-type]
 
     def test_the_problem_knows_metric_and_loss(self, trained: nn.Module, digits: DataSplits) -> None:
         def half(model: nn.Module, split: Split) -> float:
@@ -231,7 +231,7 @@ class TestMetric:
 
         config = EnvConfig(**SETTINGS)  # type: ignore[arg-type]
         choices: list[dict[str, Any]] = [{}, {"metric": half}, {"metric": third}, {"loss": by_label}]
-        problems = {FilterPruneEnv(trained, digits, config, **choice).problem for choice in choices}
+        problems = {FilterPruneEnv.from_model(trained, digits, config, **choice).problem for choice in choices}
         assert len(problems) == 4
 
     def test_names(self) -> None:
@@ -280,7 +280,7 @@ class TestMetric:
 
     def test_labels_without_classes_need_one(self, multi: nn.Module, several: DataSplits) -> None:
         for attempt in (
-            lambda: FilterPruneEnv(multi, several, EnvConfig(**SETTINGS)),  # type: ignore[arg-type]
+            lambda: FilterPruneEnv.from_model(multi, several, EnvConfig(**SETTINGS)),  # type: ignore[arg-type]
             lambda: score(multi, several, several.reward),
             lambda: fit(multi, several, loss=by_label, select_best=True, progress=False),
         ):
@@ -304,14 +304,17 @@ class TestMetric:
                     parameter.zero_()
             return right
 
-        env = FilterPruneEnv(trained, digits, EnvConfig(**SETTINGS), metric=curious)  # type: ignore[arg-type]
+        env = FilterPruneEnv.from_model(trained, digits, EnvConfig(**SETTINGS), metric=curious)  # type: ignore[arg-type]
         first = env.evaluator.original_accuracy
-        half = tuple(count // 2 for count in env.full_plan)
+        half = tuple(count // 2 for count in env.problem.full_plan)
         assert first > 0.8
         assert env.evaluator.accuracy(half) > 0.3
         assert seen[-1] < 0.4 * seen[0]
         assert (
-            FilterPruneEnv(trained, digits, EnvConfig(**SETTINGS), metric=curious).evaluator.original_accuracy == first
+            FilterPruneEnv.from_model(
+                trained, digits, EnvConfig(**SETTINGS), metric=curious
+            ).evaluator.original_accuracy
+            == first
         )  # type: ignore[arg-type]
 
 
@@ -322,8 +325,8 @@ class TestLoss:
         for attempt in (
             lambda: fit(multi, several, progress=False),
             lambda: distill(multi, multi, several, select_best=False, progress=False),
-            lambda: FilterPruneEnv(multi, several, between, metric=every_label),
-            lambda: FilterPruneEnv(multi, several, before, metric=every_label),
+            lambda: FilterPruneEnv.from_model(multi, several, between, metric=every_label),
+            lambda: FilterPruneEnv.from_model(multi, several, before, metric=every_label),
         ):
             with pytest.raises(ValueError, match=r"floating-point targets, .* give a loss\(logits, images, labels\)"):
                 attempt()
@@ -331,7 +334,7 @@ class TestLoss:
     def test_taylor_needs_classes(self, multi: nn.Module, several: DataSplits) -> None:
         config = EnvConfig(**SETTINGS, importance="taylor")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="importance 'taylor' differentiates the cross-entropy"):
-            FilterPruneEnv(multi, several, config, metric=every_label)
+            FilterPruneEnv.from_model(multi, several, config, metric=every_label)
 
     def test_distillation_by_hand(self) -> None:
         teacher = nn.Conv2d(1, 2, 1).requires_grad_(False)
@@ -399,7 +402,7 @@ class TestAuxiliaryHeads:
 
     def test_it_is_pruned(self, trained: nn.Module, digits: DataSplits) -> None:
         model = Auxiliary(copy.deepcopy(trained), Outputs).train()
-        env = FilterPruneEnv(model, digits, EnvConfig(**SETTINGS))  # type: ignore[arg-type]
+        env = FilterPruneEnv.from_model(model, digits, EnvConfig(**SETTINGS))  # type: ignore[arg-type]
         infos = play(env)
         assert infos["conv_0"]["macs_ratio"] <= 0.5
         assert distil_fully(env, env.plan, SHORT, progress=False).network.features[0].out_channels == env.plan[0]
@@ -424,7 +427,7 @@ class TestAnyNetwork:
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         parameters = [(id(parameter), parameter.requires_grad) for parameter in model.parameters()]
 
-        env = FilterPruneEnv(model, digits, EnvConfig(**SETTINGS))  # type: ignore[arg-type]
+        env = FilterPruneEnv.from_model(model, digits, EnvConfig(**SETTINGS))  # type: ignore[arg-type]
         assert env.evaluator.original_accuracy > 0.85
         play(env)
         pruned = env.pruned_model()
@@ -432,7 +435,7 @@ class TestAnyNetwork:
 
         assert not calls, "the user's hooks are not called by ours"
         assert len(model.features[3]._forward_hooks) == 1
-        assert not env.model.features[3]._forward_hooks
+        assert not env.problem.model.features[3]._forward_hooks
         for name, tensor in model.state_dict().items():
             assert tensor.dtype == before[name].dtype
             assert tensor.device.type == device
@@ -449,7 +452,7 @@ class TestAnyNetwork:
         model = copy.deepcopy(trained)
         prune.l1_unstructured(model.features[0], "weight", amount=0.5)
         with pytest.raises(ValueError, match="made permanent first"):
-            FilterPruneEnv(model, digits)
+            FilterPruneEnv.from_model(model, digits)
 
     @pytest.mark.parametrize("kind", sorted(KINDS))
     def test_every_structure_is_played_and_distilled(self, kind: str) -> None:
@@ -461,7 +464,7 @@ class TestAnyNetwork:
         config = EnvConfig(target_macs=0.9, reward_images=20, calibration_images=20, min_filters=1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of what is protected, of random weights, of targets
-            env = FilterPruneEnv(model, data, config)
+            env = FilterPruneEnv.from_model(model, data, config)
         play(env)
         network = distil_fully(env, env.plan, dataclasses.replace(SHORT, min_steps=1, epochs=1), progress=False)
         assert network(data.normalise(data.test.images)).shape == (20, 5)

@@ -60,16 +60,18 @@ def test_steps_run_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_table_holds_every_plan_of_its_budgets_once() -> None:
     table, env = Table.load(), table_env()
-    full = np.array(env.full_plan)
+    full = np.array(env.problem.full_plan)
     grid = np.stack(np.meshgrid(*[np.arange(4, count + 1, 4) for count in full], indexing="ij"), -1).reshape(-1, 5)
-    ratios = env.cost.macs(grid) / env.cost.macs(full)
+    ratios = env.problem.cost.macs(grid) / env.problem.cost.macs(full)
     for number, target in enumerate(table.settings["targets"]):
         wanted = grid[(ratios <= target) & (ratios >= target - Budget.tolerance)]
         held = table.plans[table.target == number]
         assert sorted(map(tuple, held.tolist())) == sorted(map(tuple, wanted.tolist()))
-    for group, count in enumerate(env.full_plan):  # those that cut a single group
+    for group, count in enumerate(env.problem.full_plan):  # those that cut a single group
         for kept in range(4, count + 1, 4):
-            assert env.evaluator.accuracy((*env.full_plan[:group], kept, *env.full_plan[group + 1 :])) > 0
+            assert (
+                env.evaluator.accuracy((*env.problem.full_plan[:group], kept, *env.problem.full_plan[group + 1 :])) > 0
+            )
     assert Table.load.__func__.__defaults__[0].stat().st_size < 1_000_000  # type: ignore[attr-defined]
 
 
