@@ -71,7 +71,7 @@ def _save_a_run(trained: nn.Module, digits: DataSplits) -> None:
     """Save a pruned network where the first command of README leaves its own."""
     problem = PruningProblem.create(trained, digits, EnvConfig(prove=False))
     plan = tuple(filters // 2 for filters in problem.full_plan)
-    save_pruned("runs/small_cnn-digits-1", problem.build(plan), plan, problem, network="small_cnn")
+    save_pruned("runs/small_cnn-digits-1", problem.build(plan), plan, problem, base="small_cnn")
 
 
 def _shortened(block: str) -> str:
