@@ -18,12 +18,13 @@ copyright = "The prune_env authors, MIT licence"
 version = release = prune_env.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["README.md"]
 
 html_theme = "furo"
 html_title = "prune_env"
 html_show_sphinx = False
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 3  # [text](page.md#a-heading) works as on GitHub
