@@ -210,7 +210,7 @@ class Learner:
         first = next((key for key, tensor in computation.items() if not torch.isfinite(tensor).all()), "the loss")
         raise FloatingPointError(
             f"{name} is {getattr(metrics, name)} at update {self.updates + 1}, so no weight was changed; the first "
-            f"tensor that is not finite is {first}. Check for very large rewards or observations, or lower learning_rate"
+            f"tensor that is not finite is {first}. Look for extreme rewards or observations, or lower learning_rate"
         )
 
 
