@@ -18,8 +18,7 @@ from ..common.device import fast_dtype
 from ..common.fingerprints import qualified_name, weights_fingerprint
 from ..data import DataSplits, Split
 from ..data.objective import Loss, Metric, check_metric
-from ..pruning import Plan, PruningGroup
-from ..pruning.surgery import check_plan
+from ..pruning import Plan, PruningGroup, check_plan
 from ..training.finetune import Finetuner
 from ..training.fit import learning_fingerprint
 from .engine import fused_conv as units

@@ -27,7 +27,7 @@ from ..data.objective import Loss, Metric, check_loss, check_metric
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.racing import Race
 from ..evaluation.workers import EvaluatorKind, backend
-from ..pruning import Cost, Plan, build, importance, trusted
+from ..pruning import Cost, Plan, build, importance, inspect
 from ..training.fit import learning_fingerprint
 from . import render
 from .archive import Archive, Entry
@@ -113,7 +113,9 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         check_budget(config, reward, metric)
         if config.trains:
             check_loss(loss, data)
-        self.inspection = trusted(model, example, prove=config.prove)
+        self.inspection = inspect(model, example, prove=config.prove)
+        self.inspection.warn_protected()
+        self.inspection.require_groups()
         """What can be pruned, what is protected and why, and how well that is proven; prints as a table."""
         self.groups = list(self.inspection.groups)
         scores = importance.scores(

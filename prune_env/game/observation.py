@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..pruning import Cost, Plan, PruningGroup
-from ..pruning.surgery import channels
+from ..pruning import Cost, Plan, PruningGroup, channels
 from .budget import Budget
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
