@@ -2,7 +2,8 @@
 
 modules     how each type of module is handled; register your own layers
 groups      pruning groups and plans
-tracing     one forward pass in which every tensor has labels (labels, trace, rules)
+rules       what each operation does to labels; register rules for your own operations
+tracing     one forward pass in which every tensor has labels (labels, trace)
 grouping    which filters can only be removed together: the pruning groups
 importance  which filters of a group matter; register your own scores
 surgery     from a plan to a smaller network (copies)

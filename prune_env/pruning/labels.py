@@ -68,3 +68,8 @@ class Labels:
             self._parent[label] = self._parent[self._parent[label]]
             label = self._parent[label]
         return label
+
+
+def aligned(labels: torch.Tensor, dimensions: int) -> torch.Tensor:
+    """Return labels with as many dimensions, added at the front as in broadcasting."""
+    return labels.view(*[1] * (dimensions - labels.ndim), *labels.shape)

@@ -63,6 +63,17 @@ class Trace:
         else:
             self._tensor_labels[tensor] = self.labels.compressed(labels)
 
+    def labels_of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the labels of a tensor that has some.
+
+        Raises:
+            ValueError: It has none.
+        """
+        labels = self[tensor]
+        if labels is None:
+            raise ValueError("the tensor has no labels")
+        return labels
+
     @property
     def running(self) -> str:
         """Path of the innermost module that runs now."""
