@@ -20,7 +20,7 @@ from .common.files import cache_dir
 from .deploy import export
 from .deploy.import_network import from_file, imported
 from .deploy.saved import load_pruned, read_record
-from .networks.registry import NETWORKS, create, image_size
+from .networks.registry import create, image_size, list_networks
 from .pruning import inspect
 
 IMAGES = 64
@@ -90,8 +90,8 @@ def _add_inspect(commands: Any) -> None:
     parser.add_argument(
         "network",
         metavar="NETWORK",
-        help=f"{', '.join(NETWORKS)}, or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that makes one without arguments "
-        "or is one",
+        help=f"{', '.join(list_networks())}, or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that makes one without "
+        "arguments or is one",
     )
     parser.add_argument(
         "--shape",
@@ -106,15 +106,15 @@ def _add_inspect(commands: Any) -> None:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     spec = arguments.network
-    if spec not in NETWORKS and ":" not in spec and not spec.endswith(".py"):
+    if spec not in list_networks() and ":" not in spec and not spec.endswith(".py"):
         raise ValueError(
-            f"network {spec!r} is not registered; choose one of {', '.join(NETWORKS)}, or give FILE.py:FUNCTION or "
-            "PACKAGE.MODULE:FUNCTION"
+            f"network {spec!r} is not registered; choose one of {', '.join(list_networks())}, or give FILE.py:FUNCTION "
+            "or PACKAGE.MODULE:FUNCTION"
         )
-    channels, *size = arguments.shape or (3, *image_size(spec))
+    channels, *size = arguments.shape or (3, *(image_size(spec) if spec in list_networks() else (32, 32)))
     if min(channels, *size) < 1:
         raise ValueError(f"--shape takes three numbers of at least 1 (C H W), got {channels} {size[0]} {size[1]}")
-    network = create(spec, in_channels=channels) if spec in NETWORKS else _made_by(spec)
+    network = create(spec, in_channels=channels) if spec in list_networks() else _made_by(spec)
     images = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
     found = inspect(network, images, prove=not arguments.no_proof)
     print(found)

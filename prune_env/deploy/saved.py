@@ -20,9 +20,8 @@ from torch import nn
 
 from ..common.files import replacing
 from ..data import DataSplits
-from ..networks.registry import NETWORKS, create, image_size
-from ..pruning import Member, Plan, PruningGroup, build_from_indices, kept_indices
-from ..pruning.surgery import channels
+from ..networks.registry import create, image_size, list_networks
+from ..pruning import Member, Plan, PruningGroup, build_from_indices, channels, kept_indices
 from .import_network import imported
 
 FORMAT_VERSION = 2
@@ -187,8 +186,11 @@ def _recorded_base(record: Mapping[str, Any]) -> nn.Module | None:
         return imported(network["base"])
     if name is None:
         return None
-    if name not in NETWORKS:
-        raise ValueError(f"network {name!r} is not in the registry ({', '.join(NETWORKS)}); name its base instead")
+    if name not in list_networks():
+        raise ValueError(
+            f"network {name!r} is not in the registry ({', '.join(list_networks())}); register it with "
+            "register_network before loading, or name its base instead"
+        )
     expected, size = image_size(name), tuple(record["data"]["image_shape"][1:])
     if size != expected:
         raise ValueError(f"network {name!r} takes {expected} pixels, the record says {size}")

@@ -13,31 +13,20 @@ from torch import nn
 
 from ..common.files import cache_dir, replacing
 from ..data import DataSplits, as_splits
-from ..networks.registry import create, image_size
+from ..networks.registry import create, image_size, network_entry
 from .fit import FitConfig, fit
-
-RECIPES = {
-    "small_cnn": FitConfig(epochs=30, batch_size=64, lr=0.1),
-    "alexnet": FitConfig(lr=0.05, cutout=8),
-    "vgg16": FitConfig(batch_size=512, muon_lr=0.1, cutout=8, ema_decay=0.992),
-    "resnet20": FitConfig(epochs=30, lr=0.2),
-    "resnet56": FitConfig(epochs=30, lr=0.2),
-}
-"""How each registered network is trained when there are no weights."""
-
-IMAGENET_NORMALISATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and standard deviation that the public CIFAR ResNet weights were trained with."""
 
 
 def with_network_normalisation(network: str, data: DataSplits) -> DataSplits:
-    """The splits with the normalisation of a registered network.
+    """Return the splits with the normalisation of a registered network, if it has one for as many channels.
 
-    ResNets on colour images take the constants of the public weights, so that those and ours are interchangeable;
-    every other network takes the statistics of its training split.
+    Raises:
+        ValueError: No network has this name.
     """
-    if network.startswith("resnet") and data.image_shape[0] == 3:
-        return data.with_normalisation(*IMAGENET_NORMALISATION)
-    return data
+    constants = network_entry(network).normalisation
+    if constants is None or len(constants[0]) != data.image_shape[0]:
+        return data
+    return data.with_normalisation(*constants)
 
 
 def pretrained(
@@ -69,7 +58,7 @@ def pretrained(
     if weights is not None:
         load_weights(model, Path(weights))
         return model
-    recipe = recipe or RECIPES.get(network, FitConfig())
+    recipe = recipe or FitConfig(**network_entry(network).recipe)
     key = hashlib.blake2b(f"{recipe}{splits.fingerprint}".encode(), digest_size=8).hexdigest()
     cached = cache_dir() / "pretrained" / f"{network}-{splits.name}-{key}.safetensors"
     if cached.is_file():
