@@ -58,14 +58,14 @@ class Measurer:
         self._program = None
         if task.metric is None:
             self._program = Program(task.model, task.groups, task.example_input, dtype=task.dtype, device=task.device)
-        self._recording = self._recorded()
+        self._recording = make_recording(task, self.batch_size)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_recording": None}  # a CUDA graph belongs to its process
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._recording = self._recorded()
+        self._recording = make_recording(self.task, self.batch_size)
 
     @property
     def settings(self) -> tuple[object, ...]:
@@ -107,15 +107,6 @@ class Measurer:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             recalibrate(network, near_equal(self.task.calibration, self.batch_size))
 
-    def _recorded(self) -> Recording | None:
-        task = self.task
-        if task.metric is not None or task.finetuner is not None or task.device.type != "cuda":
-            return None
-        calibration = near_equal(task.calibration, self.batch_size)
-        images, labels = task.split.images.split(self.batch_size), task.split.labels.split(self.batch_size)
-        batches = list(zip(images, labels, strict=True))
-        return recording(task.model, task.groups, task.ranking, task.example_input, calibration, batches)
-
     def _build(self, plan: Plan) -> nn.Module:
         return build(self.task.model, self.task.groups, self.task.ranking, plan)
 
@@ -144,3 +135,17 @@ class Measurer:
         images, labels = split.images.split(self.batch_size), split.labels.split(self.batch_size)
         correct = sum(int((network(x).argmax(1) == y).sum()) for x, y in zip(images, labels, strict=True))
         return correct / len(split)
+
+
+def make_recording(task: Task, batch_size: int) -> Recording | None:
+    """Record the measurement of plans as a CUDA graph.
+
+    Returns:
+        The recording, or None on other devices, for custom metrics, with fine-tuning, and for networks that cannot be
+        recorded.
+    """
+    if task.metric is not None or task.finetuner is not None or task.device.type != "cuda":
+        return None
+    calibration = near_equal(task.calibration, batch_size)
+    batches = list(zip(task.split.images.split(batch_size), task.split.labels.split(batch_size), strict=True))
+    return recording(task.model, task.groups, task.ranking, task.example_input, calibration, batches)
