@@ -21,8 +21,9 @@ from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
 from prune_env import EnvConfig, FilterPruneEnv, load_pruned, save_pruned
 from prune_env.data import Augmentation, DataSplits, from_datasets, from_tensors
-from prune_env.data.sources import digits, parts
+from prune_env.data.sources import digits, train_and_test_folders
 from prune_env.finalise import accuracy, choose, distil_fully
+from prune_env.pruning.problem import ProblemConfig, PruningProblem
 from prune_env.training.distillation import DistillationConfig
 from prune_env.training.fit import FitConfig, fit
 from qmix_agent import QMIX, QMIXConfig
@@ -48,7 +49,7 @@ def images(source: str, size: int) -> DataSplits:
         shifts = Augmentation(pad=2, flip=False)  # digits are not mirror images of each other
         return from_tensors(train, raw.train_labels, test, raw.test_labels, augmentation=shifts, name="digits")
     transform = Compose([Resize(size), CenterCrop(size), PILToTensor()])
-    return from_datasets(*(ImageFolder(str(part), transform) for part in parts(source)))
+    return from_datasets(*(ImageFolder(str(part), transform) for part in train_and_test_folders(source)))
 
 
 def main(config: Config) -> None:
@@ -63,7 +64,8 @@ def main(config: Config) -> None:
     QMIX(env, QMIXConfig(standardise_returns=True), seed=0).learn(config.episodes)
     winner = choose(env, [entry.plan for entry in env.archive.best(config.finalists)], config.distillation)[0].plan
     network = distil_fully(env, winner, config.distillation)
-    save_pruned(config.out, network, winner, groups=env.groups, ranking=env.ranking, data=data)
+    problem = PruningProblem.create(model, data, ProblemConfig(prove=False))
+    save_pruned(config.out, network, winner, problem)
     loaded = load_pruned(config.out, base_model=model)
     print(f"\n{'network':<10} {'test accuracy':>13} {'MACs':>14} {'parameters':>12}")
     for name, network, plan in (("original", model, env.full_plan), ("pruned", loaded, winner)):

@@ -17,11 +17,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from prune_env import EnvConfig, FilterPruneEnv
+from prune_env import EnvConfig, FilterPruneEnv, save_pruned
 from prune_env.common.device import check_device
 from prune_env.data import load
-from prune_env.deploy import saved as saving
 from prune_env.finalise import accuracy, choose, distil_fully, recalibrated
+from prune_env.pruning.problem import ProblemConfig, PruningProblem
 from prune_env.reporting import run_folder as runs
 from prune_env.reporting import summary as report
 from prune_env.training.distillation import DistillationConfig, Teacher
@@ -123,10 +123,10 @@ def main(config: Config) -> None:
         "evaluated_plans": len(env.archive),
         "search_seconds": sum(row.get("seconds", 0.0) for row in episodes),
     }
-    saving.save_pruned(
-        directory, networks["QMIX"], winner, groups=env.groups, ranking=env.ranking, data=data,
-        network=config.network, metrics=metrics,
-    )  # fmt: skip
+    game = config.env
+    ranks = ProblemConfig(game.importance, game.calibration_images, prove=game.prove, problem_seed=game.problem_seed)
+    problem = PruningProblem.create(model, data, ranks)
+    save_pruned(directory, networks["QMIX"], winner, problem, base=config.network, metrics=metrics)
     if config.env.round_to > 1:  # what rounding gains: the same budget without it, as fast as it is
         name = "L1, unrounded"
         plans_of[name] = runs.unrounded_uniform(env)

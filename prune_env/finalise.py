@@ -20,8 +20,9 @@ from .data import DataSplits, Split
 from .data.objective import Metric
 from .game.env import FilterPruneEnv
 from .pruning import Plan, build
-from .scoring.metric import score
+from .scoring import metric as scoring
 from .training.distillation import DistillationConfig, Teacher, distill
+from .training.fit import RunOptions
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def choose(
     if not plans:
         raise ValueError("there are no finished plans to choose from; let some episodes end")
     steps = round(distillation.min_steps * short_epochs / distillation.epochs)
-    short = replace(distillation, epochs=short_epochs, min_steps=steps)
+    short = replace(distillation, epochs=short_epochs, min_steps=steps, select_best=False)
     teacher = _checked(teacher, env.model) or Teacher(env.model, device)
     finalists = []
     for number, plan in enumerate(plans, 1):
@@ -70,11 +71,9 @@ def choose(
             env.data,
             short,
             loss=env.loss,
-            select_best=False,
-            checkpoint=_file(checkpoints, "finalist", plan),
-            device=device,
-            progress=progress,
-            title=f"finalist {number} of {len(plans)}",
+            run=RunOptions(
+                device, _file(checkpoints, "finalist", plan), progress, title=f"finalist {number} of {len(plans)}"
+            ),
         )
         after = accuracy(network, env.data, env.data.reward, device, env.metric)
         finalists.append(Finalist(plan, before, after, network))
@@ -103,10 +102,7 @@ def distil_fully(
         distillation,
         loss=env.loss,
         metric=env.metric,
-        checkpoint=_file(checkpoints, "distilled", plan),
-        device=device,
-        progress=progress,
-        title=title,
+        run=RunOptions(device, _file(checkpoints, "distilled", plan), progress, title),
     )
 
 
@@ -128,7 +124,7 @@ def accuracy(
 
     Give `env.metric` for the environment's own measure. The network ends on the CPU.
     """
-    result = score(network.to(device), data, split, metric, device)
+    result = scoring.accuracy(network.to(device), data, split, metric, device)
     network.cpu()
     return result
 

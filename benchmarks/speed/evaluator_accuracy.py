@@ -21,8 +21,8 @@ from prune_env.data import load
 from prune_env.evaluation.evaluator import Evaluator
 from prune_env.evaluation.measurer import BATCHES
 from prune_env.pruning import build, find_groups, importance
-from prune_env.scoring.batchnorm import near_equal, recalibrate
-from prune_env.scoring.metric import correct
+from prune_env.scoring.batchnorm import even_batches, recalibrate
+from prune_env.scoring.metric import accuracy
 from prune_env.training.pretrained import pretrained, with_network_normalisation
 
 
@@ -56,8 +56,8 @@ def main(config: Config) -> None:
 
     def exact(plan: tuple[int, ...]) -> float:
         network = build(model, groups, ranking, plan)
-        recalibrate(network, near_equal(crops, BATCHES["cpu"]))
-        return correct(network, data, reward) / len(reward)
+        recalibrate(network, even_batches(crops, BATCHES["cpu"]))
+        return accuracy(network, data, reward)
 
     generator = torch.Generator().manual_seed(config.seed)
     plans = [tuple(group.filters for group in groups)]

@@ -10,6 +10,8 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +23,7 @@ from ..data.objective import Loss, Metric, check_metric
 from ..pruning import Plan, PruningGroup
 from ..pruning.surgery import check_plan
 from ..training.finetune import Finetuner
-from ..training.fit import learning_fingerprint
+from ..training.trainable import learning_fingerprint
 from .engine import fused_conv as units
 from .measurer import Measurer, Task
 from .plan_cache import PlanCache
@@ -98,7 +100,8 @@ class Evaluator:
         groups, ranking = tuple(groups), dict(ranking)
         tuning = None
         if finetune_batches:
-            tuning = Finetuner(model, data, finetune_batches, loss=loss, seed=seed, device=device)
+            problem: Any = SimpleNamespace(model=model, data=data, loss=loss)
+            tuning = Finetuner(problem, finetune_batches, seed=seed, device=device)
         self.task = Task(
             model, groups, ranking, data.example_input, prepared(crops), split, metric, device, dtype, tuning
         )

@@ -18,8 +18,8 @@ from ..common.device import channels_last
 from ..data import Split
 from ..data.objective import Metric
 from ..pruning import Plan, PruningGroup, build
-from ..scoring.batchnorm import fold, folding_pairs, near_equal, recalibrate
-from ..scoring.metric import measure
+from ..scoring.batchnorm import even_batches, fold, folding_pairs, recalibrate
+from ..scoring.metric import apply_metric
 from ..training.finetune import Finetuner
 from .engine.cuda_recording import Recording, recording
 from .engine.program import Program
@@ -72,7 +72,7 @@ class Measurer:
         task = self.task
         if task.metric is not None or task.tuning is not None or task.device.type != "cuda":
             return None
-        calibration = near_equal(task.calibration, self.batch)
+        calibration = even_batches(task.calibration, self.batch)
         batches = list(zip(task.split.images.split(self.batch), task.split.labels.split(self.batch), strict=True))
         return recording(task.model, task.groups, task.ranking, task.example_input, calibration, batches)
 
@@ -103,8 +103,8 @@ class Measurer:
         else:
             self._program.load(task.ranking, what)
         if fresh_statistics:
-            self._program.recalibrate(near_equal(task.calibration, self.batch))
-        return measure(partial(_top1, race, self.batch), self._program.network, task.split)
+            self._program.recalibrate(even_batches(task.calibration, self.batch))
+        return apply_metric(partial(_top1, race, self.batch), self._program.network, task.split)
 
     def network(self, plan: Plan) -> nn.Module:
         """The one that `accuracy` measures, on the device and in eval mode."""
@@ -118,7 +118,7 @@ class Measurer:
         device, dtype = self.task.device, self.task.dtype
         channels_last(network.to(device))
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            recalibrate(network, near_equal(self.task.calibration, self.batch))
+            recalibrate(network, even_batches(self.task.calibration, self.batch))
 
     def _tuned(self, what: Plan | nn.Module) -> Plan | nn.Module:
         """Trained briefly, if that is asked for. The unpruned network has nothing to recover from."""
@@ -142,7 +142,7 @@ class Measurer:
             self.recalibrate(network)
         network.eval().to(task.device)
         fold(network, self._pairs)
-        return measure(task.metric, channels_last(network.to(task.dtype)), task.split)
+        return apply_metric(task.metric, channels_last(network.to(task.dtype)), task.split)
 
 
 def batch_size(device: torch.device) -> int:

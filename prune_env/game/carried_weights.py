@@ -15,6 +15,7 @@ from ..data import DataSplits
 from ..data.objective import Loss
 from ..pruning import Plan, PruningGroup, build, restrict
 from ..training.distillation import DistillationConfig, distill
+from ..training.fit import RunOptions
 from .config import EnvConfig
 
 
@@ -54,6 +55,7 @@ class CarriedWeights:
             batch_size=batch_size,
             ema_decay=0.0,
             seed=self._seed + round_number,
+            select_best=False,
         )
         self._network = distill(
             smaller,
@@ -61,9 +63,7 @@ class CarriedWeights:
             self._data,
             config,
             loss=self._loss,
-            select_best=False,
-            device=self._device,
-            progress=False,
+            run=RunOptions(self._device, progress=False),
         )
 
     def network(self) -> nn.Module:

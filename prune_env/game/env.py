@@ -28,7 +28,7 @@ from ..evaluation.evaluator import Evaluator
 from ..evaluation.racing import Race
 from ..evaluation.workers import EvaluatorKind, backend
 from ..pruning import Cost, Plan, build, importance, trusted
-from ..training.fit import learning_fingerprint
+from ..training.trainable import learning_fingerprint
 from . import render
 from .archive import Archive, Entry
 from .budget import Budget

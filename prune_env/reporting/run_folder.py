@@ -18,7 +18,7 @@ from ..deploy.export import ExportError, to_onnx
 from ..game.config import differences
 from ..game.env import FilterPruneEnv
 from ..pruning import Plan
-from ..scoring.latency import interleaved
+from ..scoring.latency import latencies
 from . import summary as report
 from .plots import LayerRow, plot_layers, plot_learning, plot_tradeoff
 
@@ -93,7 +93,7 @@ def figures(
                 temporary.write_bytes(onnx[winner].read_bytes())
         timed: dict[str, nn.Module | Path] = {**networks, **{f"{name} as ONNX": file for name, file in onnx.items()}}
         at_1, at_100 = (
-            {name: timing.median_ms for name, timing in interleaved(timed, env.data.image_shape, batch).items()}
+            {name: timing.median_ms for name, timing in latencies(timed, env.data.image_shape, batch).items()}
             for batch in (1, 100)
         )
         return [

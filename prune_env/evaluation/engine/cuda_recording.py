@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from ...common.cuda_graphs import aside, capturing, refusing_to_wait
+from ...common.cuda_graphs import capture, forbid_synchronisation, side_stream
 from ...common.device import exact_convolutions
 from ...pruning.copies import twin
 from ...pruning.groups import Plan, PruningGroup
 from ...pruning.surgery import build
-from ...scoring.batchnorm import TOLERANCE, agree, recalibrate, stirred
+from ...scoring.batchnorm import TOLERANCE, outputs_agree, randomise_batchnorms, recalibrate
 from .masked import MaskedNetwork
 
 logger = logging.getLogger(__name__)
@@ -42,12 +42,12 @@ class Recording:
         self._silenced, self._calibration, self._batches = silenced, calibration, batches
         device = batches[0][1].device
         self._right = torch.zeros((), dtype=torch.long, device=device)
-        with aside(device):
+        with side_stream(device):
             self._count()  # libraries then have their workspaces
-        with aside(device), refusing_to_wait():
+        with side_stream(device), forbid_synchronisation():
             self._count()
         self._graph = torch.cuda.CUDAGraph()
-        with capturing(self._graph, device):
+        with capture(self._graph, device):
             self._count()
 
     def right(self, plan: Plan) -> int:
@@ -93,7 +93,7 @@ def recording(
 @torch.inference_mode()
 def silencing_fault(model: nn.Module, groups: Sequence[PruningGroup], example: torch.Tensor) -> str | None:
     """What speaks against silencing this model's filters: a plan whose silenced network is not the cut one."""
-    model = stirred(copy.deepcopy(twin(model)).to(example.device)).eval()
+    model = randomise_batchnorms(copy.deepcopy(twin(model)).to(example.device)).eval()
     ranking = {group.name: torch.arange(group.filters).flip(0) for group in groups}
     images = torch.cat((example, example.flip(-1), -example)).to(memory_format=torch.channels_last)
     silenced = MaskedNetwork(model, groups, ranking, dtype=torch.float32, device=example.device)
@@ -105,6 +105,6 @@ def silencing_fault(model: nn.Module, groups: Sequence[PruningGroup], example: t
             silenced.load(plan)
             silenced.silence()
             recalibrate(silenced.network, (images.clone(),))
-            if not agree(silenced.network(images.clone()), network(images.clone()), 10 * TOLERANCE):
+            if not outputs_agree(silenced.network(images.clone()), network(images.clone()), 10 * TOLERANCE):
                 return f"plan {plan} gives other outputs"
     return None

@@ -28,7 +28,7 @@ from ...networks.resnet import ZeroPadShortcut
 from ...pruning.copies import twin
 from ...pruning.groups import Plan, PruningGroup
 from ...pruning.surgery import build, check_plan, cut_modules, removed_channels
-from ...scoring.batchnorm import TOLERANCE, agree, estimating, recalibrate, stirred
+from ...scoring.batchnorm import TOLERANCE, estimate_statistics, outputs_agree, randomise_batchnorms, recalibrate
 from .fused_conv import POSITIONS, Unit, converted
 from .fusion import fused_graph, fused_modules
 
@@ -109,7 +109,7 @@ class Program:
         try:
             for unit in self._units:
                 unit.start_calibration(self.dtype)
-            with estimating(self.network) as others:
+            with estimate_statistics(self.network) as others:
                 if others or any(unit.calibrating for unit in self._units):
                     for batch in batches:
                         self.network(batch)
@@ -128,7 +128,7 @@ class Program:
     ) -> str | None:
         """Takes the fused network; gives what speaks against it. Everything is compared with plainly cut networks."""
         source, self.dtype, self._foreign = self._source, torch.float32, True
-        self._source = stirred(copy.deepcopy(source))
+        self._source = randomise_batchnorms(copy.deepcopy(source))
         ranking = {group.name: torch.arange(group.filters).flip(0) for group in self._groups}
         images = torch.cat((example, example.flip(-1), -example)).to(memory_format=torch.channels_last)
         try:
@@ -139,11 +139,11 @@ class Program:
                 network = build(self._source, self._groups, ranking, plan)
                 self.load(ranking, plan)
                 for batch in (images, example):
-                    if not agree(self.network(batch.clone()), network(batch.clone())):
+                    if not outputs_agree(self.network(batch.clone()), network(batch.clone())):
                         return f"plan {plan} gives other outputs"
                 recalibrate(network, (images.clone(),))
                 self.recalibrate((images.clone(),))
-                if not agree(self.network(images.clone()), network(images.clone()), 10 * TOLERANCE):
+                if not outputs_agree(self.network(images.clone()), network(images.clone()), 10 * TOLERANCE):
                     return f"plan {plan} gives other outputs once its BatchNorm is recalibrated"
             self.dtype, self._foreign = dtype, True
             self.load(ranking, plan)
