@@ -21,7 +21,7 @@ def require_packages(packages: Sequence[str] = PACKAGES) -> None:
     """Check that packages are installed.
 
     Raises:
-        ImportError: A package is missing; the message says which, and how to install it.
+        ImportError: A package is missing; the message names it and the command that installs it.
     """
     if names := missing_packages(packages):
         raise ImportError(f'ONNX needs {", ".join(names)}, not installed: pip install -e ".[export]" in the clone')

@@ -131,7 +131,7 @@ class CombinedLoss:
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """The loss of the module's docstring as a `Loss`: it asks the teacher for every batch."""
+    """The loss of the module's docstring as a `Loss`: it runs the teacher on every batch."""
 
     teacher: Teacher
     """Answers the images of a batch with logits."""

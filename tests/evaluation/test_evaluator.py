@@ -1,8 +1,6 @@
-"""BatchNorm recalibration and folding, and the evaluator."""
+"""The evaluator."""
 
 from __future__ import annotations
-
-import copy
 
 import pytest
 import torch
@@ -12,91 +10,8 @@ from torch import nn
 
 from prune_env.data import DataSplits
 from prune_env.evaluation.evaluator import Evaluator, on_the_way
-from prune_env.networks import NETWORKS, create
-from prune_env.networks.registry import image_size
 from prune_env.pruning import build, find_groups, importance
-from prune_env.scoring.batchnorm import fold, folding_pairs, recalibrate
-from prune_env.scoring.metric import correct
-
-
-def shaken(model: nn.Module) -> nn.Module:
-    """BatchNorms as after training: no statistic and no shift is trivial."""
-    generator = torch.Generator().manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight.data, module.running_var):
-                tensor.uniform_(0.5, 1.5, generator=generator)
-            for tensor in (module.bias.data, module.running_mean):
-                tensor.normal_(0, 0.2, generator=generator)
-    return model.eval()
-
-
-def test_recalibrated_statistics_are_the_means_over_all_batches() -> None:
-    generator = torch.Generator().manual_seed(0)
-    norm = nn.BatchNorm2d(3, momentum=0.3).train()
-    model = nn.Sequential(norm, nn.Dropout(0.5)).eval()
-    batches = [torch.randn(8, 3, 4, 4, generator=generator) * (index + 1) for index in range(3)]
-    recalibrate(model, batches)
-    assert torch.allclose(norm.running_mean, torch.stack([b.mean((0, 2, 3)) for b in batches]).mean(0), atol=1e-6)
-    assert torch.allclose(norm.running_var, torch.stack([b.var((0, 2, 3)) for b in batches]).mean(0), atol=1e-5)
-    assert norm.momentum == 0.3
-    assert not any(module.training for module in model.modules())
-
-
-def test_all_calls_of_a_layer_count_alike() -> None:
-    """As by torch's own cumulative average, to the bit."""
-    generator = torch.Generator().manual_seed(0)
-    norm = nn.BatchNorm2d(3)
-    model, batches = nn.Sequential(norm, nn.ReLU(), norm), [torch.randn(8, 3, 4, 4, generator=generator) for _ in "123"]
-    expected = copy.deepcopy(model).train()
-    expected[0].momentum = None
-    for batch in batches:
-        expected(batch)
-    recalibrate(model.eval(), batches)
-    assert torch.equal(norm.running_mean, expected[0].running_mean)
-    assert torch.equal(norm.running_var, expected[0].running_var)
-    assert norm.momentum == 0.1
-    assert not norm._forward_pre_hooks
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_folding_changes_nothing(name: str) -> None:
-    model = shaken(create(name))
-    images = torch.randn(2, 3, *image_size(name), generator=torch.Generator().manual_seed(2))
-    pairs = folding_pairs(model, images)
-    assert len(pairs) == sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    folded = copy.deepcopy(model)
-    fold(folded, pairs)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    with torch.inference_mode():
-        assert torch.allclose(folded(images), model(images), rtol=1e-3, atol=1e-4)
-
-
-def test_layers_registered_in_another_order_are_folded_rightly() -> None:
-    class Crossed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv_b, self.bn_a = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
-            self.conv_a, self.bn_b = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.bn_b(self.conv_b(self.bn_a(self.conv_a(x)).relu())).mean((2, 3))
-
-    model = shaken(Crossed())
-    assert folding_pairs(model, torch.randn(2, 3, 5, 5)) == [("conv_a", "bn_a"), ("conv_b", "bn_b")]
-
-
-def test_a_convolution_that_is_read_elsewhere_is_not_folded() -> None:
-    class Forked(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = self.conv(x)
-            return (self.bn(y) + y).mean((2, 3))
-
-    assert folding_pairs(shaken(Forked()), torch.randn(2, 3, 5, 5)) == []
+from prune_env.scoring.metric import accuracy
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +24,7 @@ class TestEvaluator:
     def test_unpruned_accuracy_is_that_of_the_network(self, parts: tuple) -> None:
         model, data, *_ = parts
         evaluator = Evaluator(*parts, reward_images=300)
-        assert evaluator.original_accuracy == pytest.approx(correct(model, data, data.reward) / 300, abs=0.015)
+        assert evaluator.original_accuracy == pytest.approx(accuracy(model, data, data.reward), abs=0.015)
 
     def test_answers_are_memoised_and_pure(self, parts: tuple) -> None:
         first, second = Evaluator(*parts), Evaluator(*parts)
@@ -137,7 +52,7 @@ class TestEvaluator:
         """A cut network's stored statistics describe inputs that no longer exist."""
         model, data, groups, ranking = parts
         plan = (16, 16, 32, 32, 64)
-        stored = correct(build(model, groups, ranking, plan), data, data.reward) / len(data.reward)
+        stored = accuracy(build(model, groups, ranking, plan), data, data.reward)
         assert Evaluator(*parts).accuracy(plan) > stored + 0.05
 
     @pytest.mark.parametrize("measure_at", [1.0, 0.5])
