@@ -92,11 +92,13 @@ def main(config: Config) -> None:
 
     # The test set, once.
     contestants = [
-        Contestant("original", problem.model, problem.full_plan, accuracy(problem.model, data, data.test, device))
+        Contestant(
+            "original", problem.model, problem.full_plan, accuracy(problem.model, data, data.test, device=device)
+        )
     ]
     for name, plan in plans.items():
-        after = accuracy(networks[name], data, data.test, device)
-        before = accuracy(recalibrated(env, plan), data, data.test, device)
+        after = accuracy(networks[name], data, data.test, device=device)
+        before = accuracy(recalibrated(env, plan), data, data.test, device=device)
         contestants.append(Contestant(name, networks[name], plan, after, before))
     original, uniform, winner = contestants
     metrics = {
@@ -109,16 +111,7 @@ def main(config: Config) -> None:
         "evaluated_plans": len(env.archive),
         "search_seconds": sum(row.get("seconds", 0.0) for row in episodes),
     }
-    save_pruned(
-        directory,
-        winner.network,
-        winner.plan,
-        groups=problem.groups,
-        ranking=problem.ranking,
-        data=data,
-        network=config.problem.network,
-        metrics=metrics,
-    )
+    save_pruned(directory, winner.network, winner.plan, problem, base=config.problem.network, metrics=metrics)
     if config.env.round_to > 1:  # for latencies: the same budget without rounding, without distillation
         plan = replace(env.budget, round_to=1).uniform()
         contestants.append(Contestant("L1, unrounded", recalibrated(env, plan), plan))

@@ -15,7 +15,7 @@ import torch
 
 from ..pruning import Plan
 from .measurer import Measurer, Task
-from .pool import Died, Failed, Result, WorkerError
+from .pool import NO_RAY, Died, Failed, Result, WorkerError
 
 PATIENCE = 60
 """Seconds without a result before a warning says that the cluster may be too small."""
@@ -92,7 +92,7 @@ class RayActors:
         try:
             import ray
         except ImportError as error:
-            raise WorkerError('backend="ray" needs the package ray: pip install "prune-env[ray]"') from error
+            raise WorkerError(NO_RAY) from error
         self._ray: Any = ray
         if not ray.is_initialized():
             try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
 from ..common.device import check_device
-from .pool import Backend
+from .pool import NO_RAY, Backend, WorkerError
 
 BackendName = Literal["local", "processes", "ray"]
 
@@ -19,6 +20,7 @@ class Resources:
 
     Raises:
         ValueError: A field has a value that is not allowed, or the device is not available.
+        WorkerError: The backend is ray and Ray is not installed.
     """
 
     device: str = "cpu"
@@ -40,13 +42,15 @@ class Resources:
                 raise ValueError(f'workers={self.workers} needs backend="processes" or backend="ray"')
             if isinstance(self.workers, bool) or not isinstance(self.workers, int) or self.workers < 1:
                 raise ValueError(f"workers must be a whole number of at least 1, got {self.workers!r}")
+        if self.backend == "ray" and find_spec("ray") is None:
+            raise WorkerError(NO_RAY)
         check_device(self.device)
 
     def make_backend(self) -> Backend | None:
         """Return the backend of worker processes or actors, or None for this process.
 
         Raises:
-            ImportError: The backend is ray and Ray is not installed.
+            WorkerError: The backend is ray, and the cluster cannot be reached or has no room.
         """
         if self.backend == "processes":
             from .process_workers import Processes
@@ -56,5 +60,5 @@ class Resources:
         if self.backend == "ray":
             from .ray_workers import RayActors
 
-            return RayActors(self.workers, gpu=self.device.startswith("cuda"))
+            return RayActors(self.workers, gpu=str(self.device).startswith("cuda"))
         return None

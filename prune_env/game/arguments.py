@@ -8,12 +8,11 @@ from pathlib import Path
 from torch import nn
 
 from ..data import DataSplits, load
-from ..evaluation.live import LiveEvaluator
 from ..evaluation.resources import BackendName, Resources
-from ..pruning.problem import PruningProblem
 from ..training.pretrained import pretrained, with_network_normalisation
 from .config import EnvConfig
 from .env import FilterPruneEnv
+from .validation import check_rules
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,6 @@ class ProblemArgs:
             config: Settings of the game.
             data: What `load_data` returned, if it is loaded already.
         """
+        check_rules(config, None, None)  # before a network is trained
         data = data or self.load_data()
-        problem = PruningProblem.create(self.load_model(data), data, config)
-        return FilterPruneEnv(problem, config, evaluator=LiveEvaluator(problem, config, self.resources))
+        return FilterPruneEnv.from_model(self.load_model(data), data, config, resources=self.resources)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar
@@ -20,7 +19,6 @@ from pettingzoo import ParallelEnv
 from torch import nn
 
 from ..common.expect import expect
-from ..common.fingerprints import function_fingerprint, weights_fingerprint
 from ..data import DataSplits
 from ..data.objective import Loss, Metric
 from ..evaluation.evaluator import Evaluator
@@ -28,18 +26,15 @@ from ..evaluation.live import LiveEvaluator
 from ..evaluation.resources import Resources
 from ..pruning import Inspection, Plan, PruningGroup
 from ..pruning.problem import PruningProblem
-from ..training.fit import learning_fingerprint
-from . import render
+from . import render, validation
 from .archive import Archive, Entry
 from .budget import Budget
 from .carried_weights import CarriedWeights
-from .config import EnvConfig, differences
+from .config import EnvConfig
+from .fingerprint import game_fingerprint
 from .observation import Observer
 from .reward import REWARDS, RewardFunction, RewardInput, RoundReward
 from .transition import RoundState, Transitions
-from .validation import check_evaluator, check_original, check_settings
-
-RENDER_MODES = ("ansi", "rgb_array")
 
 StepResult = tuple[dict[str, np.ndarray], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]
 
@@ -51,8 +46,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     - Actions: Discrete; an index into `config.rates`, the fraction of the remaining filters that is removed.
     - Observations: Box [0, 1], float32 [F]; `observation_names` names the entries, `state_names` those of `state()`.
     - Infos: action_mask (int8 [A]), applied_rate, accuracy, macs_ratio and params_ratio, with the same keys at reset
-      and
-      at every step.
+      and at every step.
 
     Args:
         problem: The network, its data and its groups.
@@ -60,6 +54,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         evaluator: Returns the accuracy of plans. None for a `LiveEvaluator` on the CPU.
         reward: A reward function instead of the registered one that `config.reward` names.
         render_mode: ansi, rgb_array or None.
+        resources: Device, workers and cache file of the `LiveEvaluator` that is made without `evaluator`.
 
     Raises:
         TypeError: An argument has another type.
@@ -73,7 +68,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
 
     metadata: ClassVar[dict[str, Any]] = {
         "name": "filter_prune_v0",
-        "render_modes": list(RENDER_MODES),
+        "render_modes": list(render.MODES),
         "is_parallelizable": True,
         "render_fps": 1,
     }
@@ -86,28 +81,21 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         evaluator: Evaluator | None = None,
         reward: RewardFunction | None = None,
         render_mode: str | None = None,
+        resources: Resources | None = None,
     ) -> None:
         remedy = "write PruningProblem.create(model, data), or FilterPruneEnv.from_model(model, data)"
         expect(problem, PruningProblem, "problem must be a PruningProblem", remedy)
         expect(config, (EnvConfig, type(None)), "config must be an EnvConfig", "write EnvConfig(target_macs=0.5)")
-        if render_mode is not None and render_mode not in RENDER_MODES:
-            raise ValueError(f"render_mode {render_mode!r} is unknown; choose one of {', '.join(RENDER_MODES)} or None")
         config = config or _env_config(problem)
-        check_settings(config, problem, reward)
+        validation.check_rules(config, reward, render_mode)
+        validation.check_problem(config, problem)
+        if evaluator is not None:
+            validation.check_evaluator(config, problem, evaluator, resources)
         self.problem, self.config, self.render_mode = problem, config, render_mode
         self.max_cycles = config.max_cycles or config.rounds
-        self.budget = Budget(
-            problem.cost.macs,
-            problem.full_plan,
-            config.rates,
-            config.target_macs,
-            min_filters=config.min_filters,
-            round_to=config.round_to,
-        )
-        if evaluator is not None:
-            check_evaluator(config, problem, evaluator)
-        self.evaluator: Evaluator = evaluator or LiveEvaluator(problem, config)
-        check_original(self.evaluator.original_accuracy, problem.metric, config)
+        limits = {"min_filters": config.min_filters, "round_to": config.round_to}
+        self.budget = Budget(problem.cost.macs, problem.full_plan, config.rates, config.target_macs, **limits)
+        self.evaluator = self._evaluator(evaluator, resources)
         self.archive = Archive()
         """Every finished plan with its accuracy, over all episodes."""
         self.observer = Observer(problem, self.budget)
@@ -155,14 +143,11 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         """
         expect(config, (EnvConfig, type(None)), "config must be an EnvConfig", "write EnvConfig(target_macs=0.5)")
         config = config or EnvConfig()
+        validation.check_rules(config, reward, render_mode)
+        if isinstance(data, DataSplits):  # `create` reports other types
+            validation.check_training(config, loss, data)
         problem = PruningProblem.create(model, data, config, metric=metric, loss=loss)
-        check_settings(config, problem, reward)  # before anything is evaluated
-        evaluator = LiveEvaluator(problem, config, resources)
-        try:
-            return cls(problem, config, evaluator=evaluator, reward=reward, render_mode=render_mode)
-        except ValueError:
-            evaluator.close()
-            raise
+        return cls(problem, config, reward=reward, render_mode=render_mode, resources=resources)
 
     @property
     def groups(self) -> tuple[PruningGroup, ...]:
@@ -220,7 +205,10 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         """
         if self._next is not None:
             raise RuntimeError("a step is running already; call step_wait() before the next step_async()")
-        self._next = self._transitions.after(self.round_state, self._checked(actions))
+        if not self.agents:
+            raise RuntimeError("the episode is over or has not started; call reset() before step()")
+        checked = validation.checked_actions(actions, self.agents, self.action_spaces, self.config.rates)
+        self._next = self._transitions.after(self.round_state, checked)
         if (self._next.number == self.config.rounds or self.config.every_round) and not self._carried.on:
             self.evaluator.submit(self._next.plan)
 
@@ -316,17 +304,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     @cached_property
     def fingerprint(self) -> str:
         """A hash of everything that a plan's accuracy depends on. The first access reads every weight."""
-        problem = self.problem
-        text = f"{weights_fingerprint(problem.model)} {problem.data.fingerprint} {self.config}"
-        digest = hashlib.blake2b(text.encode(), digest_size=16)
-        for function in (problem.metric, problem.loss):
-            if function is not None:
-                digest.update(function_fingerprint(function).encode())
-        if self.config.trains:
-            digest.update(learning_fingerprint(problem.model, problem.data.example_input).encode())
-        for group in self.groups:
-            digest.update(f"{group.layers} {problem.ranking[group.name].tolist()}".encode())
-        return digest.hexdigest()
+        return game_fingerprint(self.problem, self.config)
 
     def render(self) -> str | np.ndarray | None:
         """Return one line per agent and one for the network, as text (`ansi`) or as an image (`rgb_array`)."""
@@ -338,8 +316,8 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             render.RenderRow(group.name, group.layers, group.filters, kept, float(share), float(rate))
             for group, kept, share, rate in zip(self.groups, now.plan, macs, now.last_rates, strict=True)
         ]
-        totals = (self._accuracy, now.macs_ratio, now.params_ratio, now.number, now.count)
-        return render.ansi(rows, *totals) if self.render_mode == "ansi" else render.rgb_array(rows, *totals)
+        totals = render.RenderTotals(self._accuracy, now.macs_ratio, now.params_ratio, now.number, now.count)
+        return render.ansi(rows, totals) if self.render_mode == "ansi" else render.rgb_array(rows, totals)
 
     def clone(self, evaluator: Evaluator | None = None) -> FilterPruneEnv:
         """Return another environment of the same game, to play an episode at the same time.
@@ -351,7 +329,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         """
         other = copy.copy(self)
         if evaluator is not None:
-            check_evaluator(self.config, self.problem, evaluator)
+            validation.check_evaluator(self.config, self.problem, evaluator)
             other.evaluator = evaluator
         other.observation_spaces, other.action_spaces = copy.deepcopy((self.observation_spaces, self.action_spaces))
         other.np_random, other.np_random_seed = seeding.np_random()
@@ -373,19 +351,22 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         Raises:
             ValueError: The state belongs to other settings, weights, images, ranking or functions.
         """
-        if state["problem"] != self.fingerprint:
-            changes = [
-                f"{name} from {old} to {new}" for name, old, new in differences(state["settings"], self._settings())
-            ]
-            raise ValueError(
-                "the saved state belongs to another problem (changed since: "
-                f"{', '.join(changes) or 'weights, images, ranking or a function'}); start a new run, or restore "
-                "the original settings"
-            )
+        validation.check_state(state, self.fingerprint, self._settings())
         self.archive.load_state_dict(state["archive"])
         if not self._carried.on:
             for entry in self.archive:
                 self.evaluator.remember(entry.plan, entry.accuracy)
+
+    def _evaluator(self, evaluator: Evaluator | None, resources: Resources | None) -> Evaluator:
+        """Return the given evaluator, or a new one, if the original network's accuracy allows rewards."""
+        found: Evaluator = LiveEvaluator(self.problem, self.config, resources) if evaluator is None else evaluator
+        try:
+            validation.check_original(found.original_accuracy, self.problem.metric, self.config)
+        except ValueError:
+            if evaluator is None:
+                found.close()
+            raise
+        return found
 
     def _set_spaces(self) -> None:
         self.possible_agents = [group.name for group in self.groups]
@@ -412,24 +393,6 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         if self._carried.on:
             return self.evaluator.accuracy_of(self._carried.network())
         return self.evaluator.accuracy(self.plan)
-
-    def _checked(self, actions: Mapping[str, int]) -> list[int]:
-        """Return the actions in the order of the agents."""
-        if not self.agents:
-            raise RuntimeError("the episode is over or has not started; call reset() before step()")
-        checked, count = [], len(self.config.rates)
-        for agent in self.agents:
-            if agent not in actions:
-                raise ValueError(f"no action for agent {agent!r}; every agent of env.agents acts in every round")
-            action = actions[agent]
-            legal = isinstance(action, (int, np.integer)) and 0 <= action < count  # `contains` is slow
-            if not legal and not self.action_spaces[agent].contains(action):
-                raise ValueError(
-                    f"action {action!r} of agent {agent!r} is not in {self.action_spaces[agent]}; give an index into "
-                    f"rates {self.config.rates}"
-                )
-            checked.append(int(action))
-        return checked
 
     def _observations(self) -> dict[str, np.ndarray]:
         rows = self.round_state.observations.copy()  # new arrays at every call

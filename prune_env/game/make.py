@@ -9,12 +9,11 @@ from typing import Any
 
 from ..common.expect import expect
 from ..data import DataSplits, as_splits
-from ..evaluation.live import LiveEvaluator
 from ..evaluation.resources import Resources
-from ..pruning.problem import PruningProblem
 from ..training.pretrained import pretrained, with_network_normalisation
 from .config import EnvConfig
 from .env import FilterPruneEnv
+from .validation import check_rules
 
 
 def make_env(
@@ -47,10 +46,10 @@ def make_env(
     """
     expect(network, str, "network must be a registered name", "for your own network use FilterPruneEnv.from_model")
     config, resources = split_settings(settings)
+    check_rules(config, None, render_mode)  # before a network is trained
     splits = with_network_normalisation(network, as_splits(data))
     model = pretrained(network, splits, weights, device=resources.device, progress=progress)
-    problem = PruningProblem.create(model, splits, config)
-    return FilterPruneEnv(problem, config, evaluator=LiveEvaluator(problem, config, resources), render_mode=render_mode)
+    return FilterPruneEnv.from_model(model, splits, config, render_mode=render_mode, resources=resources)
 
 
 def split_settings(settings: dict[str, Any]) -> tuple[EnvConfig, Resources]:

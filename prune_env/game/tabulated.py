@@ -28,6 +28,7 @@ from ..pruning import Plan
 from ..pruning.problem import PruningProblem
 from .config import EnvConfig
 from .env import FilterPruneEnv
+from .validation import check_rules
 
 FILE = Path(__file__).with_name("small_cnn_digits.npz")
 FIXED = ("round_to", "importance", "reward_images", "calibration_images", "problem_seed")
@@ -206,6 +207,7 @@ def make_tabulated_env(*, render_mode: str | None = None, **settings: Any) -> Fi
     """
     table = Table.load()
     config = table.config(settings)
+    check_rules(config, None, render_mode)
     problem = PruningProblem.create(table.network(), table.data(), config)
     evaluator = TabulatedEvaluator(table, config.target_macs, LiveEvaluator(problem, config))
     return FilterPruneEnv(problem, config, evaluator=evaluator, render_mode=render_mode)

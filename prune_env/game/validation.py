@@ -1,37 +1,68 @@
-"""Checks that settings, problem and evaluator of an environment fit together."""
+"""Checks that settings, problem, evaluator and actions of an environment fit together."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
 
 from ..common.fingerprints import qualified_name
-from ..data.objective import Metric, check_loss
+from ..data import DataSplits
+from ..data.objective import Loss, Metric, check_loss
 from ..evaluation.config import EvaluationConfig
 from ..evaluation.evaluator import Evaluator
+from ..evaluation.resources import Resources
 from ..pruning.problem import ProblemConfig, PruningProblem
-from .config import EnvConfig
+from . import render
+from .config import EnvConfig, differences
 from .reward import RewardFunction
 
 
-def check_settings(config: EnvConfig, problem: PruningProblem, reward: RewardFunction | None) -> None:
-    """Check the settings of an environment against its problem and reward.
+def check_rules(config: EnvConfig, reward: RewardFunction | None, render_mode: str | None) -> None:
+    """Check what needs neither network nor data, so that nothing expensive happens before an error.
 
     Raises:
-        ValueError: The problem was made with other settings, a target is missing, or a loss is missing.
+        ValueError: A target is missing, or the render mode is unknown.
     """
-    _check_equal(config, problem.config, ProblemConfig, "the problem was created")
+    if render_mode is not None and render_mode not in render.MODES:
+        raise ValueError(f"render_mode {render_mode!r} is unknown; choose one of {', '.join(render.MODES)} or None")
     if reward is None and config.reward == "budget" and config.target_macs is None:
         raise ValueError("reward 'budget' pays for accuracy alone and needs target_macs; set it, or use 'tradeoff'")
+
+
+def check_training(config: EnvConfig, loss: Loss | None, data: DataSplits) -> None:
+    """Check that there is a loss if the game trains networks.
+
+    Raises:
+        ValueError: The data have no classes, and there is no loss.
+    """
     if config.trains:
-        check_loss(problem.loss, problem.data)
+        check_loss(loss, data)
 
 
-def check_evaluator(config: EnvConfig, problem: PruningProblem, evaluator: Evaluator) -> None:
+def check_problem(config: EnvConfig, problem: PruningProblem) -> None:
+    """Check the settings of an environment against its problem.
+
+    Raises:
+        ValueError: The problem was created with other settings, or a loss is missing.
+    """
+    _check_equal(config, problem.config, ProblemConfig, "the problem was created")
+    check_training(config, problem.loss, problem.data)
+
+
+def check_evaluator(
+    config: EnvConfig, problem: PruningProblem, evaluator: Evaluator, resources: Resources | None = None
+) -> None:
     """Check that an evaluator answers for the problem under the environment's settings.
 
     Raises:
-        ValueError: It was made for another problem or with other settings.
+        ValueError: It was made for another problem or with other settings, or there are `resources` as well.
     """
+    if resources is not None:
+        raise ValueError("resources are those of the evaluator that the environment makes; give evaluator or resources")
     if evaluator.problem is not problem:
         raise ValueError("the evaluator was made for another problem; give both the same PruningProblem")
     _check_equal(config, evaluator.config, EvaluationConfig, "the evaluator was made")
@@ -55,6 +86,47 @@ def check_original(accuracy: float, metric: Metric | None, config: EnvConfig) ->
         raise ValueError(
             f"metric {qualified_name(metric)} is {accuracy} for the original network. Reward 'amc' pays for the error "
             "1 - metric and needs a metric of at most 1: use 'budget' or 'tradeoff'"
+        )
+
+
+def checked_actions(
+    actions: Mapping[str, int],
+    agents: Sequence[str],
+    action_spaces: Mapping[str, spaces.Space],
+    rates: Sequence[float],
+) -> list[int]:
+    """Return the actions in the order of the agents.
+
+    Raises:
+        ValueError: An agent is missing, or an action lies outside its space.
+    """
+    checked = []
+    for agent in agents:
+        if agent not in actions:
+            raise ValueError(f"no action for agent {agent!r}; every agent of env.agents acts in every round")
+        action = actions[agent]
+        legal = isinstance(action, (int, np.integer)) and 0 <= action < len(rates)  # `contains` is slow
+        if not legal and not action_spaces[agent].contains(action):
+            raise ValueError(
+                f"action {action!r} of agent {agent!r} is not in {action_spaces[agent]}; give an index into rates "
+                f"{tuple(rates)}"
+            )
+        checked.append(int(action))
+    return checked
+
+
+def check_state(state: Mapping[str, Any], fingerprint: str, settings: Mapping[str, str]) -> None:
+    """Check that a saved state belongs to the environment with this fingerprint and these settings.
+
+    Raises:
+        ValueError: It belongs to another problem; the message names the settings that differ.
+    """
+    if state["problem"] != fingerprint:
+        changes = [f"{name} from {old} to {new}" for name, old, new in differences(state["settings"], settings)]
+        raise ValueError(
+            "the saved state belongs to another problem (changed since: "
+            f"{', '.join(changes) or 'weights, images, ranking or a function'}); start a new run, or restore the "
+            "original settings"
         )
 
 

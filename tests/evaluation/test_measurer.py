@@ -15,7 +15,7 @@ from prune_env.data import DataSplits
 from prune_env.evaluation.engine.masked import MaskedNetwork
 from prune_env.evaluation.measurer import Measurer, Task
 from prune_env.pruning import Plan, build
-from prune_env.scoring.batchnorm import near_equal, recalibrate
+from prune_env.scoring.batchnorm import even_batches, recalibrate
 
 SMALL = EnvConfig(reward_images=300, calibration_images=300, prove=False)
 
@@ -32,7 +32,7 @@ class Recorded:
         self.asked += 1
         self.silenced.load(plan)
         self.silenced.silence()
-        recalibrate(self.silenced.network, near_equal(self.task.calibration, self.batch))
+        recalibrate(self.silenced.network, even_batches(self.task.calibration, self.batch))
         with torch.inference_mode():
             return int((self.silenced.network(self.task.split.images).argmax(1) == self.task.split.labels).sum())
 
