@@ -86,10 +86,10 @@ class Trainer:
                 f"{checkpoint_dir} holds the checkpoint of an earlier run, but this agent is new; resume that run with "
                 "QMIX.load, or choose another checkpoint_dir"
             )
+        last_round = self.state_dict()
         log = MetricsLog(log_dir, self.episode) if log_dir is not None else None
         appearance = {"unit": "episode", "dynamic_ncols": True, "mininterval": 1}
         bar = tqdm(total=total_episodes, initial=self.episode, disable=not progress, **appearance)
-        last_round = self.state_dict()
         try:
             while self.episode < total_episodes:
                 rows = self._train_round(envs, total_episodes)
