@@ -49,7 +49,9 @@ class Config:
     env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=EnvConfig)
     """The game: actions, rewards, and how plans are evaluated."""
     # The game is deterministic, pays at its end, and returns of good plans differ little.
-    qmix: QMIXConfig = field(default_factory=lambda: QMIXConfig(eval_episodes=1, standardise_returns=True))
+    qmix: QMIXConfig = field(
+        default_factory=lambda: QMIXConfig(checkpoint_every=10, eval_episodes=1, standardise_returns=True)
+    )
     """The agent: networks, learning, exploration, evaluation and checkpoints."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     """The training of the winner and of the uniform network after the search."""
@@ -78,7 +80,7 @@ def main(config: Config) -> None:
         agent = QMIX.load(checkpoints, env, device=device)
     else:
         agent = QMIX(env, config.qmix, seed=config.seed, device=device)
-    agent.learn(config.episodes, log_dir=directory, checkpoint_dir=checkpoints, n_envs=config.n_envs)
+    agent.learn(config.episodes, directory, checkpoints, n_envs=config.n_envs)
     env.close()
     episodes = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
