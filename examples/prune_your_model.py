@@ -19,10 +19,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import resnet18
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
-from prune_env import EnvConfig, FilterPruneEnv, load_pruned, save_pruned
+from prune_env import EnvConfig, FilterPruneEnv, PruningProblem, load_pruned, save_pruned
 from prune_env.data import Augmentation, DataSplits, from_datasets, from_tensors
-from prune_env.data.sources import digits, parts
-from prune_env.finalise import accuracy, choose, distil_fully
+from prune_env.data.sources import digits, train_and_test_folders
+from prune_env.finalise import Finaliser, accuracy
 from prune_env.training.distillation import DistillationConfig
 from prune_env.training.fit import FitConfig, fit
 from qmix_agent import QMIX, QMIXConfig
@@ -48,7 +48,7 @@ def images(source: str, size: int) -> DataSplits:
         shifts = Augmentation(pad=2, flip=False)  # digits are not mirror images of each other
         return from_tensors(train, raw.train_labels, test, raw.test_labels, augmentation=shifts, name="digits")
     transform = Compose([Resize(size), CenterCrop(size), PILToTensor()])
-    return from_datasets(*(ImageFolder(str(part), transform) for part in parts(source)))
+    return from_datasets(*(ImageFolder(str(part), transform) for part in train_and_test_folders(source)))
 
 
 def main(config: Config) -> None:
@@ -59,16 +59,19 @@ def main(config: Config) -> None:
     model: nn.Module = resnet18(weights=None)
     model.fc = nn.Linear(512, len(data.classes))
     model = fit(model, data, config.training)
-    env = FilterPruneEnv(model, data, settings)
+    problem = PruningProblem.create(model, data, settings)
+    print(problem.inspection)
+    env = FilterPruneEnv(problem, settings)
     QMIX(env, QMIXConfig(standardise_returns=True), seed=0).learn(config.episodes)
-    winner = choose(env, [entry.plan for entry in env.archive.best(config.finalists)], config.distillation)[0].plan
-    network = distil_fully(env, winner, config.distillation)
-    save_pruned(config.out, network, winner, groups=env.groups, ranking=env.ranking, data=data)
+    finaliser = Finaliser(env, config.distillation)
+    winner = finaliser.rank([entry.plan for entry in env.archive.best(config.finalists)])[0].plan
+    network = finaliser.distil(winner)
+    save_pruned(config.out, network, winner, problem)
     loaded = load_pruned(config.out, base_model=model)
     print(f"\n{'network':<10} {'test accuracy':>13} {'MACs':>14} {'parameters':>12}")
-    for name, network, plan in (("original", model, env.full_plan), ("pruned", loaded, winner)):
+    for name, network, plan in (("original", model, problem.full_plan), ("pruned", loaded, winner)):
         right = 100 * accuracy(network, data, data.test)
-        print(f"{name:<10} {right:>11.2f} % {env.cost.macs(plan):>14,} {env.cost.params(plan):>12,}")
+        print(f"{name:<10} {right:>11.2f} % {problem.cost.macs(plan):>14,} {problem.cost.params(plan):>12,}")
 
 
 if __name__ == "__main__":

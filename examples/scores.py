@@ -1,26 +1,29 @@
-"""How the plug-in examples end: what was found, beside random search for as many plans and the uniform plan."""
+"""Summarise a plug-in example: its best plan, that of random search with as many plans, and the uniform plan."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from prune_env import FilterPruneEnv
-from prune_env.game.archive import Archive
 
 
 def print_scores(env: FilterPruneEnv, name: str, seed: int = 0) -> None:
-    """Compares `env.archive`, which a search has filled, on the images that the search saw."""
-    found, env.archive = env.archive, Archive()
+    """Print the best plan of a search, on the images that the search has seen.
+
+    Args:
+        env: The environment; its archive holds the plans of the search.
+        name: Name of the search.
+        seed: Seed of the random search.
+    """
+    random = FilterPruneEnv(env.problem, env.config, evaluator=env.evaluator)  # an archive of its own
     rng = np.random.default_rng(seed)
-    while len(env.archive) < len(found):
-        _, infos = env.reset()
-        while env.agents:
-            legal = {agent: np.flatnonzero(infos[agent]["action_mask"]) for agent in env.agents}
-            *_, infos = env.step({agent: int(rng.choice(actions)) for agent, actions in legal.items()})
-    drawn, env.archive = env.archive, found
-    uniform = env.budget.uniform()
-    rows = [(label, len(archive), archive.best()[0].plan) for label, archive in ((name, found), ("random", drawn))]
+    while len(random.archive) < len(env.archive):
+        _, infos = random.reset()
+        while random.agents:
+            legal = {agent: np.flatnonzero(infos[agent]["action_mask"]) for agent in random.agents}
+            *_, infos = random.step({agent: int(rng.choice(actions)) for agent, actions in legal.items()})
+    rows = [(label, len(one.archive), one.archive.best()[0].plan) for label, one in ((name, env), ("random", random))]
     print(f"\n{'search':<14} {'plans':>5} {'accuracy':>9} {'MACs':>7}   best plan, accuracy before any fine-tuning")
-    for label, plans, plan in (*rows, ("uniform", 1, uniform)):
+    for label, plans, plan in (*rows, ("uniform", 1, env.budget.uniform())):
         accuracy, macs = env.evaluator.accuracy(plan), env.cost_ratios(plan)[0]
         print(f"{label:<14} {plans:>5} {100 * accuracy:>7.2f} % {100 * macs:>5.1f} %   {plan}")

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from .game.config import EnvConfig
     from .game.env import FilterPruneEnv
     from .game.make import make_env
+    from .game.tabulated import make_tabulated_env
+    from .pruning.problem import PruningProblem
 
 __version__ = "0.1.0"
 
@@ -18,8 +20,10 @@ _HOMES = {
     "DataSplits": "data",
     "EnvConfig": "game.config",
     "FilterPruneEnv": "game.env",
+    "PruningProblem": "pruning.problem",
     "load_pruned": "deploy.saved",
     "make_env": "game.make",
+    "make_tabulated_env": "game.tabulated",
     "save_pruned": "deploy.saved",
 }
 
@@ -27,9 +31,11 @@ __all__ = [
     "DataSplits",
     "EnvConfig",
     "FilterPruneEnv",
+    "PruningProblem",
     "__version__",
     "load_pruned",
     "make_env",
+    "make_tabulated_env",
     "save_pruned",
 ]
 

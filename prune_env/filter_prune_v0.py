@@ -3,7 +3,7 @@
 Importing this module registers both, where PettingZoo has a registry (1.27 and later):
 `pettingzoo.make("parallel", "prune_env/filter_prune_v0", network="resnet20", data="cifar10")`.
 
-The version rises when the same actions would bring other observations, rewards or masks.
+The version rises when the same actions would give other observations, rewards or masks.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ __all__ = ["FilterPruneEnv", "env", "parallel_env", "raw_env"]
 
 
 def parallel_env(network: str = "small_cnn", data: str = "digits", **settings: Any) -> FilterPruneEnv:
-    """The environment itself; see `prune_env.make_env` for the settings."""
+    """Make the environment; see `prune_env.make_env` for the settings."""
     return make_env(network, data, **settings)
 
 
 def raw_env(network: str = "small_cnn", data: str = "digits", **settings: Any) -> AECEnv:
-    """Agents act one after another; the network is pruned when the last of a round has acted."""
+    """Make the environment in which agents act in turn; a round is played when its last agent has acted."""
     return parallel_to_aec(parallel_env(network, data, **settings))
 
 
 def env(network: str = "small_cnn", data: str = "digits", **settings: Any) -> AECEnv:
-    """`raw_env` with PettingZoo's checks: actions in their space, calls in their order."""
+    """Make `raw_env` with PettingZoo's checks of actions and of the order of calls."""
     return wrappers.OrderEnforcingWrapper(wrappers.AssertOutOfBoundsWrapper(raw_env(network, data, **settings)))
 
 

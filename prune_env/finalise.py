@@ -1,7 +1,7 @@
-"""From plans to a network, the same way for every search method.
+"""From plans to one network, in the same way for every search method.
 
-The best plans are scored on the whole reward split and given the same short distillation; the one that is then best
-on the reward split is distilled fully. Nothing here looks at the test set.
+The best plans are scored on the whole reward split and get the same short distillation. The plan that is then best on
+the reward split is distilled fully. Nothing here looks at the test set.
 """
 
 from __future__ import annotations
@@ -19,100 +19,109 @@ from .common.fingerprints import weights_fingerprint
 from .data import DataSplits, Split
 from .data.objective import Metric
 from .game.env import FilterPruneEnv
-from .pruning import Plan, build
-from .scoring.metric import score
+from .pruning import Plan
+from .scoring import metric as scoring
 from .training.distillation import DistillationConfig, Teacher, distill
+from .training.fit import RunOptions
 
 
 @dataclass(frozen=True)
 class Finalist:
-    """A plan and its accuracies on the whole reward split: with recalibrated BatchNorm, and after the short
-    distillation. With a metric of the environment, they are what it says."""
+    """A plan and its accuracies on the whole reward split; with a custom metric, its values."""
 
     plan: Plan
     recalibrated_accuracy: float
+    """With recalibrated BatchNorm, before any training."""
     distilled_accuracy: float
+    """After the short distillation."""
     network: nn.Module = field(repr=False, compare=False)
     """After the short distillation, on the CPU."""
 
 
-def choose(
-    env: FilterPruneEnv,
-    plans: Sequence[Plan],
-    distillation: DistillationConfig,
-    *,
-    short_epochs: float = 1.0,
-    teacher: Teacher | None = None,
-    checkpoints: Path | None = None,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
-) -> list[Finalist]:
-    """Scores every plan after the same short distillation, the best first.
+@dataclass(frozen=True)
+class Finaliser:
+    """Ranks the best plans of a search and distils the winner.
 
-    teacher      one of the environment's network that other calls share; what it has said need not be computed again
-    checkpoints  a folder in which a killed run finds the networks that it had finished
-    Raises ValueError if there are no plans, and for a teacher of another network or on another device;
-    TypeError for one that is no Teacher.
+    Raises:
+        TypeError: `teacher` is not a Teacher.
+        ValueError: `teacher` is another network than the environment's.
+
+    Example:
+        >>> finaliser = Finaliser(env, DistillationConfig(epochs=4))
+        >>> finalists = finaliser.rank([entry.plan for entry in env.archive.best(4)])
+        >>> network = finaliser.distil(finalists[0].plan)
     """
-    plans = list(dict.fromkeys(plans))
-    if not plans:
-        raise ValueError("there are no finished plans to choose from; let some episodes end")
-    steps = round(distillation.min_steps * short_epochs / distillation.epochs)
-    short = replace(distillation, epochs=short_epochs, min_steps=steps)
-    teacher = _checked(teacher, env.model) or Teacher(env.model, device)
-    finalists = []
-    for number, plan in enumerate(plans, 1):
-        network = recalibrated(env, plan)
-        before = accuracy(network, env.data, env.data.reward, device, env.metric)
-        network = distill(
-            network,
-            teacher,
-            env.data,
-            short,
-            loss=env.loss,
-            select_best=False,
-            checkpoint=_file(checkpoints, "finalist", plan),
-            device=device,
-            progress=progress,
-            title=f"finalist {number} of {len(plans)}",
-        )
-        after = accuracy(network, env.data, env.data.reward, device, env.metric)
-        finalists.append(Finalist(plan, before, after, network))
-    return sorted(finalists, key=lambda finalist: -finalist.distilled_accuracy)
 
+    env: FilterPruneEnv
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    """Settings of the full distillation."""
+    short_epochs: float = 1.0
+    """Epochs of the finalists' distillation."""
+    teacher: Teacher | None = None
+    """A teacher that several finalisers share. Logits that it has computed need not be computed again."""
+    checkpoints: Path | None = None
+    """Folder in which an interrupted run finds the networks that it had finished."""
+    device: torch.device | str = "cpu"
+    progress: bool = True
 
-def distil_fully(
-    env: FilterPruneEnv,
-    plan: Plan,
-    distillation: DistillationConfig,
-    *,
-    teacher: Teacher | None = None,
-    checkpoints: Path | None = None,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
-    title: str = "distillation",
-) -> nn.Module:
-    """The plan's network after the full distillation of its original weights; the best epoch on the reward split.
+    def __post_init__(self) -> None:
+        kinds = (Teacher, type(None))
+        expect(self.teacher, kinds, "a shared teacher must be a Teacher", "write Teacher(env.problem.model, device)")
+        model = self.env.problem.model
+        if self.teacher is None:
+            object.__setattr__(self, "teacher", Teacher(model, self.device))
+        elif self.teacher.fingerprint != (expected := weights_fingerprint(model)):
+            raise ValueError(
+                f"the teacher is another network (fingerprint {self.teacher.fingerprint}) than the environment's "
+                f"({expected}); write Teacher(env.problem.model, device)"
+            )
 
-    For `teacher` and `checkpoints`, see `choose`.
-    """
-    return distill(
-        recalibrated(env, plan),
-        _checked(teacher, env.model) or env.model,
-        env.data,
-        distillation,
-        loss=env.loss,
-        metric=env.metric,
-        checkpoint=_file(checkpoints, "distilled", plan),
-        device=device,
-        progress=progress,
-        title=title,
-    )
+    def rank(self, plans: Sequence[Plan]) -> list[Finalist]:
+        """Distil every plan's network briefly and return the finalists, best first.
+
+        Raises:
+            ValueError: There are no plans.
+        """
+        plans = list(dict.fromkeys(plans))
+        if not plans:
+            raise ValueError("there are no finished plans to rank; let some episodes end first")
+        steps = round(self.distillation.min_steps * self.short_epochs / self.distillation.epochs)
+        short = replace(self.distillation, epochs=self.short_epochs, min_steps=steps, select_best=False)
+        finalists = []
+        for number, plan in enumerate(plans, 1):
+            network = recalibrated(self.env, plan)
+            before = self._accuracy(network)
+            title = f"finalist {number} of {len(plans)}"
+            network = self._distilled(network, short, _file(self.checkpoints, "finalist", plan), title)
+            finalists.append(Finalist(plan, before, self._accuracy(network), network))
+        return sorted(finalists, key=lambda finalist: -finalist.distilled_accuracy)
+
+    def distil(self, plan: Plan, title: str = "distillation") -> nn.Module:
+        """Return the plan's network after full distillation of its original weights: the best epoch by reward split.
+
+        Args:
+            plan: The plan.
+            title: Title of the progress bar.
+        """
+        checkpoint = _file(self.checkpoints, "distilled", plan)
+        return self._distilled(recalibrated(self.env, plan), self.distillation, checkpoint, title)
+
+    def _accuracy(self, network: nn.Module) -> float:
+        problem = self.env.problem
+        return accuracy(network, problem.data, problem.data.reward, problem.metric, self.device)
+
+    def _distilled(
+        self, network: nn.Module, config: DistillationConfig, checkpoint: Path | None, title: str
+    ) -> nn.Module:
+        problem = self.env.problem
+        assert self.teacher is not None
+        run = RunOptions(self.device, checkpoint, self.progress, title)
+        return distill(network, self.teacher, problem.data, config, loss=problem.loss, metric=problem.metric, run=run)
 
 
 def recalibrated(env: FilterPruneEnv, plan: Plan) -> nn.Module:
-    """The plan's network with the original weights and fresh BatchNorm statistics."""
-    network = build(env.model, env.groups, env.ranking, plan)
+    """Return the plan's network with the original weights and recalibrated BatchNorm statistics, on the CPU."""
+    network = env.problem.build(plan)
     env.evaluator.recalibrate(network)
     return network.cpu().eval()
 
@@ -121,28 +130,23 @@ def accuracy(
     network: nn.Module,
     data: DataSplits,
     split: Split,
-    device: torch.device | str = "cpu",
     metric: Metric | None = None,
+    device: torch.device | str = "cpu",
 ) -> float:
-    """Fraction of a split that the network gets right, or what `metric` says of it, in float32.
+    """Return the fraction of a split that the network classifies correctly, or its metric, in float32.
 
-    Give `env.metric` for the environment's own measure. The network ends on the CPU.
+    Args:
+        network: The network; it ends on the CPU.
+        data: Normalises the images.
+        split: The images and labels.
+        metric: `env.problem.metric` for the environment's own measure.
+        device: Device of the forward pass.
     """
-    result = score(network.to(device), data, split, metric, device)
+    result = scoring.accuracy(network.to(device), data, split, metric, device)
     network.cpu()
     return result
 
 
-def _checked(teacher: Teacher | None, model: nn.Module) -> Teacher | None:
-    expect(teacher, (Teacher, type(None)), "a teacher to share must be a Teacher", "give Teacher(env.model, device)")
-    if teacher is not None and teacher.fingerprint != (found := weights_fingerprint(model)):
-        raise ValueError(
-            f"the teacher is another network (fingerprint {teacher.fingerprint}) than the environment's ({found}); "
-            "give Teacher(env.model, device)"
-        )
-    return teacher
-
-
 def _file(folder: Path | None, stage: str, plan: Plan) -> Path | None:
-    name = hashlib.blake2b(repr(plan).encode(), digest_size=8).hexdigest()  # deep networks' plans make long names
+    name = hashlib.blake2b(repr(plan).encode(), digest_size=8).hexdigest()  # plans of deep networks make long names
     return None if folder is None else folder / f"{stage}-{name}.pt"

@@ -1,4 +1,4 @@
-"""Shared fixtures: a private cache, a clean check of the global random states, small data and networks."""
+"""Shared fixtures: a private cache, unchanged random states, and a small trained network with its environment."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from episodes import FAST
 
 from prune_env import EnvConfig, FilterPruneEnv, data
 from prune_env.training.fit import FitConfig
@@ -21,7 +22,7 @@ from prune_env.training.pretrained import pretrained
 
 @pytest.fixture(scope="session", autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """No test reads or writes the user's cache; the session shares one, so that networks are trained once."""
+    """Keep the tests away from the user's cache. The whole session shares one, so networks are trained once."""
     directory = tmp_path_factory.mktemp("cache")
     before = os.environ.get("PRUNE_ENV_CACHE")
     os.environ["PRUNE_ENV_CACHE"] = str(directory)
@@ -33,12 +34,12 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def untouched_rngs() -> Iterator[None]:
-    """Fails the test if it moves the random state of Python, NumPy or torch."""
+    """Fail the test if it changes the global random state of Python, NumPy or torch."""
     states = random.getstate(), np.random.get_state()[1].tobytes(), torch.random.get_rng_state()  # noqa: NPY002
     yield
-    assert random.getstate() == states[0], "Python's global random state was moved"
-    assert np.random.get_state()[1].tobytes() == states[1], "NumPy's global random state was moved"  # noqa: NPY002
-    assert torch.equal(torch.random.get_rng_state(), states[2]), "torch's global random state was moved"
+    assert random.getstate() == states[0], "Python's global random state changed"
+    assert np.random.get_state()[1].tobytes() == states[1], "NumPy's global random state changed"  # noqa: NPY002
+    assert torch.equal(torch.random.get_rng_state(), states[2]), "torch's global random state changed"
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +49,7 @@ def digits() -> data.DataSplits:
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Writes PATH/{train,test}/<class>/*.png with distinct pixels; keywords change counts and sizes."""
+    """Return a function that writes PATH/{train,test}/<class>/*.png with distinct pixels and returns the path."""
     from PIL import Image
 
     def write(classes: tuple[str, ...] = ("cat", "dog"), train: int = 12, test: int = 3, size: int = 8) -> Path:
@@ -66,7 +67,7 @@ def image_folder(tmp_path: Path) -> Callable[..., Path]:
 
 
 def pytest_configure() -> None:
-    """Processes of pytest-xdist share the processor: if each took all of it, they would wait for each other."""
+    """Share the processors among the processes of pytest-xdist; otherwise each would wait for the others."""
     if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
         threads = max(1, (os.cpu_count() or 1) // int(workers))
         torch.set_num_threads(threads)
@@ -74,31 +75,31 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what cannot run: tests on a GPU, on the real CIFAR-10, and SuperSuit's where it has no wheels."""
-    away = set()
+    """Deselect tests that cannot run here: without a GPU, without the real CIFAR-10, or without SuperSuit's wheels."""
+    deselected = set()
     for item in items:
         marker = item.get_closest_marker("cifar")
         if marker and not {"PRUNE_ENV_DATA", *marker.args} <= os.environ.keys():
-            away.add(item)
+            deselected.add(item)
         if item.get_closest_marker("cuda") and not torch.cuda.is_available():
-            away.add(item)
+            deselected.add(item)
         if item.get_closest_marker("supersuit") and sys.version_info >= (3, 13):
-            away.add(item)
-    if away:
-        config.hook.pytest_deselected(items=list(away))
-        items[:] = [item for item in items if item not in away]
+            deselected.add(item)
+    if deselected:
+        config.hook.pytest_deselected(items=list(deselected))
+        items[:] = [item for item in items if item not in deselected]
 
 
 @pytest.fixture(scope="session")
 def trained(digits: data.DataSplits) -> torch.nn.Module:
-    """A small network that reads digits well, trained in a few seconds."""
+    """A small network that classifies digits well; training takes a few seconds."""
     recipe = FitConfig(epochs=20, batch_size=64, lr=0.1)
     return pretrained("small_cnn", digits, recipe=recipe, progress=False)
 
 
 @pytest.fixture
 def dropping(trained: torch.nn.Module) -> Callable[[float], torch.nn.Module]:
-    """The trained network, its weights and outputs the same, that drops this share of its logits while it learns."""
+    """Return a function that makes the trained network with dropout on its logits, which acts only in training."""
 
     class Dropping(type(trained)):  # type: ignore[misc]
         share: float
@@ -116,10 +117,13 @@ def dropping(trained: torch.nn.Module) -> Callable[[float], torch.nn.Module]:
 
 @pytest.fixture
 def make_env(trained: torch.nn.Module, digits: data.DataSplits) -> Callable[..., FilterPruneEnv]:
-    """A FilterPruneEnv on digits; keywords are EnvConfig's, and `render_mode`."""
+    """Return a function that makes an environment of the trained network on digits.
 
-    def make(render_mode: str | None = None, **settings: Any) -> FilterPruneEnv:
-        fast = {"reward_images": 100, "calibration_images": 200, "prove": False} | settings
-        return FilterPruneEnv(trained, digits, EnvConfig(**fast), render_mode=render_mode)
+    Its keywords are fields of `EnvConfig`, and `render_mode`, `metric`, `loss` and `resources`.
+    """
+
+    def make(**settings: Any) -> FilterPruneEnv:
+        others = {name: settings.pop(name, None) for name in ("render_mode", "metric", "loss", "resources")}
+        return FilterPruneEnv.from_model(trained, digits, EnvConfig(**(FAST | settings)), **others)
 
     return make

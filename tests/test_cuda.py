@@ -16,6 +16,7 @@ from prune_env.common.device import exact_convolutions
 from prune_env.data import DataSplits, from_tensors
 from prune_env.evaluation.engine.cuda_recording import recording
 from prune_env.evaluation.engine.program import Program
+from prune_env.evaluation.resources import Resources
 from prune_env.networks import create
 from prune_env.networks.registry import image_size
 from prune_env.pruning import build, find_groups
@@ -60,7 +61,10 @@ def test_the_program_computes_what_cut_networks_compute(name: str) -> None:
 
 
 def test_accuracies_are_those_of_the_cpu(trained: torch.nn.Module, digits: DataSplits) -> None:
-    here, there = (played(FilterPruneEnv(trained, digits, SMALL, device=device), 15) for device in ("cpu", "cuda"))
+    here, there = (
+        played(FilterPruneEnv.from_model(trained, digits, SMALL, resources=Resources(device=device)), 15)
+        for device in ("cpu", "cuda")
+    )
     assert [plan for plan, _ in here] == [plan for plan, _ in there]
     differences = [abs(one[1] - other[1]) for one, other in zip(here, there, strict=True)]
     assert np.mean(differences) <= 0.01
@@ -69,13 +73,16 @@ def test_accuracies_are_those_of_the_cpu(trained: torch.nn.Module, digits: DataS
 
 def test_what_is_trained_first_is_trained_alike(trained: torch.nn.Module, digits: DataSplits) -> None:
     config = replace(SMALL, finetune_batches=8)
-    here, there, again = (FilterPruneEnv(trained, digits, config, device=device) for device in ("cpu", "cuda", "cuda"))
+    here, there, again = (
+        FilterPruneEnv.from_model(trained, digits, config, resources=Resources(device=device))
+        for device in ("cpu", "cuda", "cuda")
+    )
     for share in (0.7, 0.4, 0.3):
-        plan = tuple(int(share * count) for count in here.full_plan)
+        plan = tuple(int(share * count) for count in here.problem.full_plan)
         accuracy = there.evaluator.accuracy(plan)
         assert again.evaluator.accuracy(plan) == pytest.approx(accuracy, abs=0.01)  # sums come in another order
         assert accuracy == pytest.approx(here.evaluator.accuracy(plan), abs=0.04)
-    bare = FilterPruneEnv(trained, digits, SMALL, device="cuda")
+    bare = FilterPruneEnv.from_model(trained, digits, SMALL, resources=Resources(device="cuda"))
     assert accuracy > bare.evaluator.accuracy(plan) + 0.05
 
 
@@ -119,8 +126,11 @@ def test_what_cannot_be_recorded_is_measured_all_the_same(caplog: pytest.LogCapt
     images = torch.randint(0, 256, (400, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     splits = from_tensors(images, torch.arange(400) % 10, images[:50], torch.arange(50) % 10)
     caplog.set_level("INFO")
-    env = FilterPruneEnv(
-        Waiting().eval(), splits, EnvConfig(prove=False, target_macs=None, reward="amc"), device="cuda"
+    env = FilterPruneEnv.from_model(
+        Waiting().eval(),
+        splits,
+        EnvConfig(prove=False, target_macs=None, reward="amc"),
+        resources=Resources(device="cuda"),
     )
     assert "is not recorded: " in caplog.text
     assert len(played(env, 2)) == 2
@@ -128,14 +138,16 @@ def test_what_cannot_be_recorded_is_measured_all_the_same(caplog: pytest.LogCapt
     dropping = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 10)
     )
-    other = FilterPruneEnv(dropping.eval(), splits, EnvConfig(prove=False), device="cuda")  # recording still works
+    other = FilterPruneEnv.from_model(
+        dropping.eval(), splits, EnvConfig(prove=False), resources=Resources(device="cuda")
+    )  # recording still works
     assert "is not recorded" not in caplog.text
     fit(dropping, splits, FitConfig(epochs=10, batch_size=20), device="cuda", progress=False)
     assert len(played(other, 2)) == 2
 
 
 def test_environments_can_be_copied_and_sent(trained: torch.nn.Module, digits: DataSplits) -> None:
-    env = FilterPruneEnv(trained, digits, SMALL, device="cuda")
+    env = FilterPruneEnv.from_model(trained, digits, SMALL, resources=Resources(device="cuda"))
     answers = played(env, 3)
     for other in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
         assert other.evaluator._measurer._recording is not None
@@ -144,11 +156,11 @@ def test_environments_can_be_copied_and_sent(trained: torch.nn.Module, digits: D
 
 
 def test_a_plan_and_its_network_are_measured_alike(trained: torch.nn.Module, digits: DataSplits) -> None:
-    env = FilterPruneEnv(trained, digits, SMALL, device="cuda")
+    env = FilterPruneEnv.from_model(trained, digits, SMALL, resources=Resources(device="cuda"))
     for plan, accuracy in played(env, 5):
-        assert env.evaluator.accuracy_of(build(env.model, env.groups, env.ranking, plan)) == pytest.approx(
-            accuracy, abs=0.02
-        )
+        assert env.evaluator.accuracy_of(
+            build(env.problem.model, env.groups, env.problem.ranking, plan)
+        ) == pytest.approx(accuracy, abs=0.02)
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "alexnet", "resnet20"])
@@ -190,15 +202,20 @@ def test_a_loss_that_waits_for_the_gpu_trains_all_the_same() -> None:
 
 
 def test_equal_questions_get_equal_answers(trained: torch.nn.Module, digits: DataSplits) -> None:
-    one, other = (played(FilterPruneEnv(trained, digits, SMALL, device="cuda"), 8) for _ in range(2))
+    one, other = (
+        played(FilterPruneEnv.from_model(trained, digits, SMALL, resources=Resources(device="cuda")), 8)
+        for _ in range(2)
+    )
     assert one == other
-    workers = FilterPruneEnv(trained, digits, SMALL, device="cuda", evaluator="processes", workers=2)
+    workers = FilterPruneEnv.from_model(
+        trained, digits, SMALL, resources=Resources(device="cuda", backend="processes", workers=2)
+    )
     assert played(workers, 8) == one
     workers.close()
 
 
 def test_networks_are_trained_and_handed_out(trained: torch.nn.Module, digits: DataSplits) -> None:
-    env = FilterPruneEnv(trained, digits, SMALL, device="cuda")
+    env = FilterPruneEnv.from_model(trained, digits, SMALL, resources=Resources(device="cuda"))
     played(env, 1)
     small = env.pruned_model()
     assert {parameter.device.type for parameter in small.parameters()} == {"cpu"}
@@ -208,7 +225,7 @@ def test_networks_are_trained_and_handed_out(trained: torch.nn.Module, digits: D
 
 
 def test_qmix_learns_there(trained: torch.nn.Module, digits: DataSplits) -> None:
-    env = FilterPruneEnv(trained, digits, SMALL, device="cuda")
+    env = FilterPruneEnv.from_model(trained, digits, SMALL, resources=Resources(device="cuda"))
     agent = QMIX(env, QMIXConfig(learning_starts=4, batch_size=4), device="cuda").learn(12, progress=False)
     assert agent.learner.updates > 0
     assert {parameter.device.type for parameter in agent.learner.network.parameters()} == {"cuda"}

@@ -31,9 +31,9 @@ class Forbidden(Split):
 @pytest.fixture
 def env(make_env: Callable[..., FilterPruneEnv]) -> FilterPruneEnv:
     env = make_env()
-    fingerprint = env.data.fingerprint
-    env.data = dataclasses.replace(env.data, test=Forbidden.__new__(Forbidden))
-    object.__setattr__(env.data, "fingerprint", fingerprint)
+    fingerprint = env.problem.data.fingerprint
+    env.problem.data = dataclasses.replace(env.problem.data, test=Forbidden.__new__(Forbidden))
+    object.__setattr__(env.problem.data, "fingerprint", fingerprint)
     return env
 
 
@@ -49,7 +49,7 @@ def test_the_choice_ranks_distinct_plans_without_the_test_set(env: FilterPruneEn
 def test_the_full_distillation_is_at_least_as_good(env: FilterPruneEnv) -> None:
     short = choose(env, PLANS[:1], SHORT, progress=False)[0]
     full = distil_fully(env, PLANS[0], dataclasses.replace(SHORT, epochs=8), progress=False)
-    assert accuracy(full, env.data, env.data.reward) >= short.distilled_accuracy - 0.01
+    assert accuracy(full, env.problem.data, env.problem.data.reward) >= short.distilled_accuracy - 0.01
 
 
 def test_finalists_and_winner_are_taught_once(env: FilterPruneEnv, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +57,7 @@ def test_finalists_and_winner_are_taught_once(env: FilterPruneEnv, monkeypatch: 
     batches, compute = [], Teacher._compute
     monkeypatch.setattr(Teacher, "_compute", lambda teacher, images: batches.append(images) or compute(teacher, images))
     brief = dataclasses.replace(SHORT, epochs=1, min_steps=0)
-    teacher, epoch = Teacher(env.model), len(env.data.train) // brief.batch_size
+    teacher, epoch = Teacher(env.problem.model), len(env.problem.data.train) // brief.batch_size
     finalists = choose(env, PLANS, brief, short_epochs=0.5, teacher=teacher, progress=False)
     assert len(batches) == round(epoch / 2)
     distil_fully(env, PLANS[0], brief, teacher=teacher, progress=False)
@@ -70,16 +70,16 @@ def test_a_teacher_of_another_network_is_refused(env: FilterPruneEnv) -> None:
     teacher = Teacher(recalibrated(env, PLANS[0]))
     with pytest.raises(ValueError, match="the teacher is another network"):
         choose(env, PLANS, SHORT, teacher=teacher, progress=False)
-    with pytest.raises(ValueError, match=r"give Teacher\(env.model, device\)"):
+    with pytest.raises(ValueError, match=r"give Teacher\(env.problem.model, device\)"):
         distil_fully(env, PLANS[0], SHORT, teacher=teacher, progress=False)
 
 
 def test_a_network_is_no_teacher_to_share(env: FilterPruneEnv) -> None:
-    wanted = r"a Teacher, got SmallCNN; give Teacher\(env.model, device\)"
+    wanted = r"a Teacher, got SmallCNN; give Teacher\(env.problem.model, device\)"
     with pytest.raises(TypeError, match=wanted):
-        choose(env, PLANS, SHORT, teacher=env.model, progress=False)  # type: ignore[arg-type]
+        choose(env, PLANS, SHORT, teacher=env.problem.model, progress=False)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=wanted):
-        distil_fully(env, PLANS[0], SHORT, teacher=env.model, progress=False)  # type: ignore[arg-type]
+        distil_fully(env, PLANS[0], SHORT, teacher=env.problem.model, progress=False)  # type: ignore[arg-type]
 
 
 def test_no_plans(env: FilterPruneEnv) -> None:
@@ -94,11 +94,11 @@ def test_a_row_says_whose_plan_it_has(
     env = make_env()
     monkeypatch.setattr(runs, "_onnx_files", lambda *_: {})
     plans = {
-        "original": env.full_plan,
+        "original": env.problem.full_plan,
         "uniform L1": PLANS[0],
         "QMIX": PLANS[0],
         "other": PLANS[1],
-        "whole": env.full_plan,
+        "whole": env.problem.full_plan,
     }
     networks = {name: recalibrated(env, plan) for name, plan in plans.items()}
     rows = runs.figures(tmp_path, env, networks, plans, {"QMIX": 0.5}, {}, winner="QMIX")

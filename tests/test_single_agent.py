@@ -61,7 +61,7 @@ def same(one: Any, two: Any) -> bool:
 @pytest.fixture(scope="module")
 def shared(trained: torch.nn.Module, digits: DataSplits) -> FilterPruneEnv:
     """One game for all examples of a property: plans that were evaluated are not evaluated again."""
-    return FilterPruneEnv(trained, digits, EnvConfig(reward_images=50, calibration_images=100, prove=False))
+    return FilterPruneEnv.from_model(trained, digits, EnvConfig(reward_images=50, calibration_images=100, prove=False))
 
 
 @VIEWS
@@ -207,7 +207,7 @@ class TestLayerByLayer:
         *_, last = play(env, keep(0.1, 0.1, 0.1, 0.1, 0.1))
         assert last[-1]["keep_ratio"] > 0.2
         assert last[-1]["plan"].tolist() == list(env.game.plan)
-        assert env.game.plan == env.game.budget.project(env.game.full_plan, (4, 4, 7, 7, 13), last=True)
+        assert env.game.plan == env.game.budget.project(env.game.problem.full_plan, (4, 4, 7, 7, 13), last=True)
 
     def test_it_sees_the_group_that_it_is_about_to_prune(self, make_env: EnvMaker) -> None:
         env = LayerByLayer(make_env())
@@ -246,7 +246,7 @@ class TestLayerByLayer:
     def test_a_plan_out_of_reach_is_told(self, make_env: EnvMaker) -> None:
         game = make_env(target_macs=0.1)
         with pytest.raises(ValueError, match=r"\(32, 32, 64, 64\) in the groups before 4 .* out of reach"):
-            game.budget.most_kept(game.full_plan, 4)
+            game.budget.most_kept(game.problem.full_plan, 4)
 
     def test_without_a_budget_nothing_is_bound(self, make_env: EnvMaker) -> None:
         env = LayerByLayer(make_env(target_macs=None, reward="amc"))

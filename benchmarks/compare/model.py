@@ -68,10 +68,9 @@ class Comparison:
     def title(self) -> str:
         problem = settings(self.rows[0])["problem"]
         weights = f" ({problem['weights']})" if problem["weights"] else ""
-        batches, at = problem["finetune_batches"], problem["measure_at"]
-        trained = f", each trained for {batches} batches before it is measured" if batches else ""
-        cut = f", measured at {at:g} of the way" if at != 1 else ""
-        return f"{self.network}{weights} on {problem['data']}, {self.rows[0]['budget']} plans{trained}{cut}"
+        batches = problem["finetune_batches"]
+        trained = f", each fine-tuned for {batches} batches before it is evaluated" if batches else ""
+        return f"{self.network}{weights} on {problem['data']}, {self.rows[0]['max_plans']} plans{trained}"
 
     @property
     def targets(self) -> list[float]:
@@ -199,7 +198,7 @@ def comparisons(found: Iterable[Row]) -> list[Comparison]:
     groups: dict[str, list[Row]] = {}
     for row in found:
         # Files are known by their names, and weights of one name need not be the same.
-        key = canonical([settings(row), row["budget"], row.get("weights_fingerprint")])
+        key = canonical([settings(row), row["max_plans"], row.get("weights_fingerprint")])
         groups.setdefault(key, []).append(row)
     return [Comparison(group) for group in groups.values()]
 

@@ -176,7 +176,7 @@ def _optimum(comparison: Comparison, target: float) -> str:
 
 def _settings(comparison: Comparison) -> str:
     first = comparison.rows[0]
-    told = {name: first[name] for name in ("problem", "budget", "finalisation")}
+    told = {name: first[name] for name in ("problem", "max_plans", "finalisation")}
     for stage in ("search_machine", "finalise_machine"):
         told[stage] = sorted({json.dumps(row[stage]) for row in comparison.rows if stage in row})
     facts = html.escape(json.dumps(told, indent=1))

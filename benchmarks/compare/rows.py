@@ -13,7 +13,7 @@ from prune_env.training.distillation import DistillationConfig
 
 Row = dict[str, Any]
 
-IDENTITY = ("problem", "target_macs", "budget", "finalisation", "method", "seed")
+IDENTITY = ("problem", "target_macs", "max_plans", "finalisation", "method", "seed")
 """What makes a run the same run."""
 
 

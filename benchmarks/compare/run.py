@@ -1,14 +1,14 @@
-"""Search methods on one problem, all by the same rules.
+"""Compare search methods on one problem, all by the same rules.
 
-    python -m benchmarks.compare --network resnet20 --data PATH --weights FILE --target-macs 0.5 0.3 --budget 300
+    python -m benchmarks.compare --network resnet20 --data PATH --weights FILE --target-macs 0.5 0.3 --max-plans 300
 
-Every method may evaluate the same number of distinct plans, all of the same cost. Its best plans are then scored on the
-whole reward split and distilled shortly, the best of them fully, and the test set is read once.
+Every method may evaluate the same number of distinct plans, all of the same cost. Its best plans are scored on the
+whole reward split and distilled briefly, the best of them is distilled fully, and the test set is read once.
 
-One row a run goes to the folder `out`; runs whose row is there are not repeated, so the same command goes on after
-Ctrl-C. Seeds come one after another: stopped early, all methods have the same seeds, or one more. A run that was
-searched before, with --no-finalise, is not searched again: searching and finalising may be done on different machines.
-`benchmarks.compare.report` makes tables and pictures of the rows.
+Every run adds one row to the folder `out`. Runs that have a row are not repeated, so the same command resumes after
+Ctrl-C. Seeds run one after another: an interrupted comparison has the same seeds for all methods, or one more for some.
+A run that was searched earlier with --no-finalise is not searched again, so searching and finalising may happen on
+different machines. `benchmarks.compare.report` makes tables and plots of the rows.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ import time
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
 from tqdm import tqdm
 
-from prune_env import EnvConfig, FilterPruneEnv, make_env
-from prune_env.common.device import check_device
+from prune_env import EnvConfig, FilterPruneEnv, make_tabulated_env
 from prune_env.common.fingerprints import weights_fingerprint
-from prune_env.data import DataSplits, load
-from prune_env.finalise import accuracy, choose, distil_fully
+from prune_env.data import DataSplits
+from prune_env.finalise import Finaliser, accuracy
+from prune_env.game.arguments import ProblemArgs
 from prune_env.game.config import differences
 from prune_env.training.distillation import DistillationConfig, Teacher
 
@@ -48,90 +48,87 @@ PACKAGES = ("prune-env", "torch", "numpy", "cma", "optuna", "stable-baselines3")
 
 @dataclass(frozen=True)
 class Config:
-    network: str = "small_cnn"
-    """a registered network"""
-    data: str = "digits"
-    """digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*"""
-    weights: Path | None = None
-    """a file of its weights; by default they are trained, and cached"""
+    problem: Annotated[ProblemArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=ProblemArgs)
+    """The network, its data, and where plans are evaluated. With a cache, the wall time of searches is not kept."""
+    tabulated: bool = False
+    """Use the tabulated problem, small_cnn on digits, whose accuracies are looked up."""
     target_macs: tuple[float, ...] = (0.5,)
-    """fraction of the MACs that may stay"""
-    budget: int = 300
-    """distinct plans that each run may evaluate"""
+    """Fractions of the MACs that may stay."""
+    max_plans: int = 300
+    """Distinct plans that each run may evaluate."""
     seeds: int = 3
-    """runs with different seeds"""
+    """Runs with different seeds."""
     methods: tuple[str, ...] = tuple(METHODS)
-    """which search methods"""
+    """Search methods."""
     finalise: bool = True
-    """distil and test what was found; without it the search alone is compared"""
+    """Distil and test the best plans; otherwise only the searches are compared."""
     finalists: int = 4
-    """the best plans of a run, which all get the short distillation"""
+    """Number of best plans of a run that get the short distillation."""
     short_epochs: float = 1.0
-    """epochs of the finalists' distillation"""
-    evaluator: Literal["local", "table"] = "local"
-    """table: the tabulated problem, small_cnn on digits, whose answers are looked up"""
-    device: str = "cpu"
-    """cpu or cuda"""
-    cache: Path | None = None
-    """a file that keeps accuracies for other runs; no wall time of the search is then kept, all else stays the same"""
+    """Epochs of the finalists' distillation."""
     out: Path = Path("runs/compare")
-    """where results go"""
+    """Folder of the results."""
     jobs: int = 1
-    """processes"""
+    """Number of processes."""
     shard: str = "0/1"
-    """i/n: the i-th of n equal parts of the runs, for n commands that share `out`; i counts from 0"""
+    """i/n: run the i-th of n equal parts, for n commands that share `out`; i counts from 0."""
     env: EnvConfig = field(default_factory=EnvConfig)
-    """The game; its target-macs is not read: give --target-macs."""
+    """The game. Its target-macs is not used: give --target-macs."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
-    """The training after the search; its seed is that of the run."""
+    """The training after the search. Its seed is that of the run."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.methods) - set(METHODS):
             raise ValueError(f"method {min(unknown)!r} is unknown; choose among {', '.join(METHODS)}")
-        if min(self.budget, self.seeds, self.finalists, self.jobs) < 1 or self.short_epochs <= 0:
-            raise ValueError("budget, seeds, finalists and jobs must be at least 1, and short-epochs above 0")
+        if min(self.max_plans, self.seeds, self.finalists, self.jobs) < 1 or self.short_epochs <= 0:
+            raise ValueError("max-plans, seeds, finalists and jobs must be at least 1, and short-epochs above 0")
         if self.finalists > CANDIDATES:
-            raise ValueError(f"finalists must be at most {CANDIDATES}, as many as a search keeps; got {self.finalists}")
+            raise ValueError(f"finalists must be at most {CANDIDATES}: a search keeps no more; got {self.finalists}")
         if self.env.target_macs != EnvConfig().target_macs:
             raise ValueError(
-                f"--env.target-macs {self.env.target_macs} is not read, as a comparison may have several; give "
-                "--target-macs"
+                f"--env.target-macs {self.env.target_macs} is not used, because a comparison may have several targets; "
+                "give --target-macs"
             )
         if self.env.round_finetune_batches:
             raise ValueError(
-                "with round-finetune-batches a plan no longer names a network, and plans are what is counted here; "
-                "take finetune-batches (--env.finetune-batches), which trains each plan's network anew"
+                "with round-finetune-batches a plan no longer names one network, but this comparison counts plans; use "
+                "finetune-batches (--env.finetune-batches), which starts from the original weights"
             )
         part, _, parts = self.shard.partition("/")
         if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
             raise ValueError(f"shard must be i/n with 0 <= i < n, such as 0/4; got {self.shard!r}")
-        check_device(self.device)
+        if self.tabulated and self.problem != ProblemArgs():
+            raise ValueError(
+                "the tabulated problem has its own network, data and accuracies; leave out network, data, weights, "
+                "device, backend and cache"
+            )
 
     @property
     def file(self) -> Path:
-        """Each of several commands writes to a file of its own."""
+        """The file of this command's rows; every shard has its own."""
         return self.out / f"rows-{self.shard.replace('/', '-of-')}.jsonl"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The environment's, without the target. Beside a table only what differs from the defaults: it has its own."""
+        """The environment's settings without the target; for the tabulated problem only those that are not defaults."""
         defaults = dataclasses.asdict(EnvConfig())
         settings = {name: value for name, value in dataclasses.asdict(self.env).items() if name != "target_macs"}
-        if self.evaluator == "table":
+        if self.tabulated:
             settings = {name: value for name, value in settings.items() if value != defaults[name]}
         return settings
 
     def identity(self, seed: int, target_macs: float, method: str) -> Row:
-        """What makes a run the same run. Files are known by their names."""
-        problem: Row = {"network": self.network, "data": Path(self.data).name, "evaluator": self.evaluator}
-        problem |= {"weights": self.weights and self.weights.name, **self.settings}
+        """Return what identifies a run. Files are identified by their names."""
+        args = self.problem
+        problem: Row = {"network": args.network, "data": Path(args.data).name, "tabulated": self.tabulated}
+        problem |= {"weights": args.weights and args.weights.name, **self.settings}
         distillation = dataclasses.asdict(self.distillation)
         del distillation["seed"]
         finalisation = {"finalists": self.finalists, "short_epochs": self.short_epochs, **distillation}
         return {
             "problem": problem,
             "target_macs": target_macs,
-            "budget": self.budget,
+            "max_plans": self.max_plans,
             "finalisation": finalisation if self.finalise else None,
             "method": method,
             "seed": seed,
@@ -143,74 +140,87 @@ def main(config: Config) -> None:
     known = {rows.identity(row): row for row in found}
     part, parts = map(int, config.shard.split("/"))
     everything = itertools.product(range(config.seeds), config.target_macs, config.methods)
-    # Shifted by one with every seed, so that no part gets the slow methods only.
+    # Shifted by one with every seed, so that no shard gets only the slow methods.
     mine = [run for number, run in enumerate(everything) if (number + run[0]) % parts == part]
     stages = [config.identity(*run) | stage for run in mine for stage in ({}, {"finalisation": None})]
     kept = [known[key] for key in map(rows.identity, stages) if key in known]
     for row in kept:
         _check_settings(config, row)
     todo = [run for run in mine if rows.identity(config.identity(*run)) not in known]
-    digests = {row["weights_fingerprint"] for row in found if "weights_fingerprint" in row and _compares(config, row)}
-    if todo and digests:
-        _check_weights(config, digests, weights_fingerprint(problem(config, todo[0][1]).model))
-    if config.evaluator == "table":
+    fingerprints = {
+        row["weights_fingerprint"] for row in found if "weights_fingerprint" in row and _compares(config, row)
+    }
+    if todo and fingerprints:
+        _check_weights(config, fingerprints, weights_fingerprint(make_env(config, todo[0][1]).problem.model))
+    if config.tabulated:
         for target in {run[1] for run in todo}:
-            problem(config, target)  # refuses what is not tabulated before the first run
-    if todo and config.jobs > 1 and config.weights is None and config.evaluator == "local":
-        problem(config, todo[0][1])  # trains the network, if need be, before several processes ask for it
+            make_env(config, target)  # refuses settings that were not tabulated before the first run
+    if todo and config.jobs > 1 and config.problem.weights is None and not config.tabulated:
+        make_env(config, todo[0][1])  # trains the network, if necessary, before several processes need it
     threads = max(1, torch.get_num_threads() // config.jobs)
     searched = {key: row for key, row in known.items() if "candidates" in row}
     jobs = [(*run, searched.get(rows.identity(config.identity(*run) | {"finalisation": None}))) for run in todo]
     made = results(jobs, partial(_run, config), config.jobs, threads)
     for _, row in tqdm(made, total=len(mine), initial=len(mine) - len(todo), unit="run"):
         rows.append(config.file, row)
-        tqdm.write(_told(row))
+        tqdm.write(_line(row))
     print(f"{len(mine)} runs are in {config.out}; python -m benchmarks.compare.report {config.out}")
 
 
 def _check_settings(config: Config, row: Row) -> None:
-    """Raises ValueError for a row whose method is set otherwise today: one name would stand for two methods."""
-    before, now = row.get("method_settings", {}), method_settings(row["method"], config.budget)
+    """Refuse a row whose method had other settings: one name would stand for two methods."""
+    before, now = row.get("method_settings", {}), method_settings(row["method"], config.max_plans)
     if before != now:
         changes = (f"{name} from {was} to {is_now}" for name, was, is_now in differences(before, now))
         raise ValueError(
-            f"{config.out} has a row of {row['method']} that was set otherwise (changed since: "
-            f"{', '.join(changes) if before else 'not recorded'}); give another --out, or leave it out of --methods"
+            f"{config.out} has a row of {row['method']} with other settings (changed since: "
+            f"{', '.join(changes) if before else 'not recorded'}); give another --out, or drop it from --methods"
         )
 
 
 def _compares(config: Config, row: Row) -> bool:
-    """Whether a row, of whatever method, target and seed, is of this command's problem."""
+    """Whether a row belongs to this command's problem, for any method, target and seed."""
     mine = config.identity(0, config.target_macs[0], config.methods[0])
     return rows.canonical(rows.settings(row)["problem"]) == rows.canonical(rows.settings(mine)["problem"])
 
 
 def _check_weights(config: Config, before: set[str], now: str) -> None:
-    """Raises ValueError where rows are of other weights than those of today: they would not compare."""
+    """Refuse rows of other weights: they would not compare."""
     if before != {now}:
-        source = config.weights or "a training of its own, which every machine does anew"
+        source = config.problem.weights or "a training of its own, which differs between machines"
         others = ", ".join(sorted(before - {now}))
         raise ValueError(
-            f"{config.out} has rows of a {config.network} with other weights (fingerprint {others}) than "
-            f"today's ({now}, from {source}); give another --out, or those weights as --weights"
+            f"{config.out} has rows of a {config.problem.network} with other weights (fingerprint {others}) than now "
+            f"({now}, from {source}); give another --out, or the same weights as --weights"
         )
 
 
-def _told(row: Row) -> str:
-    """A line about a run that is finished."""
+def _line(row: Row) -> str:
+    """Describe a finished run in one line."""
     found = f"{100 * row['search_accuracy']:.2f} % in the search after {row['evaluations']} plans"
     tested = f", {100 * row['test_accuracy']:.2f} % of the test set" if row["finalisation"] is not None else ""
     return f"{100 * row['target_macs']:g} % of the MACs, seed {row['seed']}, {row['method']}: {found}{tested}"
 
 
 def run(config: Config, seed: int, target_macs: float, method: str, searched: Row | None = None) -> Row:
-    """One search, and what becomes of what it found; `searched` is the row of a search that was made before."""
-    env = problem(config, target_macs)  # a fresh one: no run profits from another
+    """Run one search and finalise its best plans.
+
+    Args:
+        config: The comparison.
+        seed: Seed of the method.
+        target_macs: Fraction of the MACs that may stay.
+        method: Name of the search method.
+        searched: The row of the same search without finalisation, if there is one.
+
+    Returns:
+        The row.
+    """
+    env = make_env(config, target_macs)  # a new one, so that no run profits from another
     if searched is None:
-        result = METHODS[method](env, config.budget, seed)
+        result = METHODS[method](env, config.max_plans, seed)
         if not result.entries:
-            raise RuntimeError(f"method {method!r} found no plan within {target_macs} of the MACs; raise the budget")
-        searched = _searched(config, env, result) | {"method_settings": method_settings(method, config.budget)}
+            raise RuntimeError(f"method {method!r} found no plan within {target_macs} of the MACs; raise max-plans")
+        searched = _searched(config, env, result) | {"method_settings": method_settings(method, config.max_plans)}
     if config.finalise:
         searched = searched | _finalised(config, env, searched["candidates"][: config.finalists], seed)
     return searched | config.identity(seed, target_macs, method)
@@ -224,36 +234,43 @@ def _searched(config: Config, env: FilterPruneEnv, result: SearchResult) -> Row:
     return {
         **candidates[0],
         "candidates": candidates,
-        "full_plan": env.full_plan,
+        "full_plan": env.problem.full_plan,
         "original_search_accuracy": env.evaluator.original_accuracy,
         "evaluations": len(result.evaluations),
         "proposals": result.proposals,
-        "weights_fingerprint": weights_fingerprint(env.model),
+        "weights_fingerprint": weights_fingerprint(env.problem.model),
         "optimum": getattr(env.evaluator, "optimum", None),
         "curve": result.curve,
-        "search_seconds": None if config.cache else round(result.seconds, 2),  # answers may come from the file
-        "search_machine": _machine(config.device),
+        "search_seconds": None if config.problem.cache else round(result.seconds, 2),  # the cache would falsify it
+        "search_machine": _machine(config.problem.device),
     }
 
 
 def _finalised(config: Config, env: FilterPruneEnv, candidates: list[Row], seed: int) -> Row:
-    """The best plans of the search, distilled; accuracies by which nothing is chosen are those of the test set."""
+    """Distil the best plans of the search. Test accuracies choose nothing."""
     candidate_of = {tuple(candidate["plan"]): candidate for candidate in candidates}
-    distillation = dataclasses.replace(config.distillation, seed=seed)
-    teacher = _teacher(_Network(weights_fingerprint(env.model), env.model), config.device, seed)
-    common: dict[str, Any] = {"teacher": teacher, "device": config.device, "progress": False}
-    begin = time.perf_counter()
-    finalists = choose(env, list(candidate_of), distillation, short_epochs=config.short_epochs, **common)
+    problem, device = env.problem, config.problem.device
+    finaliser = Finaliser(
+        env,
+        dataclasses.replace(config.distillation, seed=seed),
+        short_epochs=config.short_epochs,
+        teacher=_teacher(_Network(weights_fingerprint(problem.model), problem.model), device, seed),
+        device=device,
+        progress=False,
+    )
+    start = time.perf_counter()
+    finalists = finaliser.rank(list(candidate_of))
     winner, middle = finalists[0], time.perf_counter()
-    network = distil_fully(env, winner.plan, distillation, **common)
+    network = finaliser.distil(winner.plan)
     end = time.perf_counter()
+    data = problem.data
     return {
         "plan": winner.plan,
         "macs_ratio": candidate_of[winner.plan]["macs_ratio"],
         "rescored_accuracy": winner.recalibrated_accuracy,
-        "short_test_accuracy": accuracy(winner.network, env.data, env.data.test, config.device),
-        "test_accuracy": accuracy(network, env.data, env.data.test, config.device),
-        "original_test_accuracy": accuracy(env.model, env.data, env.data.test, config.device),
+        "short_test_accuracy": accuracy(winner.network, data, data.test, device=device),
+        "test_accuracy": accuracy(network, data, data.test, device=device),
+        "original_test_accuracy": accuracy(problem.model, data, data.test, device=device),
         "finalists": [
             {
                 "plan": finalist.plan,
@@ -263,17 +280,18 @@ def _finalised(config: Config, env: FilterPruneEnv, candidates: list[Row], seed:
             }
             for finalist in finalists
         ],
-        "short_seconds": round(middle - begin, 2),
+        "short_seconds": round(middle - start, 2),
         "full_seconds": round(end - middle, 2),
-        "finalise_machine": _machine(config.device),
+        "finalise_machine": _machine(device),
     }
 
 
-def problem(config: Config, target_macs: float) -> FilterPruneEnv:
-    """A new environment on the data that this process has loaded."""
-    common: dict[str, Any] = {"device": config.device, "cache": config.cache, "evaluator": config.evaluator}
-    splits = _splits(config.data)
-    return make_env(config.network, splits, config.weights, target_macs=target_macs, **common, **config.settings)
+def make_env(config: Config, target_macs: float) -> FilterPruneEnv:
+    """Make a new environment on the data that this process has loaded."""
+    if config.tabulated:
+        return make_tabulated_env(target_macs=target_macs, **config.settings)
+    settings = dataclasses.replace(config.env, target_macs=target_macs)
+    return config.problem.make_env(settings, _data(config.problem))
 
 
 def _run(config: Config, arguments: tuple[int, float, str, Row | None]) -> Row:
@@ -281,13 +299,13 @@ def _run(config: Config, arguments: tuple[int, float, str, Row | None]) -> Row:
 
 
 @lru_cache(maxsize=1)
-def _splits(data: str) -> DataSplits:
-    return load(data)
+def _data(args: ProblemArgs) -> DataSplits:
+    return args.load_data()
 
 
 @dataclass(frozen=True)
 class _Network:
-    """The same as another one of the same weights."""
+    """A network that equals every other network with the same weights, so that it can be a cache key."""
 
     fingerprint: str
     module: torch.nn.Module = field(compare=False)
@@ -295,7 +313,7 @@ class _Network:
 
 @lru_cache(maxsize=1)
 def _teacher(network: _Network, device: str, seed: int) -> Teacher:
-    """One for all of this process's runs of a seed, which are taught with the same batches."""
+    """Return one teacher for all runs of a seed in this process, which train on the same batches."""
     return Teacher(network.module, device)
 
 
@@ -322,4 +340,4 @@ def command() -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nInterrupted. Finished runs are kept: the same command goes on.")
+        sys.exit("\nInterrupted. Finished runs are kept; the same command resumes.")

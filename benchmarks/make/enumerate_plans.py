@@ -12,13 +12,13 @@ from prune_env import FilterPruneEnv
 from prune_env.pruning import Plan
 
 
-def reachable(problem: FilterPruneEnv, most: int = 200_000) -> list[Plan]:
+def reachable(env: FilterPruneEnv, most: int = 200_000) -> list[Plan]:
     """Final plans in lexical order, each once. Raises ValueError where a round has more than `most` joint actions.
 
     An illegal action is taken as a legal one, so that legal ones are enough.
     """
-    budget, rounds = problem.budget, problem.config.rounds
-    plans = {problem.full_plan}
+    budget, rounds = env.budget, env.config.rounds
+    plans = {env.problem.full_plan}
     for number in range(1, rounds + 1):
         masks = {plan: budget.action_masks(plan) for plan in plans}
         count = sum(prod(mask.sum(1).tolist()) for mask in masks.values())
@@ -32,6 +32,6 @@ def reachable(problem: FilterPruneEnv, most: int = 200_000) -> list[Plan]:
     return sorted(plans)
 
 
-def accuracies(problem: FilterPruneEnv, plans: list[Plan]) -> dict[Plan, float]:
+def accuracies(env: FilterPruneEnv, plans: list[Plan]) -> dict[Plan, float]:
     """Evaluates each plan; with `cache=FILE` only those that the file does not hold."""
-    return {plan: problem.evaluator.accuracy(plan) for plan in tqdm(plans, unit="plan", mininterval=1)}
+    return {plan: env.evaluator.accuracy(plan) for plan in tqdm(plans, unit="plan", mininterval=1)}

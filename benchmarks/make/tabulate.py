@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.data import load
+from prune_env.evaluation.resources import Resources
 from prune_env.game.budget import Budget
 from prune_env.game.tabulated import FILE, FIXED, Table, images_fingerprint
 from prune_env.training.pretrained import pretrained
@@ -45,14 +46,16 @@ def main(config: Config) -> None:
         for name, tensor in model.state_dict().items()
     }
     model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-    env = FilterPruneEnv(model, data, EnvConfig(round_to=config.round_to), cache=config.cache)
+    env = FilterPruneEnv.from_model(
+        model, data, EnvConfig(round_to=config.round_to), resources=Resources(cache=config.cache)
+    )
     images = len(data.reward.balanced(env.config.reward_images))
 
-    grid = itertools.product(*(range(config.round_to, count + 1, config.round_to) for count in env.full_plan))
+    grid = itertools.product(*(range(config.round_to, count + 1, config.round_to) for count in env.problem.full_plan))
     plans = np.array(list(grid))
-    ratios = env.cost.macs(plans) / env.cost.macs(env.full_plan)
+    ratios = env.problem.cost.macs(plans) / env.problem.cost.macs(env.problem.full_plan)
     meets = [(ratios <= target) & (ratios >= target - Budget.tolerance) for target in config.targets]
-    meets.append((plans < env.full_plan).sum(1) <= 1)
+    meets.append((plans < env.problem.full_plan).sum(1) <= 1)
     wanted = np.stack(meets)  # [T + 1, P]; a plan belongs to the first that it meets
     plans, target = plans[wanted.any(0)], wanted.argmax(0)[wanted.any(0)]
     accuracies = [env.evaluator.accuracy(tuple(plan)) for plan in tqdm(plans.tolist(), unit="plan")]
@@ -64,14 +67,14 @@ def main(config: Config) -> None:
         "classes": len(data.classes),
         "targets": config.targets,
         "images": images,
-        "original_right": round(env.evaluator.original_accuracy * images),
+        "original_correct": round(env.evaluator.original_accuracy * images),
         "made_with": f"torch {torch.__version__}, {env.evaluator.task.dtype}",
     }
-    right = np.rint(np.array(accuracies) * images).astype(np.uint16)
-    Table(settings, weights, plans.astype(np.uint8), target.astype(np.uint8), right).save(config.out)
+    correct = np.rint(np.array(accuracies) * images).astype(np.uint16)
+    Table(settings, weights, plans.astype(np.uint8), target.astype(np.uint8), correct).save(config.out)
     print(f"{config.out}: {len(plans)} plans, {config.out.stat().st_size / 1024:.0f} KiB")
     for number, fraction in enumerate(config.targets):
-        mine = right[target == number] / images
+        mine = correct[target == number] / images
         print(f"target {fraction}: {len(mine)} plans, accuracy from {mine.min():.4f} to {mine.max():.4f}")
 
 

@@ -118,7 +118,7 @@ def compare(amc: Any, data: DataSplits, images: int, config: Config) -> dict[str
     """Seconds of each plan on both sides, and what follows from them."""
     rng = np.random.default_rng(config.seed)
     model = pretrained("resnet20", data, config.weights)
-    ours = FilterPruneEnv(model, data, EnvConfig(target_macs=0.5, reward_images=images))
+    ours = FilterPruneEnv.from_model(model, data, EnvConfig(target_macs=0.5, reward_images=images))
     theirs = make_theirs(amc, model, data, images, config)
     play_ours(ours, 2, rng)  # both warm up
     batches = [(inputs.contiguous(memory_format=torch.channels_last), labels) for inputs, labels in theirs.val_loader]

@@ -27,15 +27,16 @@ from typing import Any
 
 import torch
 import tyro
+from prune_env.problem.data import from_tensors
 from torch import nn
 from tqdm import tqdm
 
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.common.device import channels_last
-from prune_env.data import from_tensors
 from prune_env.evaluation.engine.program import MULTIPLE, Program
-from prune_env.evaluation.measurer import BATCHES
-from prune_env.pruning import Plan, build
+from prune_env.evaluation.measurer import BATCH_SIZES
+from prune_env.evaluation.resources import Resources
+from prune_env.pruning import Plan
 from prune_env.scoring.batchnorm import fold, folding_pairs, recalibrate
 
 from ..make.zoo import make
@@ -90,17 +91,24 @@ def measure(name: str, config: Config, peak: float) -> dict[str, Any]:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # random weights
-        env = FilterPruneEnv(model, data, settings, device=config.device)
+        env = FilterPruneEnv.from_model(model, data, settings, resources=Resources(device=config.device))
     dtype = env.evaluator.task.dtype
     total = config.reward_images + config.calibration_images
     ready = data.normalise(images[:total]).to(config.device, dtype, memory_format=torch.channels_last)
-    batches = ready.split(BATCHES[config.device])
+    batches = ready.split(BATCH_SIZES[config.device])
     exact = data.normalise(images[:total]).contiguous().to(config.device)
     rounded, fused = (
-        Program(env.model, env.groups, data.example_input, dtype=dtype, device=config.device, multiple=multiple)
+        Program(
+            env.problem.model,
+            env.groups,
+            data.example_input,
+            dtype=dtype,
+            device=config.device,
+            multiple=multiple,
+        )
         for multiple in (MULTIPLE, 1)
     )
-    pairs = folding_pairs(env.model, data.example_input)
+    pairs = folding_pairs(env.problem.model, data.example_input)
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     macs = []
     for number in tqdm(range(config.plans + 1), desc=name):
@@ -111,15 +119,15 @@ def measure(name: str, config: Config, peak: float) -> dict[str, Any]:
         step = timed(partial(env.step, actions))
         plan = env.plan
         for bare in (rounded, fused):
-            bare.load(env.ranking, plan)
-        module = build(env.model, env.groups, env.ranking, plan)
+            bare.load(env.problem.ranking, plan)
+        module = env.problem.build(plan)
         fold(module, pairs)
         channels_last(module.to(config.device, dtype))
         turns = [step] + [timed(partial(forward, net, batches)) for net in (rounded.network, fused.network, module)]
         if number % config.obvious_every == 0:
             turns.append(timed(partial(obvious, env, plan, exact, config.calibration_images)))
         if number:  # the first one warms up
-            macs.append(env.cost.macs(plan))
+            macs.append(env.problem.cost.macs(plan))
             for way, value in zip(WAYS, turns, strict=False):
                 seconds[way].append(value)
     steps, total_seconds = seconds["env step"], median(seconds["env step"])
@@ -136,14 +144,14 @@ def obvious(env: FilterPruneEnv, plan: Plan, images: torch.Tensor, calibration_i
     """deepcopy, torch-pruning where it can (else our build), and float32 passes of the plain network."""
     import torch_pruning as tp
 
-    network, size = copy.deepcopy(env.model), BATCHES[images.device.type]
+    network, size = copy.deepcopy(env.problem.model), BATCH_SIZES[images.device.type]
     try:
-        graph = tp.DependencyGraph().build_dependency(network, env.data.example_input, verbose=False)
-        prune_along(graph, network, env.groups, env.ranking, plan)
+        graph = tp.DependencyGraph().build_dependency(network, env.problem.data.example_input, verbose=False)
+        prune_along(graph, network, env.groups, env.problem.ranking, plan)
         with torch.inference_mode():
-            network(env.data.example_input)  # on the CPU: a wrong index would end all further use of a GPU
+            network(env.problem.data.example_input)  # on the CPU: a wrong index would end all further use of a GPU
     except Exception:  # ResNets with zero-padded shortcuts: torch-pruning leaves a network that does not run
-        network = build(env.model, env.groups, env.ranking, plan)
+        network = env.problem.build(plan)
     network.to(images.device)
     recalibrate(network, images[:calibration_images].split(size))
     forward(network.eval(), images[calibration_images:].split(size))

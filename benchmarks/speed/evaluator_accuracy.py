@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from prune_env.common.device import fast_dtype
 from prune_env.data import load
-from prune_env.evaluation.evaluator import Evaluator
-from prune_env.evaluation.measurer import BATCHES
-from prune_env.pruning import build, find_groups, importance
-from prune_env.scoring.batchnorm import near_equal, recalibrate
-from prune_env.scoring.metric import correct
+from prune_env.evaluation.config import EvaluationConfig
+from prune_env.evaluation.live import LiveEvaluator
+from prune_env.evaluation.measurer import BATCH_SIZES
+from prune_env.pruning.problem import PruningProblem
+from prune_env.scoring.batchnorm import even_batches, recalibrate
+from prune_env.scoring.metric import accuracy
 from prune_env.training.pretrained import pretrained, with_network_normalisation
 
 
@@ -47,26 +48,25 @@ class Config:
 def main(config: Config) -> None:
     data = with_network_normalisation(config.network, load(config.data))
     model = pretrained(config.network, data, config.weights).eval()
-    groups = find_groups(model, data.example_input)
-    ranking = importance.ranking(importance.scores("l1", model, groups))
-    images = {"reward_images": config.reward_images, "calibration_images": config.calibration_images}
-    evaluator = Evaluator(model, data, groups, ranking, **images)  # type: ignore[arg-type]
+    settings = EvaluationConfig(reward_images=config.reward_images, calibration_images=config.calibration_images)
+    problem = PruningProblem.create(model, data, settings)
+    evaluator = LiveEvaluator(problem, settings)
     reward = data.reward.balanced(config.reward_images)
-    crops = evaluator.task.calibration.float()
+    crops = problem.calibration_crops()
 
     def exact(plan: tuple[int, ...]) -> float:
-        network = build(model, groups, ranking, plan)
-        recalibrate(network, near_equal(crops, BATCHES["cpu"]))
-        return correct(network, data, reward) / len(reward)
+        network = problem.build(plan)
+        recalibrate(network, even_batches(crops, BATCH_SIZES["cpu"]))
+        return accuracy(network, data, reward)
 
     generator = torch.Generator().manual_seed(config.seed)
-    plans = [tuple(group.filters for group in groups)]
+    plans = [problem.full_plan]
     for _ in range(config.plans):
         least = 0.45 + 0.5 * float(torch.rand((), generator=generator))
         plans.append(
             tuple(
                 int(torch.randint(max(1, int(least * g.filters)), g.filters + 1, (), generator=generator))
-                for g in groups
+                for g in problem.groups
             )
         )
     pairs = [(evaluator.accuracy(plan), exact(plan)) for plan in tqdm(plans)]

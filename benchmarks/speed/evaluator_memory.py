@@ -17,9 +17,10 @@ import tyro
 from tqdm import trange
 
 from prune_env.data import load
-from prune_env.evaluation.evaluator import Evaluator
+from prune_env.evaluation.config import EvaluationConfig
+from prune_env.evaluation.live import LiveEvaluator
 from prune_env.networks import create
-from prune_env.pruning import find_groups, importance
+from prune_env.pruning.problem import PruningProblem
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,9 @@ class Config:
 
 def main(config: Config) -> None:
     data, model = load("digits"), create("small_cnn", 10, 1).eval()
-    groups = find_groups(model, data.example_input)
-    ranking = importance.ranking(importance.scores("l1", model, groups))
-    evaluator = Evaluator(model, data, groups, ranking, reward_images=20, calibration_images=20)
-    filters, rng = np.array([group.filters for group in groups]), np.random.default_rng(0)
+    settings = EvaluationConfig(reward_images=20, calibration_images=20)
+    evaluator = LiveEvaluator(PruningProblem.create(model, data, settings), settings)
+    filters, rng = np.array(evaluator.problem.full_plan), np.random.default_rng(0)
     every = max(1, config.evaluations // config.looks)
     lines = ["| plans measured | peak memory, MiB | of it the memo |", "|---|---|---|"]
     for number in trange(1, config.evaluations + 1, mininterval=1):
@@ -47,9 +47,9 @@ def main(config: Config) -> None:
     print("\n".join(lines))
 
 
-def memo_size(evaluator: Evaluator) -> int:
+def memo_size(evaluator: LiveEvaluator) -> int:
     """Bytes of the memo: its table, and the plans and accuracies in it. Small integers are Python's own."""
-    memo = evaluator._memo
+    memo = evaluator.memory
     return sys.getsizeof(memo) + sum(sys.getsizeof(plan) + sys.getsizeof(value) for plan, value in memo.items())
 
 

@@ -26,7 +26,9 @@ from tqdm import tqdm
 
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.data import DataSplits, from_tensors
-from prune_env.evaluation.workers import Backend, Pool, backend
+from prune_env.evaluation.measurer import Task
+from prune_env.evaluation.pool import Backend, Pool
+from prune_env.evaluation.resources import Resources
 from prune_env.pruning import Plan
 
 from ..make.zoo import make
@@ -90,22 +92,22 @@ def measure(name: str, config: Config) -> dict[str, Any]:
             if number:  # the first block warms up
                 seconds[way].append((time.perf_counter() - start) / config.plans)
         assert all(answer == answers[1] for answer in answers[1:]), "workers must agree"
-    messages = {kind: message_seconds(kind, pools[f"{config.workers[0]} {kind}"], env) for kind in kinds}
+    messages = {kind: message_seconds(_backend(kind, 1), env.evaluator.task) for kind in kinds}
     for pool in pools.values():
         pool.close()
     return {"seconds_a_plan": {way: median(times) for way, times in seconds.items()}, "message_seconds": messages}
 
 
-def message_seconds(kind: str, pool: Pool, env: FilterPruneEnv, count: int = 200) -> float:
-    """Median time between question and answer, less the measurement: the question is one that fails at once."""
-    workers, worker = pool._backend, pool._idle[0]
-    times = []
-    for _ in range(count):
+def message_seconds(backend: Backend, task: Task, count: int = 200) -> float:
+    """Return the median seconds between sending a plan and receiving a result, for a plan that fails at once."""
+    worker, times = backend.start(task), []
+    for _ in range(count + 1):
         start = time.perf_counter()
-        workers.ask(worker, ((0,) * len(env.groups), None))
-        workers.answers([worker])
+        backend.send(worker, (0,) * len(task.groups))
+        backend.receive([worker])
         times.append(time.perf_counter() - start)
-    return median(times)
+    backend.stop([worker])
+    return median(times[1:])  # the first includes the start of the worker
 
 
 def environment(name: str, device: str) -> FilterPruneEnv:
@@ -114,7 +116,7 @@ def environment(name: str, device: str) -> FilterPruneEnv:
     settings = EnvConfig(rounds=1, target_macs=None, reward="amc", prove=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # random weights
-        return FilterPruneEnv(model, random_data(2000), settings, device=device)
+        return FilterPruneEnv.from_model(model, random_data(2000), settings, resources=Resources(device=device))
 
 
 def random_data(count: int) -> DataSplits:
@@ -131,9 +133,9 @@ def random_plan(env: FilterPruneEnv, generator: torch.Generator) -> Plan:
 
 
 def _backend(kind: Any, count: int) -> Backend:
-    found = backend(kind, count)
-    assert found is not None
-    return found
+    backend = Resources(backend=kind, workers=count).make_backend()
+    assert backend is not None
+    return backend
 
 
 def table(results: dict[str, Any], config: Config) -> str:

@@ -1,1 +1,1 @@
-"""How good is a plan: accuracy after BatchNorm recalibration, and latency."""
+"""The accuracy of plans: evaluated once, remembered, computed in this process or by workers."""

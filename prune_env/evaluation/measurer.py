@@ -1,6 +1,7 @@
-"""The measurement itself: select a plan's weights, recalibrate BatchNorm, fold, count. Remembers nothing.
+"""Measure one accuracy: select a plan's weights, recalibrate BatchNorm, fold it into the convolutions, count.
 
-A `Task` holds all that an answer depends on, so that it can be sent to another process or another machine.
+Nothing is remembered here. A `Task` holds everything that an accuracy depends on, so it can be sent to another process
+or machine.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,143 +18,133 @@ from ..common.device import channels_last
 from ..data import Split
 from ..data.objective import Metric
 from ..pruning import Plan, PruningGroup, build
-from ..scoring.batchnorm import fold, folding_pairs, near_equal, recalibrate
-from ..scoring.metric import measure
+from ..scoring.batchnorm import even_batches, fold, folding_pairs, recalibrate
+from ..scoring.metric import apply_metric, count_correct
 from ..training.finetune import Finetuner
 from .engine.cuda_recording import Recording, recording
 from .engine.program import Program
-from .racing import Race
 
-BATCHES = {"cpu": 250, "cuda": 2000}
-"""Images at a time: as many as fit a processor's cache, or keep a GPU busy."""
+BATCH_SIZES = {"cpu": 250, "cuda": 2000}
+"""Images per batch by device type: they fit the cache of a processor, or keep a GPU busy."""
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is measured, and on what. Tensors of images are normalised, in the precision that is run."""
+    """Everything that an accuracy depends on. Images are normalised and in the precision of the forward pass."""
 
     model: nn.Module
-    """The trained, unpruned network in float32 and eval mode."""
+    """The original network, float32, eval mode."""
     groups: Sequence[PruningGroup]
     ranking: Mapping[str, torch.Tensor]
     example_input: torch.Tensor  # float32 [2, C, H, W]
-    calibration: torch.Tensor  # [N, C, H, W], the fixed crops
+    calibration: torch.Tensor  # [N, C, H, W], fixed crops
     split: Split
-    """The reward images, in an order that a race may stop at."""
+    """The reward images."""
     metric: Metric | None
     device: torch.device
     dtype: torch.dtype
-    tuning: Finetuner | None = None
-    """What networks that are pruned get before they are measured."""
+    finetuner: Finetuner | None = None
+    """Trains pruned networks before they are measured."""
 
 
 class Measurer:
-    """Accuracy of plans and networks on a task's images; equal questions get equal answers."""
+    """Measures the accuracy of plans and networks on a task's images. Equal plans get equal accuracies."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.batch = batch_size(task.device)
-        # A metric of the user's is given ordinary networks, which it may look into, and of which each is new.
+        self.batch_size = BATCH_SIZES.get(task.device.type, BATCH_SIZES["cpu"])
+        # A user's metric may inspect the network, so it gets an ordinary module, and a new one every time.
         self._pairs = folding_pairs(task.model, task.example_input) if task.metric else []
         self._program = None
         if task.metric is None:
             self._program = Program(task.model, task.groups, task.example_input, dtype=task.dtype, device=task.device)
-        self._recording = self._recorded()
+        self._recording = make_recording(task, self.batch_size)
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_recording": None}  # part of this process
+        return vars(self) | {"_recording": None}  # a CUDA graph belongs to its process
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._recording = self._recorded()
-
-    def _recorded(self) -> Recording | None:
-        task = self.task
-        if task.metric is not None or task.tuning is not None or task.device.type != "cuda":
-            return None
-        calibration = near_equal(task.calibration, self.batch)
-        batches = list(zip(task.split.images.split(self.batch), task.split.labels.split(self.batch), strict=True))
-        return recording(task.model, task.groups, task.ranking, task.example_input, calibration, batches)
-
-    @property
-    def recorded(self) -> bool:
-        """Whether plans are measured by a recording."""
-        return self._recording is not None
+        self._recording = make_recording(self.task, self.batch_size)
 
     @property
     def settings(self) -> tuple[object, ...]:
-        """What answers depend on besides the task."""
-        return (self.batch, "recorded") if self.recorded else (self.batch,)
+        """What accuracies depend on besides the task."""
+        return (self.batch_size, "recorded") if self._recording is not None else (self.batch_size,)
 
-    def accuracy(self, what: Plan | nn.Module, race: Race | None = None, *, fresh_statistics: bool = True) -> float:
-        """Of a plan, or of a network that was cut out of the model and trained since, maybe; it is not changed.
+    def accuracy(self, what: Plan | nn.Module, *, recalibrated: bool = True) -> float:
+        """Measure a plan, or an already pruned, possibly fine-tuned network. The network is not modified.
 
-        race   may end the count early; what was counted is then the answer. A recording counts all, sooner
-        fresh_statistics   whether BatchNorm is recalibrated first
+        Args:
+            what: The plan or the network.
+            recalibrated: Re-estimate BatchNorm statistics first; otherwise the stored ones count.
         """
         task = self.task
-        what = self._tuned(what)
+        what = self._finetuned(what)
         if self._program is None:
-            return self._by_metric(what, fresh_statistics)
-        if self._recording is not None and fresh_statistics and not isinstance(what, nn.Module):
+            return self._metric(what, recalibrated)
+        if self._recording is not None and recalibrated and not isinstance(what, nn.Module):
             return self._recording.right(what) / len(task.split)
         if isinstance(what, nn.Module):
             self._program.load_network(what)
         else:
             self._program.load(task.ranking, what)
-        if fresh_statistics:
-            self._program.recalibrate(near_equal(task.calibration, self.batch))
-        return measure(partial(_top1, race, self.batch), self._program.network, task.split)
+        if recalibrated:
+            self._program.recalibrate(even_batches(task.calibration, self.batch_size))
+        return apply_metric(self._top1, self._program.network, task.split)
 
     def network(self, plan: Plan) -> nn.Module:
-        """The one that `accuracy` measures, on the device and in eval mode."""
-        task, what = self.task, self._tuned(plan)
-        network = what if isinstance(what, nn.Module) else build(task.model, task.groups, task.ranking, what)
+        """Return the network that `accuracy` measures, on the device and in eval mode."""
+        what = self._finetuned(plan)
+        network = what if isinstance(what, nn.Module) else self._build(what)
         self.recalibrate(network)
         return network.eval()
 
     def recalibrate(self, network: nn.Module) -> None:
-        """Estimates the network's BatchNorm statistics on the fixed calibration crops, in place and on the device."""
+        """Re-estimate BatchNorm statistics on the calibration crops, in place. The network moves to the device."""
         device, dtype = self.task.device, self.task.dtype
         channels_last(network.to(device))
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            recalibrate(network, near_equal(self.task.calibration, self.batch))
+            recalibrate(network, even_batches(self.task.calibration, self.batch_size))
 
-    def _tuned(self, what: Plan | nn.Module) -> Plan | nn.Module:
-        """Trained briefly, if that is asked for. The unpruned network has nothing to recover from."""
+    def _build(self, plan: Plan) -> nn.Module:
+        return build(self.task.model, self.task.groups, self.task.ranking, plan)
+
+    def _finetuned(self, what: Plan | nn.Module) -> Plan | nn.Module:
+        """Return the fine-tuned network if there is a finetuner. The original network needs none."""
         task = self.task
-        if task.tuning is None:
+        if task.finetuner is None:
             return what
         if isinstance(what, nn.Module):
-            return task.tuning(what)
+            return task.finetuner(what)
         if tuple(what) == tuple(group.filters for group in task.groups):
             return what
-        return task.tuning(build(task.model, task.groups, task.ranking, what))
+        return task.finetuner(self._build(what))
 
-    def _by_metric(self, what: Plan | nn.Module, fresh_statistics: bool) -> float:
+    def _metric(self, what: Plan | nn.Module, recalibrated: bool) -> float:
         task = self.task
         assert task.metric is not None
-        if isinstance(what, nn.Module):
-            network = copy.deepcopy(what)
-        else:
-            network = build(task.model, task.groups, task.ranking, what)
-        if fresh_statistics:
+        network = copy.deepcopy(what) if isinstance(what, nn.Module) else self._build(what)
+        if recalibrated:
             self.recalibrate(network)
         network.eval().to(task.device)
         fold(network, self._pairs)
-        return measure(task.metric, channels_last(network.to(task.dtype)), task.split)
+        return apply_metric(task.metric, channels_last(network.to(task.dtype)), task.split)
+
+    def _top1(self, network: nn.Module, split: Split) -> float:
+        images, labels = split.images.split(self.batch_size), split.labels.split(self.batch_size)
+        return count_correct(network, zip(images, labels, strict=True)) / len(split)
 
 
-def batch_size(device: torch.device) -> int:
-    """Images at a time on a device."""
-    return BATCHES.get(device.type, BATCHES["cpu"])
+def make_recording(task: Task, batch_size: int) -> Recording | None:
+    """Record the measurement of plans as a CUDA graph.
 
-
-def _top1(race: Race | None, batch: int, network: nn.Module, split: Split) -> float:
-    right, seen = 0, 0
-    for images, labels in zip(split.images.split(batch), split.labels.split(batch), strict=True):
-        right += int((network(images).argmax(1) == labels).sum())
-        seen += len(labels)
-        if race is not None and race.is_lost(right, seen, len(split)):
-            break
-    return right / seen
+    Returns:
+        The recording, or None on other devices, for custom metrics, with fine-tuning, and for networks that cannot be
+        recorded.
+    """
+    if task.metric is not None or task.finetuner is not None or task.device.type != "cuda":
+        return None
+    calibration = even_batches(task.calibration, batch_size)
+    batches = list(zip(task.split.images.split(batch_size), task.split.labels.split(batch_size), strict=True))
+    return recording(task.model, task.groups, task.ranking, task.example_input, calibration, batches)

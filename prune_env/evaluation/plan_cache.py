@@ -1,7 +1,7 @@
-"""Accuracies on disk, so that no run asks again what another has answered.
+"""Accuracies on disk, shared by runs and processes.
 
-One SQLite file serves any number of problems and processes. A problem is named by a digest of everything that an
-answer depends on, so an answer is either the right one or not found.
+One SQLite file serves any number of problems and processes. A fingerprint of everything that an accuracy depends on
+names the problem, so the cache returns either the right accuracy or none.
 """
 
 from __future__ import annotations
@@ -14,20 +14,24 @@ from pathlib import Path
 
 from ..pruning import Plan
 
-WAIT = 60.0
-"""Seconds for which a writer waits until another process has written."""
+TIMEOUT = 60.0
+"""Seconds that a writer waits for another process to finish writing."""
 
 
 class PlanCache:
-    """What is known of one problem in a file. Pickles: no connection is held open.
+    """The known accuracies of one problem in a file. Pickles, because no connection stays open.
 
-    hits, misses  questions that were and were not in the file
-    Raises ValueError where the file is no such database, OSError where it cannot be made.
+    Args:
+        file: The SQLite file; it and its folder are created if they do not exist.
+        fingerprint: Identifies the problem and the settings of its evaluation.
+
+    Raises:
+        ValueError: The file is not a SQLite database or is damaged.
+        OSError: The file cannot be created.
     """
 
-    def __init__(self, file: Path, problem: str) -> None:
-        self.file, self.problem = file, problem
-        self.hits = self.misses = 0
+    def __init__(self, file: Path, fingerprint: str) -> None:
+        self.file, self.fingerprint = file, fingerprint
         file.parent.mkdir(parents=True, exist_ok=True)
         with self._connection() as connection:
             connection.execute(
@@ -36,28 +40,27 @@ class PlanCache:
             )
 
     def get(self, plan: Plan) -> float | None:
-        """The known accuracy, to the bit, or None."""
+        """Return the known accuracy, exact to the bit, or None."""
         with self._connection() as connection:
             query = "SELECT accuracy FROM accuracies WHERE problem = ? AND plan = ?"
-            row = connection.execute(query, (self.problem, _key(plan))).fetchone()
-        self.hits, self.misses = self.hits + (row is not None), self.misses + (row is None)
+            row = connection.execute(query, (self.fingerprint, _key(plan))).fetchone()
         return None if row is None else float(row[0])
 
     def put(self, plan: Plan, accuracy: float) -> None:
-        """Keeps an answer; another process may have been first."""
+        """Store an accuracy. An entry of another process is replaced."""
         with self._connection() as connection:
-            row = (self.problem, _key(plan), accuracy)
+            row = (self.fingerprint, _key(plan), accuracy)
             connection.execute("INSERT OR REPLACE INTO accuracies VALUES (?, ?, ?)", row)
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         try:
-            with closing(sqlite3.connect(self.file, timeout=WAIT)) as connection, connection:
+            with closing(sqlite3.connect(self.file, timeout=TIMEOUT)) as connection, connection:
                 yield connection
         except sqlite3.DatabaseError as error:
             raise ValueError(
-                f"{self.file} cannot be used as a cache of accuracies ({error}); give another file, or delete it if it "
-                "is one that was damaged"
+                f"{self.file} cannot be used as a cache of accuracies ({error}); give another file, or delete this one "
+                "if it is damaged"
             ) from error
 
 

@@ -1,1 +1,1 @@
-"""The multi-agent game: environment, budget, rewards, observations."""
+"""The multi-agent game: agents, rounds, budget, rewards and observations."""

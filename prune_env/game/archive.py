@@ -1,4 +1,4 @@
-"""Every finished plan with what it scored, so that any algorithm's best networks can be taken at the end."""
+"""Every finished plan with its accuracy, so that the best networks of any algorithm can be taken at the end."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from ..pruning import Plan
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished plan: its accuracy on the reward images, its cost as fractions of the unpruned network's, and the
-    return of its episode."""
+    """A finished plan."""
 
     plan: Plan
     accuracy: float
+    """Accuracy on the reward images."""
     macs_ratio: float
+    """Fraction of the original MACs."""
     params_ratio: float
+    """Fraction of the original parameters."""
     episode_return: float
 
 
 class Archive:
-    """Distinct plans in the order of their first evaluation."""
+    """Distinct finished plans in the order of their first evaluation."""
 
     def __init__(self) -> None:
         self._entries: dict[Plan, Entry] = {}
@@ -34,26 +36,29 @@ class Archive:
         return iter(self._entries.values())
 
     def add(self, entry: Entry) -> None:
-        """Keeps the entry; a plan met before keeps its place and the better return."""
+        """Add an entry. A known plan keeps its place and the better return."""
         known = self._entries.get(entry.plan)
         if known is None or entry.episode_return > known.episode_return:
             self._entries[entry.plan] = entry
 
     def best(self, count: int = 1) -> list[Entry]:
-        """The `count` plans of the highest return, the best first; equals in order of evaluation.
+        """Return the `count` entries with the highest return, best first; ties in order of evaluation.
 
-        With the `budget` reward these are the most accurate ones.
+        With the reward `budget` these are the most accurate plans.
+
+        Raises:
+            ValueError: `count` is below 1.
         """
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
         return sorted(self._entries.values(), key=lambda entry: -entry.episode_return)[:count]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers."""
+        """Return the contents as plain lists and numbers."""
         return {"entries": [[list(e.plan), e.accuracy, e.macs_ratio, e.params_ratio, e.episode_return] for e in self]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replaces the contents."""
+        """Replace the contents by those of a `state_dict`."""
         self._entries = {}
         for plan, *numbers in state["entries"]:
             self.add(Entry(tuple(plan), *numbers))

@@ -1,21 +1,22 @@
-"""What a pruning rate does to a plan, which rates are legal, and how a plan is brought onto the MACs budget.
+"""What a pruning rate does to a plan, which rates are legal, and how a plan is projected onto the MACs budget.
 
 A plan is a tuple of G integers: the filters kept in each pruning group. Letters: G groups, A rates, M moves.
 
-Every finished episode costs the same: at most `target_macs` of the full network's MACs, and no more than one
-percentage point less. The rule, in the order in which `Budget.project` applies it:
+Every finished episode costs the same: at most `target_macs` of the original MACs, and at most one percentage point
+less. `Budget.project` ensures this by four rules, in this order:
 
-1. A plan below the target overshoots. The round's removals are scaled by the smallest factor s in [0, 1] that still
-   gets the plan down to the target.
-2. A last round that stays above the target falls short. All removals since the full network are scaled by the smallest
-   sufficient s >= 1, at most down to `min_filters`. If that is not enough, every group loses the same further fraction.
-3. Integers leave a gap below the target. Filters are given back one at a time as long as one fits, first where the
-   largest part of what was to go is gone.
-4. If more than one percentage point is still missing, filters are exchanged, by as few steps as possible: between two
-   groups, or between one and all others.
+1. Overshoot. If a plan lies below the target, the round's removals are scaled by the smallest factor s in [0, 1] that
+   still reaches the target.
+2. Shortfall. If the last round ends above the target, all removals since the original network are scaled by the
+   smallest sufficient s >= 1, at most down to `min_filters`. If that is not enough, every group loses the same further
+   fraction.
+3. Give back. Rounding to integers leaves a gap below the target. Filters are given back one step at a time while one
+   fits, first to the group that has lost the largest part of its removals.
+4. Exchange. If more than one percentage point is still missing, filters are exchanged between two groups, or between
+   one group and all others, by as few steps as possible.
 
-Where a single step costs several percentage points (`round_to` above 1, networks of a few filters) no plan may lie so
-close to the target; then the best one found is further below it, and still never above.
+Where a single step costs several percentage points (`round_to` above 1, networks with few filters), there may be no
+plan so close to the target. Then the best plan found lies further below it, and still never above.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import ceil, floor
 from typing import ClassVar, Protocol
 
@@ -39,61 +40,91 @@ _ROUNDING = 1e-9
 
 
 class MacsFunction(Protocol):
-    """MACs of each plan in an integer array [..., G], as an int64 array [...]; more filters never cost less."""
+    """Return the MACs of each plan in an integer array [..., G], as int64 [...]. More filters never cost less."""
 
     def __call__(self, plans: IntArray, /) -> IntArray: ...
 
 
+def check_rates(rates: Sequence[float]) -> None:
+    """Check that pruning rates rise from 0 and stay below 1.
+
+    Raises:
+        ValueError: They do not, or there is none above 0.
+    """
+    rising = all(low < high for low, high in pairwise(rates))
+    if len(rates) < 2 or rates[0] != 0 or not rising or rates[-1] >= 1:
+        raise ValueError(
+            f"rates must rise from 0.0 (remove nothing) and stay below 1, at least two of them; got {tuple(rates)}: "
+            "sort them, put 0.0 first and drop repeats"
+        )
+
+
+def check_target_macs(target_macs: float) -> None:
+    """Check that a target is a fraction in (0, 1].
+
+    Raises:
+        ValueError: It is not.
+    """
+    if isinstance(target_macs, (bool, str)) or not 0 < target_macs <= 1:
+        raise ValueError(
+            f"target_macs must be a fraction in (0, 1], or None for no budget; got {target_macs!r}. Write 0.5 for half "
+            "of the MACs"
+        )
+
+
+def macs_range(target_macs: float, full_macs: int) -> tuple[int, int]:
+    """Return the fewest and the most MACs that meet a target: within the tolerance below it, and never above.
+
+    The target counts as the decimal that is written: 0.29 of 100 MACs are 29, although 0.29 * 100 < 29 in binary.
+    """
+    target = Fraction(str(float(target_macs)))
+    most = floor(target * full_macs)
+    most += (most + 1) / full_macs <= target_macs  # 1/3 is no finite decimal
+    return ceil((target - Fraction(str(Budget.tolerance))) * full_macs), most
+
+
 @dataclass(frozen=True, eq=False)
 class Budget:
-    """The rules of one pruning problem. Immutable and deterministic.
+    """The rules of pruning rates and of the MACs target for one network. Immutable and deterministic.
 
-    macs         the cost of plans
-    full_plan    filters of the unpruned groups, [G]
-    rates        what an agent chooses from, [A]: the fraction of its group's remaining filters that goes; rates[0] is 0
-    target_macs  the fraction of the full network's MACs that may stay, in (0, 1]; None for no budget
-    min_filters  filters that stay in every group; all of them where a group has fewer
-    round_to     kept counts are rounded up to a multiple of this; a group's full count is always allowed
-
-    Raises ValueError that names the field, or the lowest fraction within reach if the target is below it.
+    Raises:
+        ValueError: A field has a value that is not allowed, or the target is out of reach; the message names the field,
+            or the lowest fraction within reach.
     """
 
     macs: MacsFunction = field(repr=False)
+    """Costs of plans."""
     full_plan: tuple[int, ...]
+    """Filters of the original groups, [G]."""
     rates: tuple[float, ...]
+    """Pruning rates, [A]: the fraction of a group's remaining filters that is removed. rates[0] is 0."""
     target_macs: float | None
+    """Fraction of the original MACs that may stay, in (0, 1]; None for no budget."""
     min_filters: int = 1
+    """Filters that stay in every group; a group with fewer keeps all of them."""
     round_to: int = 1
+    """Kept counts are rounded up to a multiple of this; the full count of a group is always allowed."""
 
     tolerance: ClassVar[float] = 0.01
-    """How far below the target, as a fraction of the full network's MACs, a finished plan may lie."""
+    """How far below the target a finished plan may lie, as a fraction of the original MACs."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "full_plan", tuple(int(count) for count in self.full_plan))
         object.__setattr__(self, "rates", tuple(float(rate) for rate in self.rates))
         if not self.full_plan or min(self.full_plan) < 1:
             raise ValueError(
-                f"full_plan must have at least one group, each of at least 1 filter; got {self.full_plan}. Leave out "
+                f"full_plan must have at least one group, each with at least 1 filter; got {self.full_plan}. Leave out "
                 "groups that have nothing to prune"
             )
-        rising = all(low < high for low, high in zip(self.rates, self.rates[1:], strict=False))
-        if not self.rates or self.rates[0] != 0 or not rising or self.rates[-1] >= 1:
-            raise ValueError(
-                f"rates must rise from 0.0 ('leave it alone') and stay below 1, got {self.rates}; sort them, put 0.0 "
-                "first and drop repeats"
-            )
+        check_rates(self.rates)
         for name in ("min_filters", "round_to"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.target_macs is None:
             return
-        if not 0 < self.target_macs <= 1:
-            raise ValueError(
-                f"target_macs must be a fraction in (0, 1], or None for no budget; got {self.target_macs}. "
-                "Half of the MACs are 0.5"
-            )
+        check_target_macs(self.target_macs)
         lowest = int(self.macs(self._minimum))
-        if lowest > self._limit:
+        if lowest > self._most:
             fraction = ceil(Fraction(10_000 * lowest, self._full_macs)) / 10_000  # rounded up, so that it is in reach
             raise ValueError(
                 f"target_macs={self.target_macs} is out of reach: with min_filters={self.min_filters} and "
@@ -101,19 +132,26 @@ class Budget:
                 "more, or lower min_filters or round_to"
             )
 
-    def removable(self, plan: Sequence[int]) -> IntArray:
-        """Filters that each rate takes from each group, at most down to the fewest that may stay: [G, A].
+    def distance(self, macs_ratio: float) -> float:
+        """Return the part of the way to the target that is left, 1 for the original network; 0 without a budget."""
+        if self.target_macs is None or self.target_macs == 1:
+            return 0.0
+        return max(0.0, (macs_ratio - self.target_macs) / (1 - self.target_macs))
 
-        With `round_to` 1 that is floor(rate * remaining): of 64 filters, 0.3 takes 19 and leaves 45.
+    def removable(self, plan: Sequence[int]) -> IntArray:
+        """Return how many filters each rate removes from each group, at most down to the fewest that may stay: [G, A].
+
+        With `round_to` 1 that is floor(rate * remaining): of 64 filters, 0.3 removes 19 and leaves 45.
         """
         now = np.asarray(plan, np.int64)[:, None]
         return now - np.maximum(self._kept_by_rate(plan), np.minimum(now, self._minimum[:, None]))
 
     def action_masks(self, plan: Sequence[int]) -> NDArray[np.int8]:
-        """1 where a rate is legal: [G, A]. Action 0 always is.
+        """Return 1 where a rate is legal, int8 [G, A]. Action 0 is always legal.
 
-        Any other rate must remove something, must not be cut short by `min_filters`, and must not take the plan below
-        the target by itself. So a legal action has the effect that its rate says. Two rates may remove the same number.
+        Any other rate must remove something, must not be limited by `min_filters`, and must not take the plan below the
+        target on its own. A legal action therefore removes exactly what its rate says. Two rates may remove the same
+        number of filters.
         """
         now = np.asarray(plan, np.int64)
         kept = self._kept_by_rate(plan)  # [G, A]
@@ -122,27 +160,36 @@ class Budget:
             groups, rates = np.nonzero(legal)
             alone = np.repeat(now[None], len(groups), 0)  # [legal pairs, G]
             alone[np.arange(len(groups)), groups] = kept[groups, rates]
-            legal[groups, rates] = self.macs(alone) >= self._limit
+            legal[groups, rates] = self.macs(alone) >= self._most
         legal[:, 0] = True
         return legal.astype(np.int8)
 
     @staticmethod
     def nearest_legal(masks: NDArray[np.int8], actions: Sequence[int]) -> IntArray:
-        """The nearest legal action at or below each of `actions` [G], in the masks [G, A]: [G].
+        """Return the nearest legal action at or below each of `actions` [G], given the masks [G, A]: [G].
 
-        Raises ValueError for an action outside [0, A).
+        Raises:
+            ValueError: An action lies outside [0, A).
         """
         wanted, rates = np.asarray(actions), np.arange(masks.shape[1])
         if (outside := (wanted < 0) | (wanted >= len(rates))).any():
-            raise ValueError(f"action {wanted[outside][0]} is none; it must be an index into the {len(rates)} rates")
+            raise ValueError(
+                f"action {wanted[outside][0]} is not legal; it must be an index into the {len(rates)} rates"
+            )
         return np.where(masks.astype(bool) & (rates <= wanted[:, None]), rates, 0).max(1)
 
     def apply(
         self, plan: Sequence[int], actions: Sequence[int], masks: NDArray[np.int8] | None = None
     ) -> tuple[int, ...]:
-        """The plan after every group's action [G], an illegal one taken as its nearest legal one; not yet projected.
+        """Return the plan after every group's action, before projection.
 
-        masks  those of the plan, if they are known already
+        Args:
+            plan: The plan before the round, [G].
+            actions: One action per group, [G]. An illegal one counts as the nearest legal one below.
+            masks: The action masks of the plan, if they are known already.
+
+        Raises:
+            ValueError: There is not one action per group, or an action lies outside [0, A).
         """
         if len(actions) != len(self.full_plan):
             raise ValueError(f"expected one action for each of the {len(self.full_plan)} groups, got {len(actions)}")
@@ -151,10 +198,13 @@ class Budget:
         return tuple(left.tolist())
 
     def project(self, previous: Sequence[int], wanted: Sequence[int], last: bool) -> tuple[int, ...]:
-        """The plan that a round ends with: `wanted`, or what the module's rule makes of it.
+        """Return the plan that a round ends with: `wanted`, projected onto the budget by the rules of this module.
 
-        Never above `previous` in any group. Without a budget, and in an early round that does not overshoot, it is
-        `wanted`. Raises ValueError if `wanted` adds filters, or keeps fewer than `min_filters`.
+        Without a budget, and in an early round that does not overshoot, the result is `wanted`. No group ends with more
+        filters than in `previous`.
+
+        Raises:
+            ValueError: `wanted` adds filters to a group or keeps fewer than `min_filters`.
         """
         before, after = np.array(previous, np.int64), np.array(wanted, np.int64)
         if before.shape != self._full.shape or after.shape != before.shape:
@@ -165,27 +215,29 @@ class Budget:
                 f"{tuple(before.tolist())} in every group, got {tuple(after.tolist())}; filters never come back"
             )
         macs = int(self.macs(after))
-        if self.target_macs is None or macs == self._limit or (macs > self._limit and not last):
+        if self.target_macs is None or macs == self._most or (macs > self._most and not last):
             return tuple(after.tolist())
-        if macs < self._limit:
+        if macs < self._most:
             return self._fit(before, before - after, before, before)
         start, removals, most = self._full, self._full - after, after
         scaled = self._scale(start, removals, most)
-        if int(self.macs(scaled)) > self._limit:
+        if int(self.macs(scaled)) > self._most:
             start, removals, most = scaled, scaled, scaled
         return self._fit(start, removals, most, before)
 
     def kept(self, group: int, ratio: float) -> int:
-        """Filters that stay where a fraction of the group's full count is asked for; rounded up, as for rates."""
+        """Return how many filters a group keeps for a keep ratio, rounded up as for rates."""
         full = self.full_plan[group]
         wanted = self._rounded_up(np.array(ceil(ratio * full - _ROUNDING)))
         return int(np.clip(wanted, self._minimum[group], full))
 
     def most_kept(self, plan: Sequence[int], group: int) -> int:
-        """The most filters of a group that leave the target in reach: all later groups can go down to their fewest.
+        """Return the most filters that a group may keep if all later groups keep their minimum.
 
-        The bound of AMC (He et al. 2018, arXiv:1802.03494, algorithm 1), whose agent settles one layer after another.
-        Raises ValueError if the groups before have already put the target out of reach.
+        This is the bound of AMC (He et al. 2018, arXiv:1802.03494, algorithm 1), whose agent decides layer by layer.
+
+        Raises:
+            ValueError: The groups before this one keep so much that the target is out of reach.
         """
         full, fewest = self.full_plan[group], int(self._minimum[group])
         if self.target_macs is None:
@@ -193,15 +245,19 @@ class Budget:
         counts = np.append(np.arange(fewest, full, self.round_to), full)  # [K]
         plans = np.repeat(np.asarray(plan, np.int64)[None], len(counts), 0)  # [K, G]
         plans[:, group], plans[:, group + 1 :] = counts, self._minimum[group + 1 :]
-        fits = self.macs(plans) <= self._limit
+        fits = self.macs(plans) <= self._most
         if not fits.any():
             raise ValueError(f"with {tuple(plan[:group])} in the groups before {group} the target is out of reach")
         return int(counts[fits].max())
 
     def uniform(self, target_macs: float | None = None) -> tuple[int, ...]:
-        """The baseline: every group loses the same fraction, the smallest that meets the target, then corrected.
+        """Return the baseline plan: every group loses the same fraction, the smallest that meets the target.
 
-        Raises ValueError if there is neither this target nor one of the budget's own, or if it is out of reach.
+        Args:
+            target_macs: Another target than the budget's own.
+
+        Raises:
+            ValueError: There is no target, or it is out of reach.
         """
         if target_macs is not None and target_macs != self.target_macs:
             other = Budget(self.macs, self.full_plan, self.rates, target_macs, self.min_filters, self.round_to)
@@ -223,19 +279,21 @@ class Budget:
         return np.minimum(self._full, -(-self.min_filters // self.round_to) * self.round_to)
 
     @cached_property
-    def _limit(self) -> int:
-        """The most MACs whose ratio is at most the target."""
+    def _range(self) -> tuple[int, int]:
+        """Fewest and most MACs of a finished plan."""
         assert self.target_macs is not None
-        below = floor(Fraction(self.target_macs) * self._full_macs)
-        return below + ((below + 1) / self._full_macs <= self.target_macs)  # 29 / 100 <= 0.29, but 0.29 * 100 < 29
+        return macs_range(self.target_macs, self._full_macs)
 
-    @cached_property
+    @property
     def _enough(self) -> int:
-        """The fewest MACs that are within the tolerance."""
-        return ceil((Fraction(str(self.target_macs)) - Fraction(str(self.tolerance))) * self._full_macs)
+        return self._range[0]
+
+    @property
+    def _most(self) -> int:
+        return self._range[1]
 
     def _kept_by_rate(self, plan: Sequence[int]) -> IntArray:
-        """Filters that each rate leaves, whatever `min_filters` says: [G, A]."""
+        """Return how many filters each rate keeps if `min_filters` is ignored: [G, A]."""
         now = np.asarray(plan, np.int64)[:, None]
         removed = np.floor(np.array(self.rates) * now + _ROUNDING).astype(np.int64)
         return np.minimum(now, self._rounded_up(now - removed))
@@ -244,13 +302,15 @@ class Budget:
         return self._steps(counts) * self.round_to
 
     def _fit(self, start: IntArray, removals: IntArray, most: IntArray, ceiling: IntArray) -> tuple[int, ...]:
-        """Rules 1 to 4 from a start plan; 1 to 3 stay at or below `most`, 4 at or below `ceiling`. All [G]."""
+        """Apply the rules 1 to 4 to a start plan. Rules 1 to 3 stay at or below `most`, rule 4 at or below
+        `ceiling`."""
         plan = self._scale(start, removals, most)
         plan = self._give_back(plan, start, removals, most)
         return tuple(self._exchange(plan, ceiling).tolist())
 
     def _scale(self, start: IntArray, removals: IntArray, most: IntArray) -> IntArray:
-        """start - floor(s * removals) within its bounds, for the smallest s that meets the target, else the largest."""
+        """Return start - floor(s * removals) within its bounds, for the smallest s that meets the target, else the
+        largest."""
         moves = np.flatnonzero(removals)
         if not len(moves):
             return np.minimum(start, most)
@@ -262,14 +322,14 @@ class Budget:
             kept = self._rounded_up(start - np.floor(factor * removals + _ROUNDING).astype(np.int64))
             return np.minimum(np.maximum(kept, self._minimum), most)
 
-        found = bisect_left(factors, True, key=lambda factor: bool(self.macs(scaled(factor)) <= self._limit))
+        found = bisect_left(factors, True, key=lambda factor: bool(self.macs(scaled(factor)) <= self._most))
         return scaled(factors[min(found, len(factors) - 1)])
 
     def _give_back(self, plan: IntArray, start: IntArray, removals: IntArray, most: IntArray) -> IntArray:
-        """Adds single steps, each time to the group that lost the largest part of its removals, while one fits."""
+        """Add single steps while one fits, each to the group that has lost the largest part of its removals."""
         while True:
             up = np.minimum(self._rounded_up(plan + 1), most) - plan  # [G]
-            fits = (up > 0) & (self.macs(plan + np.diag(up)) <= self._limit)
+            fits = (up > 0) & (self.macs(plan + np.diag(up)) <= self._most)
             if not fits.any():
                 return plan
             lost = np.where(fits, (start - plan) / np.maximum(removals, 1), -np.inf)
@@ -277,7 +337,7 @@ class Budget:
             plan[group] += up[group]
 
     def _exchange(self, plan: IntArray, ceiling: IntArray) -> IntArray:
-        """Exchanges filters between groups, by as few steps as it takes to come within the tolerance."""
+        """Exchange filters between groups, by as few steps as possible, until the plan is within the tolerance."""
         for reach in (1, 2, 4, 8, 16):
             if self.macs(plan) >= self._enough:
                 break
@@ -286,7 +346,7 @@ class Budget:
         return plan
 
     def _exchange_pairs(self, plan: IntArray, ceiling: IntArray, reach: int) -> IntArray:
-        """Climbs by the best change of two groups at a time; finds the combinations that small networks need."""
+        """Climb by the best change of two groups at a time. Small networks need such combinations."""
         macs = int(self.macs(plan))
         lowest, highest = self._steps(self._minimum), self._steps(ceiling)
         moves = np.stack(np.meshgrid(*2 * [np.arange(-reach, reach + 1)]), -1).reshape(-1, 2)  # [M, 2]
@@ -298,13 +358,14 @@ class Budget:
                 steps[:, pair] += moves
                 plans = np.minimum(np.clip(steps, lowest, highest) * self.round_to, ceiling)
                 costs = self.macs(plans)
-                best = int(np.argmax(np.where(costs <= self._limit, costs, -1)))
-                if macs < costs[best] <= self._limit:
+                best = int(np.argmax(np.where(costs <= self._most, costs, -1)))
+                if macs < costs[best] <= self._most:
                     plan, macs, improved = plans[best], int(costs[best]), True
         return plan
 
     def _exchange_with_all(self, plan: IntArray, ceiling: IntArray, reach: int) -> IntArray:
-        """Steps up in one group, paid for by the same fraction of all others; for a group that is in every layer."""
+        """Add steps to one group and remove the same fraction from all others. Groups that span many layers need
+        this."""
         macs = int(self.macs(plan))
         for group in range(len(plan)):
             if macs >= self._enough:
@@ -313,7 +374,7 @@ class Budget:
             start[group] = min((self._steps(plan)[group] + reach) * self.round_to, ceiling[group])
             others[group] = 0
             candidate = self._give_back(self._scale(start, others, start), start, others, start)
-            if macs < (cost := int(self.macs(candidate))) <= self._limit:
+            if macs < (cost := int(self.macs(candidate))) <= self._most:
                 plan, macs = candidate, cost
         return plan
 

@@ -1,71 +1,68 @@
-"""Recovery between rounds: the pruned network is distilled for a few batches and carries its weights on.
+"""The network of an episode whose weights are carried from round to round.
 
-A plan no longer names a network then: what a filter weighs depends on the rounds before.
+After every round the smaller network is distilled for some batches and keeps its weights. A plan then no longer names
+one network, because the weights of a filter depend on the rounds before.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from ..data import DataSplits
-from ..data.objective import Loss
-from ..pruning import Plan, PruningGroup, build, restrict
+from ..pruning import Plan, build, restrict
+from ..pruning.problem import PruningProblem
 from ..training.distillation import DistillationConfig, distill
-from .config import EnvConfig
+from ..training.fit import RunOptions
 
 
 class CarriedWeights:
-    """The network of an episode whose weights are carried from round to round. Off when no batches are asked for."""
+    """Cuts and distils one network, round by round.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        data: DataSplits,
-        groups: Sequence[PruningGroup],
-        ranking: Mapping[str, torch.Tensor],
-        config: EnvConfig,
-        device: torch.device | str,
-        loss: Loss | None = None,
-    ) -> None:
-        self.on = config.round_finetune_batches > 0
-        self._loss = loss
-        self._teacher, self._data, self._device = model, data, device
-        self._batches, self._seed = config.round_finetune_batches, config.problem_seed
-        self._original = (groups, ranking)
+    Args:
+        problem: The original network, which is also the teacher, its data and its loss.
+        batches: Batches of distillation after every round; 0 turns the whole object off.
+        device: Device of the training.
+    """
+
+    def __init__(self, problem: PruningProblem, batches: int, device: torch.device) -> None:
+        self._problem, self._batches, self._device = problem, batches, device
         self.reset()
 
+    @property
+    def on(self) -> bool:
+        """Whether weights are carried at all."""
+        return self._batches > 0
+
     def reset(self) -> None:
-        """Back to the unpruned network."""
-        self._network = self._teacher
-        self._groups, self._ranking = self._original
+        """Return to the original network."""
+        self._network = self._problem.model
+        self._groups, self._ranking = list(self._problem.groups), self._problem.ranking
 
     def step(self, plan: Plan, round_number: int) -> None:
-        """Cuts the carried network down to `plan` and distils it."""
+        """Cut the network to a plan and distil it."""
         smaller = build(self._network, self._groups, self._ranking, plan)
         self._groups, self._ranking = restrict(self._groups, self._ranking, plan)
-        batch_size = min(128, len(self._data.train))
+        images = len(self._problem.data.train)
+        batch_size = min(128, images)
         config = DistillationConfig(
-            epochs=self._batches / max(1, len(self._data.train) // batch_size),
+            epochs=self._batches / max(1, images // batch_size),
             min_steps=0,
             batch_size=batch_size,
             ema_decay=0.0,
-            seed=self._seed + round_number,
+            select_best=False,
+            seed=self._problem.config.problem_seed + round_number,
         )
         self._network = distill(
             smaller,
-            self._teacher,
-            self._data,
+            self._problem.model,
+            self._problem.data,
             config,
-            loss=self._loss,
-            select_best=False,
-            device=self._device,
-            progress=False,
+            loss=self._problem.loss,
+            run=RunOptions(self._device, progress=False),
         )
 
     def network(self) -> nn.Module:
-        """A copy of the carried network."""
+        """Return a copy of the network."""
         return copy.deepcopy(self._network)

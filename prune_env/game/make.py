@@ -1,21 +1,19 @@
-"""From names to an environment: loads the data, loads or trains the network, and wires them."""
+"""Make an environment from names: load the data, load or train the network, create the problem."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-import torch
+from typing import Any
 
 from ..common.expect import expect
 from ..data import DataSplits, as_splits
-from ..evaluation.workers import EvaluatorKind
+from ..evaluation.resources import Resources
 from ..training.pretrained import pretrained, with_network_normalisation
 from .config import EnvConfig
 from .env import FilterPruneEnv
-from .tabulated import Table, TabulatedEvaluator
+from .validation import check_rules
 
 
 def make_env(
@@ -24,46 +22,49 @@ def make_env(
     weights: str | Path | None = None,
     *,
     render_mode: str | None = None,
-    device: torch.device | str = "cpu",
-    cache: str | Path | None = None,
-    evaluator: EvaluatorKind | Literal["table"] = "local",
-    workers: int | None = None,
     progress: bool = True,
-    **config: Any,
+    **settings: Any,
 ) -> FilterPruneEnv:
-    """The environment of a registered network.
+    """Make the environment of a registered network.
 
-    cache, evaluator, workers   see `FilterPruneEnv`; the evaluator 'table', besides, looks up what every plan of
-                                small_cnn on digits is worth, see `prune_env.evaluation.table`
-    config  fields of `EnvConfig`
-    Raises TypeError for an unknown setting and for arguments of other types, and what `EnvConfig`, `load`, `pretrained`
-    and `FilterPruneEnv` raise.
+    Args:
+        network: A registered name, see `prune_env.networks.list_networks`.
+        data: digits, cifar10, cifar100, an image folder, or splits.
+        weights: A file with trained weights. Without it the network is trained once and cached.
+        render_mode: ansi, rgb_array or None.
+        progress: Show progress while training.
+        **settings: Fields of `EnvConfig` (target_macs, rounds, ...) and of `Resources` (device, backend, workers,
+            cache).
+
+    Raises:
+        TypeError: A setting is unknown, or an argument has another type.
+        ValueError: A setting is not allowed, or network, data and weights do not fit together.
+        DataError: The data are missing or damaged.
+
+    Example:
+        >>> env = make_env("resnet20", "cifar10", target_macs=0.5, device="cuda")
     """
-    expect(
-        network, str, "network must be a registered name", "for a network of your own take FilterPruneEnv(model, data)"
-    )
-    if evaluator not in (kinds := (*get_args(EvaluatorKind), "table")):
-        raise ValueError(f"evaluator {evaluator!r} is unknown; choose one of {', '.join(kinds)}")
-    names = [field.name for field in fields(EnvConfig)]
-    if unknown := [name for name in config if name not in names]:
-        close = get_close_matches(unknown[0], names, 1)
-        told = f"did you mean {close[0]!r}?" if close else f"choose among {', '.join(names)}"
-        raise TypeError(f"make_env has no setting {unknown[0]!r}; {told}")
-    table = Table.load() if evaluator == "table" else None
-    settings = table.config(config, cache) if table else EnvConfig(**config)  # told before minutes of training
+    expect(network, str, "network must be a registered name", "for your own network use FilterPruneEnv.from_model")
+    config, resources = split_settings(settings)
+    check_rules(config, None, render_mode)  # before a network is trained
     splits = with_network_normalisation(network, as_splits(data))
-    model = (table.pretrained if table else pretrained)(network, splits, weights, device=device, progress=progress)
-    env = FilterPruneEnv(
-        model,
-        splits,
-        settings,
-        render_mode=render_mode,
-        device=device,
-        cache=cache,
-        evaluator="local" if evaluator == "table" else evaluator,
-        workers=workers,
+    model = pretrained(network, splits, weights, device=resources.device, progress=progress)
+    return FilterPruneEnv.from_model(model, splits, config, render_mode=render_mode, resources=resources)
+
+
+def split_settings(settings: dict[str, Any]) -> tuple[EnvConfig, Resources]:
+    """Split flat settings into an `EnvConfig` and `Resources`.
+
+    Raises:
+        TypeError: A setting belongs to neither; the message suggests a similar name.
+    """
+    names = {kind: {field.name for field in fields(kind)} for kind in (EnvConfig, Resources)}
+    known = [field.name for kind in (EnvConfig, Resources) for field in fields(kind)]
+    if unknown := [name for name in settings if name not in known]:
+        close = get_close_matches(unknown[0], known, 1)
+        remedy = f"did you mean {close[0]!r}?" if close else f"choose among {', '.join(known)}"
+        raise TypeError(f"unknown setting {unknown[0]!r}; {remedy}")
+    config, resources = (
+        {name: value for name, value in settings.items() if name in names[kind]} for kind in (EnvConfig, Resources)
     )
-    if table:
-        env.evaluator = TabulatedEvaluator(table, settings.target_macs, env.evaluator)
-        env._start()
-    return env
+    return EnvConfig(**config), Resources(**resources)

@@ -1,4 +1,4 @@
-"""The pruned network at a glance, as text and as a picture: a line for every agent, and one for the network."""
+"""Show the current state of the game, as text or as an image: one line per agent and one for the whole network."""
 
 from __future__ import annotations
 
@@ -10,33 +10,64 @@ import numpy as np
 
 from ..common.figure_style import BLUE, FAINT, GREY, INK, new_figure
 
-BAR = 20
+MODES = ("ansi", "rgb_array")
+"""Render modes of the environment; each is the name of a function in this module."""
+BAR_LENGTH = 20
 """Characters of a full bar."""
-NAME = 24
-"""Characters of layer names that are shown, the last ones."""
-DPI, PICTURE_WIDTH, ROW_HEIGHT = 100, 8.0, 0.24
+LAYERS_LENGTH = 24
+"""Longest text that names an agent's layers, in characters."""
+DPI = 100
+WIDTH, ROW_HEIGHT = 8.0, 0.24
+"""Size of the image and of one of its rows, in inches."""
+HEADINGS = ("agent", "layers", "filters kept", "", "MACs", "last rate")
+COLUMNS = ((0.02, "left"), (0.12, "left"), (0.35, "left"), (0.76, "right"), (0.87, "right"), (0.98, "right"))
+"""Position (as a fraction of the width) and alignment of each column of the image."""
+BAR_LEFT, BAR_RIGHT = 0.35, 0.63
+"""Where the bars of the image start and where a full bar ends, as fractions of the width."""
 
 
 @dataclass(frozen=True)
 class RenderRow:
-    """What one agent's line shows."""
+    """The state of one agent."""
 
     agent: str
     layers: tuple[str, ...]
+    """Paths of the agent's layers."""
     filters_before: int
     filters_after: int
     macs_share: float
-    """of the pruned network's MACs, as a fraction"""
+    """Share of the pruned network's MACs, as a fraction."""
     last_rate: float
-    """fraction of the filters that went in the last round"""
+    """Fraction of the filters that the last round removed."""
 
 
-def ansi(
-    rows: Sequence[RenderRow], accuracy: float, macs_ratio: float, params_ratio: float, round: int, rounds: int
-) -> str:
-    """Plain text without colours, one line more than `rows`. Raises ValueError if there are none.
+@dataclass(frozen=True)
+class RenderTotals:
+    """The state of the whole network."""
 
-    accuracy, macs_ratio, params_ratio  fractions; the ratios are to the unpruned network
+    accuracy: float
+    """Last known accuracy, as a fraction."""
+    macs_ratio: float
+    """MACs as a fraction of the original network's."""
+    params_ratio: float
+    """Parameters as a fraction of the original network's."""
+    round: int
+    """Rounds played so far."""
+    rounds: int
+    """Rounds of an episode."""
+
+    def __str__(self) -> str:
+        return (
+            f"round {self.round} of {self.rounds}   accuracy {100 * self.accuracy:.2f} %   MACs "
+            f"{100 * self.macs_ratio:.1f} % and parameters {100 * self.params_ratio:.1f} % of the original"
+        )
+
+
+def ansi(rows: Sequence[RenderRow], totals: RenderTotals) -> str:
+    """Return the state as plain text without colours: one aligned line per row, then the totals.
+
+    Raises:
+        ValueError: There are no rows.
     """
     _check(rows)
     agents, layers = max(len(row.agent) for row in rows), max(len(_layers(row)) for row in rows)
@@ -47,47 +78,35 @@ def ansi(
         f"last {100 * row.last_rate:5.1f} %"
         for row in rows
     ]
-    return "\n".join((*lines, _totals(accuracy, macs_ratio, params_ratio, round, rounds)))
+    return "\n".join((*lines, str(totals)))
 
 
-def rgb_array(
-    rows: Sequence[RenderRow], accuracy: float, macs_ratio: float, params_ratio: float, round: int, rounds: int
-) -> np.ndarray:
-    """The same as a picture: uint8 [H, W, 3], 800 pixels wide, its height given by the number of rows alone.
+def rgb_array(rows: Sequence[RenderRow], totals: RenderTotals) -> np.ndarray:
+    """Return the state as an image, uint8 [H, W, 3].
 
-    Raises ValueError if there are no rows, ImportError without matplotlib.
+    The image is 800 pixels wide. Its height depends only on the number of rows.
+
+    Raises:
+        ValueError: There are no rows.
+        ImportError: Matplotlib is not installed.
     """
     _check(rows)
-    figure = new_figure(PICTURE_WIDTH, ROW_HEIGHT * (len(rows) + 3), DPI)  # first: words for a missing matplotlib
+    figure = new_figure(WIDTH, ROW_HEIGHT * (len(rows) + 3), DPI)  # reports a missing matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(len(rows) + 1.5, -1.5))
-    look: dict[str, Any] = {"fontsize": 9, "va": "center_baseline", "family": "DejaVu Sans", "color": INK}
-    left, right = 0.35, 0.63  # of the bars
-    places = ((0.02, "left"), (0.12, "left"), (left, "left"), (0.76, "right"), (0.87, "right"), (0.98, "right"))
-    cells = [
-        (
-            row.agent,
-            _layers(row),
-            "",
-            f"{row.filters_after} of {row.filters_before}",
-            f"{100 * row.macs_share:.1f} %",
-            f"{100 * row.last_rate:.1f} %",
-        )
-        for row in rows
-    ]
-    headings = ("agent", "layers", "filters that stay", "", "MACs", "last rate")
-    for number, line in enumerate((headings, *cells), -1):
-        for (x, side), text in zip(places, line, strict=True):
-            axes.text(x, number, text, ha=side, **{**look, "color": GREY if number < 0 else INK})
-    kept = [(right - left) * row.filters_after / row.filters_before for row in rows]
-    axes.barh(range(len(rows)), right - left, left=left, height=0.7, color=FAINT, linewidth=0)
-    axes.barh(range(len(rows)), kept, left=left, height=0.7, color=BLUE, linewidth=0)
-    totals = _totals(accuracy, macs_ratio, params_ratio, round, rounds)
-    axes.text(0.02, len(rows) + 0.4, totals, fontweight="bold", **look)
+    text: dict[str, Any] = {"fontsize": 9, "va": "center_baseline", "family": "DejaVu Sans"}
+    for number, line in enumerate((HEADINGS, *map(_cells, rows)), -1):
+        for (x, side), cell in zip(COLUMNS, line, strict=True):
+            axes.text(x, number, cell, ha=side, color=GREY if number < 0 else INK, **text)
+    full = BAR_RIGHT - BAR_LEFT
+    kept = [full * row.filters_after / row.filters_before for row in rows]
+    for lengths, colour in ((full, FAINT), (kept, BLUE)):
+        axes.barh(range(len(rows)), lengths, left=BAR_LEFT, height=0.7, color=colour, linewidth=0)
+    axes.text(COLUMNS[0][0], len(rows) + 0.4, str(totals), fontweight="bold", color=INK, **text)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3].copy()
@@ -95,24 +114,23 @@ def rgb_array(
 
 def _check(rows: Sequence[RenderRow]) -> None:
     if not rows:
-        raise ValueError("nothing to show: rows is empty; give one RenderRow for every agent")
+        raise ValueError("rows must have at least one RenderRow, one per agent; got none")
+
+
+def _cells(row: RenderRow) -> tuple[str, ...]:
+    """Return the texts of a row of the image; the bar leaves the third one empty."""
+    kept = f"{row.filters_after} of {row.filters_before}"
+    return row.agent, _layers(row), "", kept, f"{100 * row.macs_share:.1f} %", f"{100 * row.last_rate:.1f} %"
 
 
 def _layers(row: RenderRow) -> str:
-    """The first layer's path, shortened from the left, and how many more there are."""
+    """Return the path of the first layer, shortened at its start, and the number of further layers."""
     more = f" +{len(row.layers) - 1}" if len(row.layers) > 1 else ""
-    path, space = row.layers[0], NAME - len(more)
+    path, space = row.layers[0], LAYERS_LENGTH - len(more)
     return (path if len(path) <= space else "…" + path[1 - space :]) + more
 
 
 def _bar(share: float) -> str:
-    """Full only if nothing went, empty only below an eighth of a character."""
-    eighths = int(8 * BAR * share)
-    return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8]).ljust(BAR)[:BAR]
-
-
-def _totals(accuracy: float, macs_ratio: float, params_ratio: float, round: int, rounds: int) -> str:
-    return (
-        f"round {round} of {rounds}   accuracy {100 * accuracy:.2f} %   MACs {100 * macs_ratio:.1f} % and parameters "
-        f"{100 * params_ratio:.1f} % of the original"
-    )
+    """Return a bar of text. It is full only if every filter is kept."""
+    eighths = int(8 * BAR_LENGTH * share)
+    return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8]).ljust(BAR_LENGTH)[:BAR_LENGTH]

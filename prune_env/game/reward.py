@@ -1,7 +1,7 @@
-"""Reward functions: pure, of one round, and the same number for every agent.
+"""Reward functions: pure functions of one round. All agents get the same number.
 
-Accuracies are fractions of the reward images in [0, 1]; MACs are fractions of the unpruned network's. A round whose
-network was not evaluated passes the last known accuracy on, so that its accuracy term is 0.
+Accuracies are fractions of the reward images in [0, 1]; MACs are fractions of the original network's. A round that was
+not evaluated repeats the last known accuracy, so its accuracy term is 0.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class RewardInput:
-    """What one round did. Raises ValueError if the unpruned network gets nothing right."""
+    """Accuracy and cost before and after one round.
+
+    Raises:
+        ValueError: The original accuracy is not above 0.
+    """
 
     accuracy_before: float
     accuracy_after: float
@@ -27,36 +31,65 @@ class RewardInput:
     def __post_init__(self) -> None:
         if not self.original_accuracy > 0:
             raise ValueError(
-                f"original_accuracy must be above 0, got {self.original_accuracy}: there is nothing to keep; train the "
-                "network first, and check that data and normalisation are those it was trained with"
+                f"original_accuracy must be above 0, got {self.original_accuracy}: train the network first, and check "
+                "that data and normalisation are those it was trained with"
             )
 
 
 class RoundReward(NamedTuple):
-    """The team's reward for a round, and whether the network is so bad that the episode ends here."""
+    """The team's reward for a round."""
 
     reward: float
     ended: bool = False
+    """Whether the network is so bad that the episode ends here."""
 
 
 RewardFunction = Callable[[RewardInput], RoundReward]
 
+REWARDS: dict[str, RewardFunction] = {}
+"""Registered reward functions by name."""
 
+
+def register_reward(name: str) -> Callable[[RewardFunction], RewardFunction]:
+    """Register a reward function under a name that `EnvConfig.reward` accepts.
+
+    Example:
+        >>> @register_reward("squared")
+        ... def squared(step):
+        ...     return RoundReward((step.accuracy_after / step.original_accuracy) ** 2 if step.last else 0.0)
+
+    Raises:
+        ValueError: The name is registered already.
+    """
+    if name in REWARDS:
+        raise ValueError(f"reward {name!r} is registered already; choose another name")
+
+    def register(function: RewardFunction) -> RewardFunction:
+        REWARDS[name] = function
+        return function
+
+    return register
+
+
+@register_reward("budget")
 def budget(step: RewardInput) -> RoundReward:
-    """The change of accuracy / original accuracy, for tasks whose budget fixes the cost.
+    """Pay the change of accuracy / original accuracy, for tasks in which the budget fixes the cost.
 
-    It is a difference of potentials (Ng, Harada & Russell 1999), so an episode's return is the final accuracy ratio
-    minus one, whether or not the rounds in between were evaluated.
+    The reward is a difference of potentials (Ng, Harada & Russell 1999). An episode's return is therefore the final
+    accuracy ratio minus one, whether or not earlier rounds were evaluated.
     """
     return RoundReward((step.accuracy_after - step.accuracy_before) / step.original_accuracy)
 
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """The change of accuracy ratio plus `macs_weight` times the MACs saved, for tasks without a budget.
+    """Pay the change of the accuracy ratio plus `macs_weight` times the saved MACs, for tasks without a budget.
 
-    An episode's return is (accuracy ratio - 1) + macs_weight * (1 - MACs ratio). With 0.5, saving half of the MACs is
-    worth a quarter of the accuracy. The episode ends when the accuracy ratio falls below `accuracy_floor`.
+    An episode's return is (accuracy ratio - 1) + macs_weight * (1 - MACs ratio). With 0.5, half of the MACs are worth a
+    quarter of the accuracy. The episode ends when the accuracy ratio falls below `accuracy_floor`.
+
+    Raises:
+        ValueError: A field lies outside its range.
     """
 
     macs_weight: float = 0.5
@@ -67,47 +100,28 @@ class Tradeoff:
             raise ValueError(f"macs_weight must not be negative, got {self.macs_weight}; 0 pays for accuracy alone")
         if not 0 <= self.accuracy_floor <= 1:
             raise ValueError(
-                f"accuracy_floor must be in [0, 1], a fraction of the unpruned accuracy; got {self.accuracy_floor}"
+                f"accuracy_floor must be in [0, 1], a fraction of the original accuracy; got {self.accuracy_floor}"
             )
 
     def __call__(self, step: RewardInput) -> RoundReward:
         accuracy = (step.accuracy_after - step.accuracy_before) / step.original_accuracy
         saved = step.macs_before - step.macs_after
-        ended = tradeoff_ended(step.accuracy_after / step.original_accuracy, self.accuracy_floor)
+        ended = step.accuracy_after / step.original_accuracy < self.accuracy_floor
         return RoundReward(accuracy + self.macs_weight * saved, ended)
 
 
-def tradeoff_ended(accuracy_ratio: float, floor: float) -> bool:
-    """Whether so little accuracy is left that the network is lost; exactly on the floor it is not."""
-    return accuracy_ratio < floor
+register_reward("tradeoff")(Tradeoff())
 
 
+@register_reward("amc")
 def amc(step: RewardInput) -> RoundReward:
-    """-error * log4(2 + 2 * MACs ratio) in the last round and 0 before, in [-1, 0].
+    """Pay -error * log4(2 + 2 * MACs ratio) in the last round and 0 before; the reward lies in [-1, 0].
 
-    AMC (He et al. 2018, arXiv:1802.03494) pays -error * log(FLOPs). With raw MACs the logarithm of a constant drowns
-    the accuracy (values of -13.6), and with the bare ratio it changes sign, so that errors would pay. This logarithm is
-    1 for the unpruned network and falls to 1/2 as the MACs go to 0: fewer errors and fewer MACs are always better, and
-    an error never comes free.
+    AMC (He et al. 2018, arXiv:1802.03494) pays -error * log(FLOPs). With raw MACs, the constant inside the logarithm
+    dominates the accuracy (values of -13.6). With the bare ratio, the logarithm changes sign and errors would pay. The
+    logarithm used here is 1 for the original network and falls to 1/2 as the MACs go to 0, so fewer errors and fewer
+    MACs are always better.
     """
     if not step.last:
         return RoundReward(0.0)
     return RoundReward(-(1 - step.accuracy_after) * log(2 + 2 * step.macs_after, 4))
-
-
-REWARDS: dict[str, RewardFunction] = {"budget": budget, "tradeoff": Tradeoff(), "amc": amc}
-
-
-def get_reward(reward: str | RewardFunction) -> RewardFunction:
-    """The registered function of that name; a function of one's own is returned as it is.
-
-    Raises ValueError that lists the names.
-    """
-    if callable(reward):
-        return reward
-    if reward not in REWARDS:
-        raise ValueError(
-            f"reward {reward!r} is unknown; choose one of {', '.join(sorted(REWARDS))}, or pass a function of "
-            "RewardInput that returns a RoundReward"
-        )
-    return REWARDS[reward]

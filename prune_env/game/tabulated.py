@@ -1,10 +1,9 @@
-"""A problem whose every answer is known: the small network on digits, all plans of three budgets evaluated once.
+"""The tabulated problem: a small network on digits whose every plan of three budgets was evaluated once.
 
-Plans that cut a single group are there as well, for those who look how sensitive each is.
-
-Nothing is run when a plan is asked for, and the true optimum is known, so that algorithms can be compared in minutes.
-The file holds the network, too: another training of it would be another problem. `python -m benchmarks.make.tabulate`
-made it. Letters: P plans, G groups.
+Plans that cut a single group are tabulated as well, for methods that measure how sensitive each group is. No network
+runs when a plan is evaluated, and the true optimum is known, so algorithms can be compared in minutes. The file also
+holds the network's weights, because another training would give another problem. It was made by `python -m
+benchmarks.make.tabulate`. Letters: P plans, G groups.
 """
 
 from __future__ import annotations
@@ -14,65 +13,67 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from ..common.files import replacing
-from ..data import DataSplits
+from ..data import DataError, DataSplits, load
+from ..evaluation.config import EvaluationConfig
+from ..evaluation.live import LiveEvaluator
 from ..networks.registry import create
 from ..pruning import Plan
+from ..pruning.problem import PruningProblem
 from .config import EnvConfig
-
-if TYPE_CHECKING:
-    from ..evaluation.evaluator import Evaluator
-    from ..evaluation.racing import Race
+from .env import FilterPruneEnv
+from .validation import check_rules
 
 FILE = Path(__file__).with_name("small_cnn_digits.npz")
 FIXED = ("round_to", "importance", "reward_images", "calibration_images", "problem_seed")
-"""Settings that an answer depends on; all others are free, but for those that `Table.config` names."""
+"""Settings that the tabulated accuracies depend on. `Table.config` names other restrictions; the rest is free."""
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Accuracies of all plans that meet one of several budgets, and of all that cut a single group.
-
-    settings  what was tabulated: network, data and its fingerprint, `targets`, images, and the settings in FIXED
-    weights   the network's state dict; parameters in float16, of which float32 is made again without loss
-    plans     filters kept, uint8 [P, G]
-    target    which of the targets each plan meets: an index into settings["targets"], or its length for none; uint8 [P]
-    right     reward images that each plan's network gets right, uint16 [P]; `original_right` are the unpruned one's
-    """
+    """Accuracies of all plans that meet one of several targets, and of all plans that cut a single group."""
 
     settings: Mapping[str, Any]
+    """What was tabulated: network, data and fingerprint of the images, `targets`, `images`, and the FIXED settings."""
     weights: Mapping[str, np.ndarray] = field(repr=False)
-    plans: np.ndarray = field(repr=False)
-    target: np.ndarray = field(repr=False)
-    right: np.ndarray = field(repr=False)
+    """State dict of the network. Parameters are float16 and convert to float32 without loss."""
+    plans: np.ndarray = field(repr=False)  # uint8 [P, G]
+    """Filters kept by each plan."""
+    target: np.ndarray = field(repr=False)  # uint8 [P]
+    """The target that each plan meets: an index into settings["targets"], or its length for none."""
+    correct: np.ndarray = field(repr=False)  # uint16 [P]
+    """Reward images that each plan's network classifies correctly; settings["original_correct"] for the original."""
 
     @classmethod
     def load(cls, file: Path = FILE) -> Table:
-        """Raises FileNotFoundError without the file."""
+        """Read a table.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+        """
         with np.load(file, allow_pickle=False) as arrays:
             weights = {
                 name.removeprefix("weights."): arrays[name] for name in arrays.files if name.startswith("weights.")
             }
-            numbers = (arrays[name] for name in ("plans", "target", "right"))
+            numbers = (arrays[name] for name in ("plans", "target", "correct"))
             return cls(json.loads(str(arrays["settings"])), weights, *numbers)
 
     def save(self, file: Path = FILE) -> None:
-        """Written to a temporary name and renamed."""
-        arrays: dict[str, Any] = {name: getattr(self, name) for name in ("plans", "target", "right")}
+        """Write the table under a temporary name and rename it."""
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in ("plans", "target", "correct")}
         arrays |= {f"weights.{name}": value for name, value in self.weights.items()}
         with replacing(file) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, settings=np.array(json.dumps(dict(self.settings))), **arrays)
 
     def network(self) -> nn.Module:
-        """The unpruned network, float32, in eval mode."""
-        channels, classes = self.settings["channels"], self.settings["classes"]
-        network = create(self.settings["network"], classes, channels)
+        """Return the original network, float32, in eval mode."""
+        network = create(self.settings["network"], self.settings["classes"], self.settings["channels"])
         state = {
             name: torch.from_numpy(value.astype(np.float32) if value.dtype == np.float16 else value.copy())
             for name, value in self.weights.items()
@@ -80,107 +81,142 @@ class Table:
         network.load_state_dict(state)
         return network.eval()
 
-    def config(self, given: Mapping[str, Any], cache: object = None) -> EnvConfig:
-        """The table's settings with those that are `given`, checked.
+    def config(self, settings: Mapping[str, Any]) -> EnvConfig:
+        """Return the table's settings, updated by the given fields of `EnvConfig`.
 
-        Raises ValueError that names the setting which the table does not answer for.
+        Raises:
+            ValueError: The table has no accuracies for a setting; the message names it.
         """
-        if cache is not None:
-            raise ValueError(
-                f"cache={str(cache)!r} has no place beside evaluator 'table', which holds all answers; leave it out"
-            )
-        config = EnvConfig(**{**{name: self.settings[name] for name in FIXED}, **given})
-        wanted = asdict(config)
+        config = EnvConfig(**{**{name: self.settings[name] for name in FIXED}, **settings})
+        values = asdict(config)
         for name in FIXED:
-            if wanted[name] != self.settings[name]:
+            if values[name] != self.settings[name]:
                 raise ValueError(
-                    f"{name}={wanted[name]!r} is not what was tabulated: evaluator 'table' answers for "
-                    f"{name}={self.settings[name]!r}; leave it out, or take evaluator 'local'"
+                    f"{name}={values[name]!r} was not tabulated; the tabulated problem has {name}="
+                    f"{self.settings[name]!r}: leave the setting out, or use make_env"
                 )
         if config.target_macs not in self.settings["targets"]:
             raise ValueError(
-                f"target_macs={config.target_macs} is not tabulated; evaluator 'table' knows the plans of "
+                f"target_macs={config.target_macs} was not tabulated; choose one of "
                 f"{', '.join(map(str, self.settings['targets']))}"
             )
-        if config.measure_at != 1:
-            raise ValueError(
-                f"measure_at={config.measure_at} asks for plans that are not tabulated; leave it out, or take "
-                "evaluator 'local'"
-            )
-        for name in ("every_round", "finetune_batches", "round_finetune_batches", "racing"):
-            if wanted[name]:
+        for name in ("every_round", "finetune_batches", "round_finetune_batches"):
+            if values[name]:
                 raise ValueError(
-                    f"{name}={wanted[name]!r} asks for more than finished plans of the original weights, and "
-                    "evaluator 'table' knows no others; leave it out, or take evaluator 'local'"
+                    f"{name}={values[name]!r} needs accuracies that were not tabulated: the table holds finished plans "
+                    "with the original weights only; leave the setting out, or use make_env"
                 )
         return config
 
-    def pretrained(self, network: str, data: DataSplits, weights: object = None, **_: object) -> nn.Module:
-        """The unpruned network, if it is the one that is asked for; in place of `networks.pretrained`.
+    def data(self) -> DataSplits:
+        """Return the data of the table.
 
-        Raises ValueError unless network and images are those of the table, and for weights of one's own.
+        Raises:
+            DataError: The images differ from those of the table.
         """
-        known = self.settings
-        if (network, images_fingerprint(data)) != (known["network"], known["fingerprint"]):
-            raise ValueError(
-                f"network {network!r} on data {data.name!r} is not tabulated: evaluator 'table' answers for "
-                f"{known['network']!r} on {known['data']!r} as scikit-learn ships it; take evaluator 'local'"
+        data = load(self.settings["data"])
+        if images_fingerprint(data) != self.settings["fingerprint"]:
+            raise DataError(
+                f"the installed images of {data.name!r} differ from those that were tabulated; install the release of "
+                "scikit-learn with the original images, or use make_env"
             )
-        if weights is not None:
-            raise ValueError(
-                f"weights={str(weights)!r} has no place beside evaluator 'table', which holds the network; leave it out"
-            )
-        return self.network()
+        return data
+
+    def accuracies(self, target: int) -> dict[Plan, float]:
+        """Return the accuracy of every plan with this index in `target`."""
+        chosen = self.target == target
+        plans = map(tuple, self.plans[chosen].tolist())
+        return dict(zip(plans, (self.correct[chosen] / self.settings["images"]).tolist(), strict=True))
 
 
 class TabulatedEvaluator:
-    """Stands where an `Evaluator` stands and looks up the accuracies of one target's plans.
+    """Looks up the accuracies of the plans that meet one target. See `Evaluator` for the methods.
 
-    What a table cannot know is left to the evaluator that it stands for: statistics of a network that is wanted as a
-    module, and the accuracy of one with weights of its own.
+    Networks, and accuracies of networks with other weights, come from a live evaluator.
+
+    Args:
+        table: The tabulated accuracies.
+        target_macs: One of the table's targets.
+        live: An evaluator for the same problem.
     """
 
-    def __init__(self, table: Table, target_macs: float | None, measuring: Evaluator | TabulatedEvaluator) -> None:
-        self._measuring, self._target = measuring, target_macs
-        images, targets = table.settings["images"], table.settings["targets"]
-
-        def accuracies(target: int) -> dict[Plan, float]:
-            mine = table.target == target
-            plans = map(tuple, table.plans[mine].tolist())
-            return dict(zip(plans, (table.right[mine] / images).tolist(), strict=True))
-
-        self.accuracies: Mapping[Plan, float] = accuracies(targets.index(target_macs))
-        """Of every plan that meets the target."""
-        self._known = accuracies(len(targets)) | self.accuracies
-        self.original_accuracy: float = table.settings["original_right"] / images
+    def __init__(self, table: Table, target_macs: float | None, live: LiveEvaluator) -> None:
+        self._live, self._target = live, target_macs
+        targets = table.settings["targets"]
+        self.accuracies: Mapping[Plan, float] = table.accuracies(targets.index(target_macs))
+        """Accuracy of every plan that meets the target."""
+        self._known = table.accuracies(len(targets)) | self.accuracies
+        self.problem: PruningProblem = live.problem
+        self.config: EvaluationConfig = live.config
+        self.device = live.device
+        self.original_accuracy: float = table.settings["original_correct"] / table.settings["images"]
         self.optimum = max(self.accuracies.values())
-        """The best that any algorithm can find."""
+        """The highest accuracy that any algorithm can find."""
         self._round_to = table.settings["round_to"]
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # while a copy is being unpickled
-            raise AttributeError(name)
-        return getattr(self._measuring, name)
+    def accuracy(self, plan: Plan) -> float:
+        """Return the tabulated accuracy.
 
-    def submit(self, plan: Plan, race: Race | None = None) -> None:
-        """Nothing to begin with."""
-
-    def accuracy(self, plan: Plan, race: Race | None = None) -> float:
-        """The tabulated accuracy. Raises ValueError for a plan that is not in the table."""
+        Raises:
+            ValueError: The plan is not in the table.
+        """
         try:
             return self._known[tuple(plan)]
         except KeyError:
             raise ValueError(
-                f"plan {tuple(plan)} is not tabulated: for target_macs={self._target} evaluator 'table' knows the "
-                f"plans whose counts are multiples of {self._round_to} and whose MACs lie at most one point below, and "
-                "those that cut a single group"
+                f"plan {tuple(plan)} was not tabulated; for target_macs={self._target} the table holds the plans whose "
+                f"counts are multiples of {self._round_to} and whose MACs lie at most one point below, and the plans "
+                "that cut a single group"
             ) from None
+
+    def submit(self, plan: Plan) -> None:
+        """Do nothing: every accuracy is known."""
+
+    def accuracy_of(self, network: nn.Module) -> float:
+        """Measure the accuracy of a network."""
+        return self._live.accuracy_of(network)
+
+    def network(self, plan: Plan) -> nn.Module:
+        """Return the plan's network with recalibrated BatchNorm statistics."""
+        return self._live.network(plan)
+
+    def recalibrate(self, network: nn.Module) -> None:
+        """Re-estimate the network's BatchNorm statistics, in place."""
+        self._live.recalibrate(network)
+
+    def remember(self, plan: Plan, accuracy: float) -> None:
+        """Do nothing: every accuracy is known."""
+
+    def close(self) -> None:
+        """Do nothing: there are no workers."""
+
+
+def make_tabulated_env(*, render_mode: str | None = None, **settings: Any) -> FilterPruneEnv:
+    """Make the environment of the tabulated problem: small_cnn on digits, every accuracy known.
+
+    `env.evaluator.optimum` is the highest accuracy that any algorithm can find.
+
+    Args:
+        render_mode: ansi, rgb_array or None.
+        **settings: Fields of `EnvConfig`. `target_macs` is 0.5 (default), 0.3 or 0.2; rates, rounds, `min_filters` and
+            rewards are free.
+
+    Raises:
+        ValueError: A setting was not tabulated.
+        DataError: The installed digits differ from those of the table.
+    """
+    table = Table.load()
+    config = table.config(settings)
+    check_rules(config, None, render_mode)
+    problem = PruningProblem.create(table.network(), table.data(), config)
+    evaluator = TabulatedEvaluator(table, config.target_macs, LiveEvaluator(problem, config))
+    return FilterPruneEnv(problem, config, evaluator=evaluator, render_mode=render_mode)
 
 
 def images_fingerprint(data: DataSplits) -> str:
-    """A fingerprint of the images and labels that answers depend on; the same on every machine."""
-    found = hashlib.blake2b(digest_size=16)
+    """Return a hash of the images and labels that accuracies depend on; the same on every machine."""
+    digest = hashlib.blake2b(digest_size=16)
     for split in (data.calibration, data.reward):
-        found.update(split.images.contiguous().numpy().data)
-        found.update(split.labels.contiguous().numpy().data)
-    return found.hexdigest()
+        digest.update(split.images.contiguous().numpy().data)
+        digest.update(split.labels.contiguous().numpy().data)
+    return digest.hexdigest()

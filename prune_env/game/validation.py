@@ -1,100 +1,142 @@
-"""What network, data and settings must be for a game to be played with them."""
+"""Checks that settings, problem, evaluator and actions of an environment fit together."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
 
-from ..common.device import with_gradients
-from ..common.expect import expect
+import numpy as np
+from gymnasium import spaces
+
 from ..common.fingerprints import qualified_name
-from ..data import DataSplits, check_data
-from ..data.objective import Metric
-from ..evaluation.measurer import Task, batch_size
-from .config import EnvConfig
+from ..data import DataSplits
+from ..data.objective import Loss, Metric, check_loss
+from ..evaluation.config import EvaluationConfig
+from ..evaluation.evaluator import Evaluator
+from ..evaluation.resources import Resources
+from ..pruning.problem import ProblemConfig, PruningProblem
+from . import render
+from .config import EnvConfig, differences
 from .reward import RewardFunction
 
 
-def check_types(model: nn.Module, data: DataSplits, config: EnvConfig | None) -> None:
-    """Raises TypeError where one is something else: a name, most likely, or settings as a dict."""
-    expect(model, nn.Module, "the model must be a network (nn.Module)", 'make_env("small_cnn", "digits") takes names')
-    check_data(data)
-    expect(config, (EnvConfig, type(None)), "config must be an EnvConfig", "write EnvConfig(target_macs=0.5)")
+def check_rules(config: EnvConfig, reward: RewardFunction | None, render_mode: str | None) -> None:
+    """Check what needs neither network nor data, so that nothing expensive happens before an error.
 
-
-@with_gradients  # an inference mode's tensors could not be differentiated through
-def calibration_batches(data: DataSplits, config: EnvConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Normalised calibration images and their labels, for first-order importance."""
-    if config.importance != "taylor":
-        return []
-    if not data.classes:
-        raise ValueError(
-            f"importance 'taylor' differentiates the cross-entropy, which needs classes; data {data.name!r} has "
-            "floating-point targets: choose another importance"
-        )
-    split = data.calibration.balanced(config.calibration_images)
-    batches = zip(split.images.split(125), split.labels.split(125), strict=True)
-    return [(data.normalise(images), labels) for images, labels in batches]
-
-
-def check_budget(config: EnvConfig, reward: RewardFunction | None, metric: Metric | None) -> None:
-    """Reward and racing need what the settings, each legal alone, may not give them."""
+    Raises:
+        ValueError: A target is missing, or the render mode is unknown.
+    """
+    if render_mode is not None and render_mode not in render.MODES:
+        raise ValueError(f"render_mode {render_mode!r} is unknown; choose one of {', '.join(render.MODES)} or None")
     if reward is None and config.reward == "budget" and config.target_macs is None:
-        raise ValueError("reward 'budget' pays for accuracy alone and needs target_macs; set it, or take 'tradeoff'")
-    if config.racing is not None and (metric is not None or reward is not None):
-        raise ValueError(
-            "racing counts images, and ends where a plan falls behind the most accurate ones; it does not go with a "
-            "metric or a reward function of your own: set racing=None"
-        )
+        raise ValueError("reward 'budget' pays for accuracy alone and needs target_macs; set it, or use 'tradeoff'")
 
 
-def check_racing(config: EnvConfig, task: Task, recorded: bool) -> None:
-    """A count can only end early between two batches, and never where a GPU replays it as a whole."""
-    batch, count = batch_size(task.device), len(task.split)
-    if config.racing is None:
-        return
-    if recorded:
-        raise ValueError(
-            f"racing={config.racing} would change nothing: on {task.device.type} all images are counted in one "
-            "recording, in less time than it takes to decide; set racing=None"
-        )
-    if count <= batch:
-        raise ValueError(
-            f"racing={config.racing} would change nothing: the {count} reward images are counted in one batch of up to "
-            f"{batch} on {task.device.type}; set racing=None, or raise reward_images"
-        )
+def check_training(config: EnvConfig, loss: Loss | None, data: DataSplits) -> None:
+    """Check that there is a loss if the game trains networks.
+
+    Raises:
+        ValueError: The data have no classes, and there is no loss.
+    """
+    if config.trains:
+        check_loss(loss, data)
+
+
+def check_problem(config: EnvConfig, problem: PruningProblem) -> None:
+    """Check the settings of an environment against its problem.
+
+    Raises:
+        ValueError: The problem was created with other settings, or a loss is missing.
+    """
+    _check_equal(config, problem.config, ProblemConfig, "the problem was created")
+    check_training(config, problem.loss, problem.data)
+
+
+def check_evaluator(
+    config: EnvConfig, problem: PruningProblem, evaluator: Evaluator, resources: Resources | None = None
+) -> None:
+    """Check that an evaluator answers for the problem under the environment's settings.
+
+    Raises:
+        ValueError: It was made for another problem or with other settings, or there are `resources` as well.
+    """
+    if resources is not None:
+        raise ValueError("resources are those of the evaluator that the environment makes; give evaluator or resources")
+    if evaluator.problem is not problem:
+        raise ValueError("the evaluator was made for another problem; give both the same PruningProblem")
+    _check_equal(config, evaluator.config, EvaluationConfig, "the evaluator was made")
 
 
 def check_original(accuracy: float, metric: Metric | None, config: EnvConfig) -> None:
-    """Rewards are ratios to the unpruned network's accuracy, and AMC's pays for an error of at most 1."""
+    """Check the original network's accuracy: rewards are ratios to it, and `amc` pays for an error of at most 1.
+
+    Raises:
+        ValueError: It is not above 0, or above 1 with the reward `amc`.
+    """
     if accuracy <= 0:
         raise ValueError(
-            "the unpruned network gets none of the reward images right, so nothing can be lost; train it, "
-            "and check that data and normalisation are those it was trained with"
+            "the original network classifies none of the reward images correctly; train it first, and check that data "
+            "and normalisation are those it was trained with"
             if metric is None
-            else f"metric {qualified_name(metric)} is {accuracy} for the unpruned network; it must be above 0 there, "
-            "since rewards are ratios to it, and more must be better: train the network, or shift or invert the metric"
+            else f"metric {qualified_name(metric)} is {accuracy} for the original network. It must be above 0, because "
+            "rewards are ratios to it, and more must be better: train the network, or shift or invert the metric"
         )
     if metric is not None and config.reward == "amc" and accuracy > 1:
         raise ValueError(
-            f"metric {qualified_name(metric)} is {accuracy} for the unpruned network; reward 'amc' pays for the error "
-            "1 - metric, which needs a metric of at most 1: take 'budget' or 'tradeoff'"
+            f"metric {qualified_name(metric)} is {accuracy} for the original network. Reward 'amc' pays for the error "
+            "1 - metric and needs a metric of at most 1: use 'budget' or 'tradeoff'"
         )
 
 
-def check_head(model: nn.Module, data: DataSplits) -> None:
-    """The network must take the images, and name every class if there are any."""
-    try:
-        with torch.inference_mode():
-            logits = model(data.example_input)
-    except RuntimeError as error:
-        raise ValueError(f"the network takes no images of shape {data.image_shape} (C, H, W): {error}") from error
-    if not isinstance(logits, torch.Tensor):
-        raise ValueError(f"the network must return one tensor of logits [B, K], it returned a {type(logits).__name__}")
-    if not data.classes:
-        return
-    if logits.ndim != 2 or logits.shape[1] < len(data.classes):
+def checked_actions(
+    actions: Mapping[str, int],
+    agents: Sequence[str],
+    action_spaces: Mapping[str, spaces.Space],
+    rates: Sequence[float],
+) -> list[int]:
+    """Return the actions in the order of the agents.
+
+    Raises:
+        ValueError: An agent is missing, or an action lies outside its space.
+    """
+    checked = []
+    for agent in agents:
+        if agent not in actions:
+            raise ValueError(f"no action for agent {agent!r}; every agent of env.agents acts in every round")
+        action = actions[agent]
+        legal = isinstance(action, (int, np.integer)) and 0 <= action < len(rates)  # `contains` is slow
+        if not legal and not action_spaces[agent].contains(action):
+            raise ValueError(
+                f"action {action!r} of agent {agent!r} is not in {action_spaces[agent]}; give an index into rates "
+                f"{tuple(rates)}"
+            )
+        checked.append(int(action))
+    return checked
+
+
+def check_state(state: Mapping[str, Any], fingerprint: str, settings: Mapping[str, str]) -> None:
+    """Check that a saved state belongs to the environment with this fingerprint and these settings.
+
+    Raises:
+        ValueError: It belongs to another problem; the message names the settings that differ.
+    """
+    if state["problem"] != fingerprint:
+        changes = [f"{name} from {old} to {new}" for name, old, new in differences(state["settings"], settings)]
         raise ValueError(
-            f"the network's output is {tuple(logits.shape)}; data {data.name!r} has {len(data.classes)} classes, "
-            "so it must return [B, K] logits with K at least that"
+            "the saved state belongs to another problem (changed since: "
+            f"{', '.join(changes) or 'weights, images, ranking or a function'}); start a new run, or restore the "
+            "original settings"
         )
+
+
+def _check_equal(
+    config: EnvConfig, other: ProblemConfig, kind: type[ProblemConfig] | type[EvaluationConfig], where: str
+) -> None:
+    for field in fields(kind):
+        ours, theirs = getattr(config, field.name), getattr(other, field.name)
+        if ours != theirs:
+            raise ValueError(
+                f"{field.name} is {ours!r} in config, but {where} with {field.name}={theirs!r}; "
+                "use one EnvConfig for both"
+            )

@@ -144,6 +144,17 @@ class PruningProblem:
         """Return the pruned network of a plan: new, smaller, with the original weights and BatchNorm statistics."""
         return build(self.model, self.groups, self.ranking, plan)
 
+    def calibration_crops(self) -> torch.Tensor:
+        """Return the images for BatchNorm recalibration: augmented as in training, normalised, float32 [N, C, H, W].
+
+        They are the same at every call. Statistics of centred images differ from those that the weights were trained
+        with.
+        """
+        generator = torch.Generator().manual_seed(self.config.problem_seed)
+        split = self.data.calibration.balanced(self.config.calibration_images)
+        rows = torch.randperm(len(split), generator=generator)
+        return self.data.augmented(split.images[rows], generator)
+
 
 def check_whole(config: object, name: str, least: int) -> None:
     """Check that a field of a config is a whole number of at least `least`.

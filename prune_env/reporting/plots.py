@@ -8,7 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common.figure_style import BLUE, GREEN, GREY, INK, ORANGE, PALE, PURPLE, dress, heading, legend, new_figure, save
+from ..common.figure_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PALE,
+    PURPLE,
+    add_legend,
+    add_title,
+    new_figure,
+    save_figure,
+    style_axes,
+)
 from .summary import percent, scale
 
 if TYPE_CHECKING:
@@ -61,8 +74,8 @@ def plot_learning(
 
     panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for panel in panels:
-        dress(panel)
-    heading(figure, title)
+        style_axes(panel)
+    add_title(figure, title)
     upper, rest = panels[0], list(panels[1:])
     x, y = list(returns), list(returns.values())
     upper.plot(x, y, ".", color=BLUE, alpha=0.35, markersize=5, markeredgewidth=0, label="episode")
@@ -73,7 +86,7 @@ def plot_learning(
         upper.plot(list(evaluations), list(evaluations.values()), **style)
     upper.set_ylabel("Return", color=INK)
     _leave_out_the_lowest(upper, x, y, [*smooth, *evaluations.values()], "{:.3g}")
-    legend(upper)
+    add_legend(upper)
     if best:
         _plot_best(rest.pop(0), best, references or {})
     if epsilon:
@@ -83,7 +96,7 @@ def plot_learning(
     panels[-1].set_xlabel("Episode", color=INK)
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.align_ylabels()
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_layers(
@@ -109,34 +122,39 @@ def plot_layers(
     left.set_xlabel("Filters", color=INK)
     right.set_xlabel(f"MACs{unit} (layers shown: {percent(after / before, 1)} stay)", color=INK)
     right.tick_params(labelleft=False)
-    heading(figure, title)
-    save(figure, path)
+    add_title(figure, title)
+    save_figure(figure, path)
 
 
 def plot_tradeoff(
     path: str | Path,
     points: Sequence[tuple[float, float]],
-    original: tuple[float, float],
-    winner: tuple[float, float] | None = None,
-    uniform: tuple[float, float] | None = None,
+    marked: Mapping[str, tuple[float, float]],
     *,
     budget: float | None = None,
-    title: str = "Every plan that was evaluated",
+    title: str = "Every evaluated plan",
 ) -> None:
-    """Accuracy against MACs of all plans, coloured in the order of evaluation.
+    """Plot accuracy against MACs of all plans, coloured by the order of evaluation.
 
-    Every pair is (MACs as a fraction of the original's, accuracy as a fraction), all accuracies measured alike.
-    With a budget all plans cost nearly the same; then the picture shows that narrow range, and the original, far to
-    the right, as a horizontal line, and a few plans far below all others are told by marks at the lower edge. What lies
-    in one place is one mark with all names.
+    With a budget all plans cost nearly the same. The plot then shows that narrow range, and the original network as a
+    horizontal line; a few plans far below all others are marked at the lower edge. Points in one place share a mark.
 
-    Raises ValueError if there are no points.
+    Args:
+        path: The file to write.
+        points: (MACs ratio, accuracy) of every plan, both as fractions.
+        marked: The same for the networks "original", and if there are any "winner" and "uniform".
+        budget: Target MACs as a fraction, or None.
+        title: Title of the plot.
+
+    Raises:
+        ValueError: There are no points.
     """
+    original, winner, uniform = marked["original"], marked.get("winner"), marked.get("uniform")
     if not points:
         raise ValueError("nothing to plot: points is empty; give (macs_ratio, accuracy) of every evaluated plan")
     figure = new_figure(7.5, 5.2)
     axes = figure.add_subplot()
-    dress(axes)
+    style_axes(axes)
     x, y = [100 * macs for macs, _ in points], [100 * accuracy for _, accuracy in points]
     count = len(points)
     colours: dict[str, Any] = {"c": range(1, count + 1), "cmap": "viridis", "vmin": 1, "vmax": max(2, count)}
@@ -165,8 +183,7 @@ def plot_tradeoff(
         label = f"budget: {100 * budget:g} %"
         axes.axvline(100 * budget, color=GREY, linewidth=1.4, linestyle=":", zorder=1, label=label)
         # Without one, low accuracy may be the price of few MACs.
-        marked = [100 * pair[1] for pair in (original, winner, uniform) if pair is not None]
-        _leave_out_the_lowest(axes, x, y, marked, "{:.1f} %")
+        _leave_out_the_lowest(axes, x, y, [100 * pair[1] for pair in marked.values()], "{:.1f} %")
     axes.set_xlabel("MACs, % of the original", color=INK)
     axes.set_ylabel("Accuracy on reward images, %", color=INK)
     ticks = sorted({1, *(count * quarter // 4 for quarter in range(1, 5))} - {0})
@@ -174,9 +191,9 @@ def plot_tradeoff(
     bar.set_label("Order of evaluation", color=INK)
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=GREY, labelsize=8, labelcolor=INK)
-    heading(figure, title)
-    legend(axes)
-    save(figure, path)
+    add_title(figure, title)
+    add_legend(axes)
+    save_figure(figure, path)
 
 
 def _leave_out_the_lowest(axes: Axes, x: list[Any], y: list[float], shown: Sequence[float], written: str) -> None:
@@ -203,11 +220,11 @@ def _plot_best(axes: Axes, best: Mapping[int, float], references: Mapping[str, f
         label = f"{name}: {percent(accuracy, 1)}"
         axes.axhline(100 * accuracy, color=colour, linewidth=1.2, linestyle=dashes, label=label)
     axes.set_ylabel("Best accuracy on\nreward images, %", color=INK)
-    legend(axes)
+    add_legend(axes)
 
 
 def _plot_bars(axes: Axes, pairs: Sequence[tuple[float, float]], colour: str, notes: Sequence[str]) -> None:
-    dress(axes)
+    style_axes(axes)
     axes.grid(False)  # the notes give the numbers
     rows, before, after = range(len(pairs)), [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     axes.barh(rows, before, height=0.76, color=PALE[colour], linewidth=0, label="original")
@@ -217,7 +234,7 @@ def _plot_bars(axes: Axes, pairs: Sequence[tuple[float, float]], colour: str, no
         axes.annotate(note, (length, row), va="center", color=INK, fontsize=7, **offset)
     axes.set_xlim(0, 1.2 * max(before))
     axes.tick_params(axis="y", length=0)
-    legend(axes)
+    add_legend(axes)
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:

@@ -1,11 +1,11 @@
-"""The folder of a run: which one, made with which settings, the networks measured, and the pictures in it."""
+"""The folder of a run: its settings, the measured networks and the plots."""
 
 from __future__ import annotations
 
 import glob
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,27 +13,48 @@ from typing import Any
 from torch import nn
 
 from ..common.files import replacing
-from ..deploy import saved as saving
+from ..deploy import saved
 from ..deploy.export import ExportError, to_onnx
 from ..game.config import differences
 from ..game.env import FilterPruneEnv
 from ..pruning import Plan
-from ..scoring.latency import interleaved
-from . import summary as report
+from ..scoring.latency import latencies
 from .plots import LayerRow, plot_layers, plot_learning, plot_tradeoff
+from .summary import NetworkRow
 
 SETTINGS = "config.json"
 
 
-def directory(out: Path, name: str | None, stem: str, settings: Mapping[str, Any], resume: bool) -> Path:
-    """out/<name>: a new folder, or with `resume` the one that is there, if it was begun with these settings.
+@dataclass(frozen=True)
+class Contestant:
+    """A network of the final summary."""
 
-    Without a name it is out/<stem>-<number>: the next free number, or the latest with `resume`. The settings are kept
-    in config.json. Raises FileExistsError for a folder that is there without `resume`, FileNotFoundError for a run to
-    resume that is not, ValueError for other settings or a name with folders in it.
+    name: str
+    network: nn.Module
+    plan: Plan
+    accuracy: float | None = None
+    """Test accuracy of the network; None if it was not measured."""
+    accuracy_before: float | None = None
+    """Test accuracy before distillation; None if there was none."""
+
+
+def open_folder(out: Path, name: str | None, stem: str, settings: Mapping[str, Any], resume: bool) -> Path:
+    """Return the folder of a run: a new one, or an existing one to resume.
+
+    Args:
+        out: Folder of all runs.
+        name: Name of the run's folder; None for `stem` and a number: the next free one, or the latest to resume.
+        stem: First part of the default name.
+        settings: Settings of the run, kept in config.json.
+        resume: Resume the run that is there.
+
+    Raises:
+        FileExistsError: The folder exists and `resume` is False.
+        FileNotFoundError: There is no run to resume.
+        ValueError: The run was started with other settings, or `name` is not a plain folder name.
     """
     if name is not None and (name != Path(name).name or name == ".."):
-        raise ValueError(f"name {name!r} is no name of a folder; --out says where it goes")
+        raise ValueError(f"name {name!r} is not the name of a folder; use --out for its location")
     pattern = f"{glob.escape(stem)}-*"
     numbers = [int(last) for path in out.glob(pattern) if (last := path.name.removeprefix(f"{stem}-")).isdigit()]
     latest = max(numbers, default=0)
@@ -42,85 +63,123 @@ def directory(out: Path, name: str | None, stem: str, settings: Mapping[str, Any
     text = json.dumps(settings, default=str, indent=1) + "\n"
     if not resume:
         try:
-            folder.mkdir(parents=True)  # of two runs that start at once, one gets it
+            folder.mkdir(parents=True)  # of two runs that start at the same time, only one gets it
         except FileExistsError as error:
             raise FileExistsError(
-                f"{folder} is there already; add --resume to go on with it, or choose another name"
+                f"{folder} exists already; add --resume to continue it, or choose another name"
             ) from error
         with replacing(record) as temporary:
             temporary.write_text(text, encoding="utf-8")
         return folder
     if not record.is_file():
         raise FileNotFoundError(f"there is no run to resume: {record} does not exist")
-    before, now = _fields(json.loads(record.read_text(encoding="utf-8"))), _fields(json.loads(text))
-    changes = [f"{name}: {was!r} in the run, {is_now!r} now" for name, was, is_now in differences(before, now)]
+    before, now = _flat(json.loads(record.read_text(encoding="utf-8"))), _flat(json.loads(text))
+    changes = [f"{name}: {old!r} in the run, {new!r} now" for name, old, new in differences(before, now)]
     if changes:
         raise ValueError(
-            f"{folder} was begun with other settings ({'; '.join(changes)}); see {record}, and give the same ones, "
-            "name another run (--name), or start a new one"
+            f"{folder} was started with other settings ({'; '.join(changes)}); see {record}, and use the same "
+            "settings, resume another run (--name), or start a new one"
         )
     return folder
 
 
-def _fields(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their full names: {"env": {"rounds": 3}} -> {"env.rounds": 3}."""
-    fields: dict[str, Any] = {}
-    for name, value in settings.items():
-        fields |= _fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return fields
+def network_rows(folder: Path, env: FilterPruneEnv, contestants: Sequence[Contestant], winner: str) -> list[NetworkRow]:
+    """Measure the networks of the final summary: costs, file sizes and latencies, all timed in turn.
 
+    The winner's ONNX file stays in the folder as pruned.onnx. A network whose plan equals that of an earlier one gets
+    both names.
 
-def figures(
-    folder: Path,
-    env: FilterPruneEnv,
-    networks: Mapping[str, nn.Module],
-    plans: Mapping[str, Plan],
-    accuracies: Mapping[str, float],
-    short_accuracies: Mapping[str, float],
-    *,
-    winner: str,
-) -> list[report.NetworkRow]:
-    """The rows of the final table: costs, files and latencies of the networks, all timed in turn.
-
-    A network with the plan of one before it is named after both. The winner's ONNX file stays in the folder, as
-    pruned.onnx.
+    Args:
+        folder: Folder of the run.
+        env: The environment of the search.
+        contestants: The networks, the original one first.
+        winner: Name of the winning network.
     """
-    first = {plan: name for name, plan in reversed(list(plans.items()))}
+    cost = env.problem.cost
+    first = {contestant.plan: contestant.name for contestant in reversed(contestants)}
+    networks = {contestant.name: contestant.network for contestant in contestants}
     with TemporaryDirectory() as scratch:
         onnx = _onnx_files(Path(scratch), env, networks)
         if onnx:
             with replacing(folder / "pruned.onnx") as temporary:
                 temporary.write_bytes(onnx[winner].read_bytes())
         timed: dict[str, nn.Module | Path] = {**networks, **{f"{name} as ONNX": file for name, file in onnx.items()}}
+        shape = env.problem.data.image_shape
         at_1, at_100 = (
-            {name: timing.median_ms for name, timing in interleaved(timed, env.data.image_shape, batch).items()}
-            for batch in (1, 100)
+            {name: timing.median_ms for name, timing in latencies(timed, shape, batch).items()} for batch in (1, 100)
         )
         return [
-            report.NetworkRow(
-                name=name if (same := first[plans[name]]) == name else f"{name} = {same}",
-                accuracy=accuracies.get(name),
-                macs=env.cost.macs(plans[name]),
-                params=env.cost.params(plans[name]),
-                file_bytes=saving.file_bytes(network),
+            NetworkRow(
+                name=name if (same := first[one.plan]) == name else f"{name} = {same}",
+                accuracy=one.accuracy,
+                macs=cost.macs(one.plan),
+                params=cost.params(one.plan),
+                file_bytes=saved.file_bytes(one.network),
                 latency_1_ms=at_1[name],
                 latency_100_ms=at_100[name],
-                short_accuracy=short_accuracies.get(name),
+                short_accuracy=one.accuracy_before,
                 onnx_bytes=onnx[name].stat().st_size if name in onnx else None,
                 onnx_latency_1_ms=at_1.get(f"{name} as ONNX"),
                 onnx_latency_100_ms=at_100.get(f"{name} as ONNX"),
             )
-            for name, network in networks.items()
+            for one in contestants
+            for name in (one.name,)
         ]
 
 
-def _onnx_files(folder: Path, env: FilterPruneEnv, networks: Mapping[str, nn.Module]) -> dict[str, Path]:
-    """Writes every network as <folder>/<number>.onnx, checked on test images: name -> file.
+def save_plots(
+    folder: Path, env: FilterPruneEnv, episodes: Sequence[Mapping[str, Any]], uniform: Plan, winner: Plan
+) -> None:
+    """Write learning.png, layers.png and tradeoff.png, with the accuracies of the search, before distillation.
 
-    Says so and writes nothing where the packages are missing or a network cannot be exported.
+    Args:
+        folder: Folder of the run.
+        env: The environment of the search.
+        episodes: Rows of metrics.jsonl.
+        uniform: Plan of the uniform baseline.
+        winner: Plan of the winning network.
+    """
+
+    def point(plan: Plan) -> tuple[float, float]:
+        return env.cost_ratios(plan)[0], env.evaluator.accuracy(plan)
+
+    original = env.evaluator.original_accuracy
+    best, rows = 0.0, []
+    for row in episodes:
+        greedy = (1 + row["eval/return"]) * original if "eval/return" in row else 0.0
+        best = max(best, row.get("info/accuracy", 0.0), greedy if env.config.reward == "budget" else 0.0)
+        rows.append({**row, "best_accuracy": best})
+    plot_learning(folder / "learning.png", rows, references={"uniform L1": point(uniform)[1]})
+    plot_tradeoff(
+        folder / "tradeoff.png",
+        [(entry.macs_ratio, entry.accuracy) for entry in env.archive],
+        {"original": (1.0, original), "winner": point(winner), "uniform": point(uniform)},
+        budget=env.config.target_macs,
+    )
+    plot_layers(folder / "layers.png", _layer_rows(env, winner))
+
+
+def _layer_rows(env: FilterPruneEnv, plan: Plan) -> list[LayerRow]:
+    """Return filters and MACs of every layer that has an agent."""
+    cost, plans = env.problem.cost, (env.problem.full_plan, plan)
+    agents = {layer: group.name for group in env.groups for layer in group.layers}
+    filters = [cost.layer_channels(plan)[1] for plan in plans]
+    macs = [cost.layer_macs(plan) for plan in plans]
+    return [
+        LayerRow(layer, agents[layer], *(int(numbers[index]) for numbers in (*filters, *macs)))
+        for index, layer in enumerate(cost.layers)
+        if layer in agents
+    ]
+
+
+def _onnx_files(folder: Path, env: FilterPruneEnv, networks: Mapping[str, nn.Module]) -> dict[str, Path]:
+    """Write every network as ONNX, checked on test images, and return the files by name.
+
+    Print the reason and write nothing where packages are missing or a network cannot be exported.
     """
     files = {name: folder / f"{number}.onnx" for number, name in enumerate(networks)}
-    images = env.data.normalise(env.data.test.images[:32])
+    data = env.problem.data
+    images = data.normalise(data.test.images[:32])
     try:
         for name, network in networks.items():
             to_onnx(network, files[name], images)
@@ -130,45 +189,9 @@ def _onnx_files(folder: Path, env: FilterPruneEnv, networks: Mapping[str, nn.Mod
     return files
 
 
-def unrounded_uniform(env: FilterPruneEnv) -> Plan:
-    """The uniform plan of the same budget without `round_to`: beside the rounded one it shows what rounding gains."""
-    return replace(env.budget, round_to=1).uniform()
-
-
-def pictures(
-    folder: Path, env: FilterPruneEnv, episodes: Sequence[Mapping[str, Any]], uniform: Plan, winner: Plan
-) -> None:
-    """learning.png, layers.png and tradeoff.png; accuracies are those of the search, before distillation.
-
-    episodes  rows of metrics.jsonl
-    """
-
-    def point(plan: Plan) -> tuple[float, float]:
-        return env.cost_ratios(plan)[0], env.evaluator.accuracy(plan)
-
-    at = env.config.measure_at
-    cut = "" if at == 1 else f", measured at {at:g} of the way"
-    best, rows = 0.0, []
-    for row in episodes:
-        greedy = (1 + row["eval/return"]) * env.evaluator.original_accuracy if "eval/return" in row else 0.0
-        best = max(best, row.get("info/accuracy", 0.0), greedy if env.config.reward == "budget" else 0.0)
-        rows.append({**row, "best_accuracy": best})
-    plot_learning(folder / "learning.png", rows, references={"uniform L1": point(uniform)[1]}, title=f"Learning{cut}")
-    plot_tradeoff(
-        folder / "tradeoff.png",
-        [(entry.macs_ratio, entry.accuracy) for entry in env.archive],
-        (1.0, env.evaluator.original_accuracy),
-        point(winner),
-        point(uniform),
-        budget=env.config.target_macs,
-        title=f"Every plan that was evaluated{cut}",
-    )
-    agents = {layer: group.name for group in env.groups for layer in group.layers}
-    filters = [env.cost.layer_channels(plan)[1] for plan in (env.full_plan, winner)]
-    macs = [env.cost.layer_macs(plan) for plan in (env.full_plan, winner)]
-    layers = [
-        LayerRow(layer, agents[layer], *(int(numbers[index]) for numbers in (*filters, *macs)))
-        for index, layer in enumerate(env.cost.layers)
-        if layer in agents
-    ]
-    plot_layers(folder / "layers.png", layers)
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return settings by their full names: {"env": {"rounds": 3}} -> {"env.rounds": 3}."""
+    fields: dict[str, Any] = {}
+    for name, value in settings.items():
+        fields |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return fields

@@ -46,7 +46,7 @@ class NetworkRow:
                 raise ValueError(f"{name} of {self.name!r} must be above 0 and finite, got {getattr(self, name)}")
 
 
-def table(rows: Sequence[NetworkRow]) -> str:
+def summary(rows: Sequence[NetworkRow]) -> str:
     """Networks as aligned plain text of at most 110 columns; the first one is the original that ratios refer to.
 
     Units are the original's: what stands below each other compares. Where every row has ONNX figures, files and

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from benchmarks.compare.methods.budgeted import Budgeted
 
 from benchmarks.compare.methods.amc import Agent, _truncated_normal
-from benchmarks.compare.methods.budgeted import Budgeted
 from benchmarks.compare.methods.plans import from_keep_ratios
 from benchmarks.compare.methods.reconstruction import Reconstruction
 from benchmarks.compare.methods.seeding import own_generators
@@ -55,14 +55,14 @@ def test_what_others_can_say_is_not_lost(trained: torch.nn.Module, digits: DataS
     with torch.no_grad():
         for tensor in (convolution.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var):
             tensor[16:] = tensor[:16]
-    env = FilterPruneEnv(model, digits, EnvConfig(reward_images=100, calibration_images=200, prove=False))
-    env.ranking["conv_0"] = torch.arange(32)
-    plan = (16, *env.full_plan[1:])
+    env = FilterPruneEnv.from_model(model, digits, EnvConfig(reward_images=100, calibration_images=200, prove=False))
+    env.problem.ranking["conv_0"] = torch.arange(32)
+    plan = (16, *env.problem.full_plan[1:])
     images = digits.normalise(digits.test.images)
     with torch.inference_mode():
         wanted = env.model(images)
         reconstructed = Reconstruction(env, 0).network(plan).eval()(images)
-        cut = build(env.model, env.groups, env.ranking, plan).eval()(images)
+        cut = build(env.problem.model, env.groups, env.problem.ranking, plan).eval()(images)
     assert (reconstructed - wanted).abs().max() < 0.05 * wanted.abs().max()
     assert (cut - wanted).abs().max() > 0.5 * wanted.abs().max()
 
@@ -70,13 +70,15 @@ def test_what_others_can_say_is_not_lost(trained: torch.nn.Module, digits: DataS
 @pytest.mark.parametrize("batches", [0, 2])
 def test_reconstruction_helps_and_leaves_the_problem_alone(make_env: MakeEnv, batches: int) -> None:
     env = make_env(target_macs=0.3, finetune_batches=batches)
-    before = {name: tensor.clone() for name, tensor in env.model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in env.problem.model.state_dict().items()}
     plan = from_keep_ratios(env, [0.5] * 5)
     network = Reconstruction(env, 0).network(plan)
     assert env.evaluator.accuracy_of(network) > env.evaluator.accuracy(plan)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in env.model.state_dict().items())
-    assert not any(module._forward_hooks for module in env.model.modules())
-    shapes = [parameter.shape for parameter in build(env.model, env.groups, env.ranking, plan).parameters()]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in env.problem.model.state_dict().items())
+    assert not any(module._forward_hooks for module in env.problem.model.modules())
+    shapes = [
+        parameter.shape for parameter in build(env.problem.model, env.groups, env.problem.ranking, plan).parameters()
+    ]
     assert [parameter.shape for parameter in network.parameters()] == shapes
 
 
@@ -85,7 +87,7 @@ def test_what_is_reconstructed_is_what_would_be_measured(make_env: MakeEnv) -> N
 
     def network_of(plan: tuple[int, ...]) -> torch.nn.Module:
         asked.append(plan)
-        return build(env.model, env.groups, env.ranking, plan)
+        return build(env.problem.model, env.groups, env.problem.ranking, plan)
 
     plan = from_keep_ratios(env, [0.5] * 5)
     with Budgeted(env, 2, network_of) as budgeted:

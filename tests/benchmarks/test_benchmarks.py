@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from benchmarks.compare.methods.budgeted import PROPOSALS, Budgeted
 
 from benchmarks.compare.methods import METHODS, ONE_PLAN
-from benchmarks.compare.methods.budgeted import PROPOSALS, Budgeted
 from benchmarks.compare.methods.plans import from_keep_ratios
 from benchmarks.speed import evaluator_memory
 from prune_env import FilterPruneEnv
@@ -74,7 +74,7 @@ class TestBudgeted:
     def test_plans_above_the_budget_of_macs_are_paid_for_and_cannot_win(self, make_env: MakeEnv) -> None:
         env = make_env()
         with Budgeted(env, 2) as budgeted:
-            budgeted.accuracy(env.full_plan)
+            budgeted.accuracy(env.problem.full_plan)
             budgeted.accuracy(env.budget.uniform())
         result = budgeted.result()
         assert result.evaluations[0] is None

@@ -15,7 +15,7 @@ from prune_env.data import DataSplits
 from prune_env.evaluation.engine.masked import MaskedNetwork
 from prune_env.evaluation.measurer import Measurer, Task
 from prune_env.pruning import Plan, build
-from prune_env.scoring.batchnorm import near_equal, recalibrate
+from prune_env.scoring.batchnorm import even_batches, recalibrate
 
 SMALL = EnvConfig(reward_images=300, calibration_images=300, prove=False)
 
@@ -32,7 +32,7 @@ class Recorded:
         self.asked += 1
         self.silenced.load(plan)
         self.silenced.silence()
-        recalibrate(self.silenced.network, near_equal(self.task.calibration, self.batch))
+        recalibrate(self.silenced.network, even_batches(self.task.calibration, self.batch))
         with torch.inference_mode():
             return int((self.silenced.network(self.task.split.images).argmax(1) == self.task.split.labels).sum())
 
@@ -44,11 +44,11 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def env(trained: nn.Module, digits: DataSplits, recorded: None) -> FilterPruneEnv:
-    return FilterPruneEnv(trained, digits, SMALL)
+    return FilterPruneEnv.from_model(trained, digits, SMALL)
 
 
 def some_plans(env: FilterPruneEnv) -> list[Plan]:
-    return [tuple(max(2, round(share * count)) for count in env.full_plan) for share in (0.9, 0.7, 0.5)]
+    return [tuple(max(2, round(share * count)) for count in env.problem.full_plan) for share in (0.9, 0.7, 0.5)]
 
 
 def test_plans_go_to_the_recording_and_networks_do_not(env: FilterPruneEnv) -> None:
@@ -57,7 +57,7 @@ def test_plans_go_to_the_recording_and_networks_do_not(env: FilterPruneEnv) -> N
     before = recorded.asked
     for plan in some_plans(env):
         accuracy = env.evaluator.accuracy(plan)
-        network = build(env.model, env.groups, env.ranking, plan)
+        network = build(env.problem.model, env.groups, env.problem.ranking, plan)
         assert env.evaluator.accuracy_of(network) == pytest.approx(accuracy, abs=0.03)  # sampled statistics
     assert recorded.asked == before + 3
 
@@ -72,7 +72,7 @@ def test_copies_make_a_recording_of_their_own(env: FilterPruneEnv) -> None:
 @pytest.mark.usefixtures("recorded")
 def test_a_race_against_a_recording_is_refused(trained: nn.Module, digits: DataSplits) -> None:
     with pytest.raises(ValueError, match=r"racing=0\.1 would change nothing: on cpu all images .* set racing=None"):
-        FilterPruneEnv(trained, digits, replace(SMALL, racing=0.1))
+        FilterPruneEnv.from_model(trained, digits, replace(SMALL, racing=0.1))
 
 
 def test_answers_of_a_recording_are_kept_apart(env: FilterPruneEnv) -> None:

@@ -17,6 +17,7 @@ from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.data import DataSplits, Split
 from prune_env.evaluation.evaluator import Evaluator
 from prune_env.evaluation.plan_cache import PlanCache
+from prune_env.evaluation.resources import Resources
 from prune_env.pruning import find_groups, importance
 
 PLAN = (20, 20, 40, 40, 80)
@@ -86,7 +87,7 @@ def test_what_is_learned_otherwise_is_another_answer(
 def test_environments_share_it_whatever_their_budget(trained: nn.Module, digits: DataSplits, tmp_path: Path) -> None:
     file = tmp_path / "plans.sqlite"
     for target, hits in ((0.5, 0), (0.6, 1)):
-        env = FilterPruneEnv(trained, digits, EnvConfig(target_macs=target), cache=file)
+        env = FilterPruneEnv.from_model(trained, digits, EnvConfig(target_macs=target), resources=Resources(cache=file))
         env.evaluator.accuracy(PLAN)
         assert env.evaluator.cache is not None
         assert env.evaluator.cache.hits == 2 * hits
@@ -99,7 +100,7 @@ def test_a_metric_is_refused(trained: nn.Module, digits: DataSplits, tmp_path: P
         return 1.0
 
     with pytest.raises(ValueError, match="stale answer"):
-        FilterPruneEnv(trained, digits, metric=metric, cache=tmp_path / "plans.sqlite")
+        FilterPruneEnv.from_model(trained, digits, metric=metric, resources=Resources(cache=tmp_path / "plans.sqlite"))
 
 
 def test_a_loss_is_refused_where_accuracies_depend_on_it(
@@ -109,9 +110,9 @@ def test_a_loss_is_refused_where_accuracies_depend_on_it(
         return logits.square().mean()
 
     settings = {"loss": loss, "cache": tmp_path / "plans.sqlite"}
-    FilterPruneEnv(trained, digits, EnvConfig(), **settings)
+    FilterPruneEnv.from_model(trained, digits, EnvConfig(), **settings)
     with pytest.raises(ValueError, match=r"a loss of your own: what .*loss reads cannot be .* finetune_batches=0"):
-        FilterPruneEnv(trained, digits, EnvConfig(finetune_batches=2), **settings)
+        FilterPruneEnv.from_model(trained, digits, EnvConfig(finetune_batches=2), **settings)
 
 
 @pytest.mark.parametrize("content", [b"not a database at all, but long enough to be read as one" * 30, None])

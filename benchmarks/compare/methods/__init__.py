@@ -1,6 +1,6 @@
-"""Search methods, one file each, with one signature: search(problem, budget, seed) -> SearchResult.
+"""Search methods, one file each, with one signature: search(env, max_plans, seed) -> SearchResult.
 
-`budget` is the number of distinct plans that may be evaluated. Importing this imports no optional package.
+`max_plans` is the number of distinct plans that may be evaluated. Importing this imports no optional package.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ LEARNERS = ("iql", "vdn", "qmix")
 """Those of qmix_agent."""
 
 
-def method_settings(method: str, budget: int) -> dict[str, Any]:
+def method_settings(method: str, max_plans: int) -> dict[str, Any]:
     """How a method of this release is set, where that is not in its file alone: the fields of QMIXConfig."""
     if method not in LEARNERS:
         return {}
-    return dataclasses.asdict(qmix.config(budget, mixer=method, **qmix.SETTINGS))
+    return dataclasses.asdict(qmix.config(max_plans, mixer=method, **qmix.SETTINGS))

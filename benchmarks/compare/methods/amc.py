@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from prune_env import FilterPruneEnv
 from prune_env.single_agent import LayerByLayer
 
-from .budgeted import Budgeted
+from .counted import Counted
 from .reconstruction import Reconstruction
 from .result import SearchResult
 from .seeding import own_generators
@@ -78,22 +78,22 @@ class Agent:
         self.optimizers[name].step()
 
 
-def search(problem: FilterPruneEnv, budget: int, seed: int, reconstruct: bool = False) -> SearchResult:
+def search(env: FilterPruneEnv, max_plans: int, seed: int, reconstruct: bool = False) -> SearchResult:
     """reconstruct  evaluate networks whose weights least squares has fitted after cutting, see `reconstruction`"""
     rng = np.random.default_rng(seed)
-    network_of = Reconstruction(problem, seed).network if reconstruct else None
-    with Budgeted(problem, budget, network_of) as budgeted, own_generators(seed):
-        env = LayerByLayer(problem)
-        agent = Agent(env.observation_space.shape[0])
-        memory: deque[Transition] = deque(maxlen=MEMORY * len(problem.groups))
-        warm_up, episode = int(WARM_UP * budget), 0
+    network_of = Reconstruction(env.problem, seed, env.evaluator.device).network if reconstruct else None
+    with Counted(env, max_plans, network_of) as counted, own_generators(seed):
+        view = LayerByLayer(counted.env)
+        agent = Agent(view.observation_space.shape[0])
+        memory: deque[Transition] = deque(maxlen=MEMORY * len(env.groups))
+        warm_up, episode = int(WARM_UP * max_plans), 0
         while True:
             noise = NOISE * NOISE_DECAY ** max(0, episode - warm_up)
-            observation, _ = env.reset()
+            observation, _ = view.reset()
             steps, ends = [], False
             while not ends:
                 wanted = rng.random() if episode < warm_up else _truncated_normal(agent.act(observation), noise, rng)
-                then, reward, ends, _, info = env.step(np.array([max(FEWEST, wanted)], np.float32))
+                then, reward, ends, _, info = view.step(np.array([max(FEWEST, wanted)], np.float32))
                 steps.append((observation, info["keep_ratio"], then, ends))
                 observation = then
             memory.extend((before, kept, reward, after, over) for before, kept, after, over in steps)
@@ -102,7 +102,7 @@ def search(problem: FilterPruneEnv, budget: int, seed: int, reconstruct: bool = 
                     rows = rng.integers(len(memory), size=BATCH)
                     agent.update([memory[row] for row in rows])
             episode += 1
-    return budgeted.result()
+    return counted.result()
 
 
 def _network(inputs: int, end: nn.Module) -> nn.Sequential:

@@ -13,7 +13,7 @@ import numpy as np
 from prune_env import FilterPruneEnv
 from prune_env.single_agent import LayerByLayer
 
-from .budgeted import PROPOSALS, Budgeted
+from .counted import PROPOSALS, Counted
 from .result import SearchResult
 from .seeding import own_generators
 
@@ -33,24 +33,24 @@ class Stepped(gymnasium.ActionWrapper[np.ndarray, int, np.ndarray]):
         return RATIOS[[int(action)]]
 
 
-def search(problem: FilterPruneEnv, budget: int, seed: int) -> SearchResult:
-    """Learns until `budget` distinct plans are evaluated, or as many episodes are played as there are proposals."""
+def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
+    """Learns until `max_plans` distinct plans are evaluated, or as many episodes are played as there are proposals."""
     from stable_baselines3 import DQN
 
-    steps = len(problem.groups)
-    with Budgeted(problem, budget) as budgeted, own_generators(seed):
+    steps = len(env.groups)
+    with Counted(env, max_plans) as counted, own_generators(seed):
         agent = DQN(
             "MlpPolicy",
-            Stepped(LayerByLayer(problem)),
+            Stepped(LayerByLayer(counted.env)),
             learning_rate=1e-3,
             learning_starts=STARTS * steps,
             train_freq=1,
             gamma=1.0,
             target_update_interval=200,
             exploration_fraction=0.5 / PROPOSALS,
-            buffer_size=PROPOSALS * budget * steps,
+            buffer_size=PROPOSALS * max_plans * steps,
             seed=seed,
             device="cpu",
         )
-        agent.learn(PROPOSALS * budget * steps)
-    return budgeted.result()
+        agent.learn(PROPOSALS * max_plans * steps)
+    return counted.result()

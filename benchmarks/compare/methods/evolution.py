@@ -8,7 +8,7 @@ import numpy as np
 
 from prune_env import FilterPruneEnv
 
-from .budgeted import Budgeted
+from .counted import Counted
 from .plans import from_keep_ratios
 from .result import SearchResult
 
@@ -16,13 +16,13 @@ STEP = 0.2
 """The first standard deviation of a keep ratio."""
 
 
-def search(problem: FilterPruneEnv, budget: int, seed: int) -> SearchResult:
+def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
     """Starts from the uniform plan; starts again from there when it has converged and evaluations are left."""
     import cma
 
     rng = np.random.default_rng(seed)
-    with Budgeted(problem, budget) as budgeted:
-        start = np.array(problem.budget.uniform()) / problem.full_plan
+    with Counted(env, max_plans) as counted:
+        start = np.array(env.budget.uniform()) / env.problem.full_plan
         while True:
             # cma's own seed would be that of NumPy's global generator; NaN leaves that alone.
             options = {"seed": np.nan, "randn": lambda *shape: rng.standard_normal(shape), "bounds": [0, 1]}
@@ -31,6 +31,6 @@ def search(problem: FilterPruneEnv, budget: int, seed: int) -> SearchResult:
                 strategy = cma.CMAEvolutionStrategy(start, STEP, {**options, "verbose": -9})
             while not strategy.stop():
                 candidates = strategy.ask()
-                plans = [from_keep_ratios(problem, candidate) for candidate in candidates]
-                strategy.tell(candidates, [-budgeted.accuracy(plan) for plan in plans])
-    return budgeted.result()
+                plans = [from_keep_ratios(env, candidate) for candidate in candidates]
+                strategy.tell(candidates, [-counted.accuracy(plan) for plan in plans])
+    return counted.result()

@@ -13,26 +13,26 @@ import numpy as np
 from prune_env import FilterPruneEnv
 from prune_env.pruning import importance
 
-from .budgeted import Budgeted
+from .counted import Counted
 from .plans import counts, from_keep_ratios
 from .result import SearchResult
 
 
-def search(problem: FilterPruneEnv, budget: int, seed: int) -> SearchResult:
-    """Neither `budget` nor `seed` matters."""
-    with Budgeted(problem, budget) as budgeted:
-        scores = [score.numpy() for score in importance.scores("l1", problem.model, problem.groups).values()]
+def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
+    """Neither `max_plans` nor `seed` matters."""
+    with Counted(env, max_plans) as counted:
+        scores = [score.numpy() for score in importance.scores("l1", env.problem.model, env.groups).values()]
         scores = [score / score.mean() for score in scores]
-        limit = problem.budget.target_macs * problem.cost.macs(problem.full_plan)
+        limit = env.budget.target_macs * env.problem.cost.macs(env.problem.full_plan)
         thresholds = np.unique(np.concatenate(scores))
 
         def keep(threshold: float) -> list[float]:
             return [float((score > threshold).mean()) for score in scores]
 
         def enough(threshold: float) -> bool:
-            return problem.cost.macs(counts(problem, keep(threshold))) <= limit
+            return env.problem.cost.macs(counts(env, keep(threshold))) <= limit
 
         # The lowest threshold that is enough; the projection then fills the gap that whole filters leave.
         lowest = min(bisect_left(thresholds, True, key=enough), len(thresholds) - 1)
-        budgeted.accuracy(from_keep_ratios(problem, keep(thresholds[lowest])))
-    return budgeted.result()
+        counted.accuracy(from_keep_ratios(env, keep(thresholds[lowest])))
+    return counted.result()

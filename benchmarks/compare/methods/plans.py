@@ -10,15 +10,15 @@ from prune_env import FilterPruneEnv
 from prune_env.pruning import Plan
 
 
-def from_keep_ratios(problem: FilterPruneEnv, keep: Sequence[float] | np.ndarray) -> Plan:
+def from_keep_ratios(env: FilterPruneEnv, keep: Sequence[float] | np.ndarray) -> Plan:
     """The plan of the budget's cost nearest in kind to keeping a fraction of each group's filters, [G] in [0, 1].
 
     `Budget.project` scales all removals by one factor, so that proportions are what a method chooses.
     """
-    budget = problem.budget
-    return budget.project(budget.full_plan, counts(problem, keep), last=True)
+    budget = env.budget
+    return budget.project(budget.full_plan, counts(env, keep), last=True)
 
 
-def counts(problem: FilterPruneEnv, keep: Sequence[float] | np.ndarray) -> Plan:
+def counts(env: FilterPruneEnv, keep: Sequence[float] | np.ndarray) -> Plan:
     """The filters that these fractions keep, whatever they cost."""
-    return tuple(problem.budget.kept(group, float(ratio)) for group, ratio in enumerate(keep))
+    return tuple(env.budget.kept(group, float(ratio)) for group, ratio in enumerate(keep))

@@ -9,20 +9,20 @@ from __future__ import annotations
 from prune_env import FilterPruneEnv
 from prune_env.single_agent import Joint
 
-from .budgeted import PROPOSALS, Budgeted
+from .counted import PROPOSALS, Counted
 from .result import SearchResult
 from .seeding import own_generators
 
 EPISODES = 16
 
 
-def search(problem: FilterPruneEnv, budget: int, seed: int) -> SearchResult:
-    """Learns until `budget` distinct plans are evaluated, or as many episodes are played as there are proposals."""
+def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
+    """Learns until `max_plans` distinct plans are evaluated, or as many episodes are played as there are proposals."""
     from stable_baselines3 import PPO
 
-    rounds = problem.config.rounds
-    with Budgeted(problem, budget) as budgeted, own_generators(seed):
+    rounds = env.config.rounds
+    with Counted(env, max_plans) as counted, own_generators(seed):
         settings = {"n_steps": EPISODES * rounds, "batch_size": EPISODES * rounds // 4, "learning_rate": 1e-3}
-        agent = PPO("MlpPolicy", Joint(problem), gamma=1.0, seed=seed, device="cpu", **settings)
-        agent.learn(PROPOSALS * budget * rounds)
-    return budgeted.result()
+        agent = PPO("MlpPolicy", Joint(counted.env), gamma=1.0, seed=seed, device="cpu", **settings)
+        agent.learn(PROPOSALS * max_plans * rounds)
+    return counted.result()

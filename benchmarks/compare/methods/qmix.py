@@ -11,26 +11,26 @@ from typing import Any, Literal
 from prune_env import FilterPruneEnv
 from qmix_agent import QMIX, QMIXConfig
 
-from .budgeted import PROPOSALS, Budgeted
+from .counted import PROPOSALS, Counted
 from .result import SearchResult
 
 SETTINGS: dict[str, Any] = {"recurrent": False, "updates_per_episode": 8, "standardise_returns": True}
 
 
 def search(
-    problem: FilterPruneEnv, budget: int, seed: int, mixer: Literal["qmix", "vdn", "iql"] = "qmix"
+    env: FilterPruneEnv, max_plans: int, seed: int, mixer: Literal["qmix", "vdn", "iql"] = "qmix"
 ) -> SearchResult:
     """The method of the comparison."""
-    return learn(problem, budget, seed, mixer=mixer, **SETTINGS)
+    return learn(env, max_plans, seed, mixer=mixer, **SETTINGS)
 
 
-def config(budget: int, **fields: Any) -> QMIXConfig:
+def config(max_plans: int, **fields: Any) -> QMIXConfig:
     """How an agent is set that may evaluate so many plans; fields of QMIXConfig, where not its defaults."""
-    return QMIXConfig(**({"epsilon_episodes": max(1, budget // 2), "eval_every": 0} | fields))
+    return QMIXConfig(**({"epsilon_episodes": max(1, max_plans // 2), "eval_every": 0} | fields))
 
 
-def learn(problem: FilterPruneEnv, budget: int, seed: int, **fields: Any) -> SearchResult:
-    """QMIX until `budget` distinct plans are evaluated, or as many episodes are played as there are proposals."""
-    with Budgeted(problem, budget) as budgeted:
-        QMIX(problem, config(budget, **fields), seed).learn(PROPOSALS * budget, progress=False)
-    return budgeted.result()
+def learn(env: FilterPruneEnv, max_plans: int, seed: int, **fields: Any) -> SearchResult:
+    """QMIX until `max_plans` distinct plans are evaluated, or as many episodes are played as there are proposals."""
+    with Counted(env, max_plans) as counted:
+        QMIX(counted.env, config(max_plans, **fields), seed).learn(PROPOSALS * max_plans, progress=False)
+    return counted.result()

@@ -6,17 +6,17 @@ import numpy as np
 
 from prune_env import FilterPruneEnv
 
-from .budgeted import Budgeted
+from .counted import Counted
 from .result import SearchResult
 
 
-def search(problem: FilterPruneEnv, budget: int, seed: int) -> SearchResult:
-    """Plays until `budget` distinct plans are evaluated."""
+def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
+    """Plays until `max_plans` distinct plans are evaluated."""
     rng = np.random.default_rng(seed)
-    with Budgeted(problem, budget) as budgeted:
+    with Counted(env, max_plans) as counted:
         while True:
-            play(problem, rng)
-    return budgeted.result()
+            play(counted.env, rng)
+    return counted.result()
 
 
 def play(env: FilterPruneEnv, rng: np.random.Generator) -> None:

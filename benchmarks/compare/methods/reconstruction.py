@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from prune_env import FilterPruneEnv
-from prune_env.pruning import Plan, build, kept_indices, removed_channels
+from prune_env import PruningProblem
+from prune_env.pruning import Plan, kept_indices, removed_channels
 
 POSITIONS = 10
 """Of a feature map, the same for all images of a batch; AMC's number."""
@@ -30,7 +30,7 @@ class Reconstruction:
     Convolutions in groups and those padded otherwise than with zeros are left as they were cut.
     """
 
-    def __init__(self, problem: FilterPruneEnv, seed: int) -> None:
+    def __init__(self, problem: PruningProblem, seed: int, device: torch.device) -> None:
         self._problem = problem
         readers = {member.module for group in problem.groups for member in group.members if member.side == "in"}
         layers = {name: layer for name in sorted(readers) if _fits(layer := problem.model.get_submodule(name))}
@@ -39,18 +39,18 @@ class Reconstruction:
         hooks = [layer.register_forward_hook(self._hook(name, rng)) for name, layer in layers.items()]
         try:
             with torch.inference_mode():
-                for images in problem.evaluator.task.calibration.float().cpu().split(BATCH):
+                for images in problem.calibration_crops().split(BATCH):
                     problem.model(images)
         finally:
             for hook in hooks:
                 hook.remove()
-        device = problem.evaluator.task.device  # wide layers' systems are large
+        # On the device, because the systems of wide layers are large.
         self._sums = {name: (x.to(device), y.to(device)) for name, (x, y) in self._sums.items()}
 
     def network(self, plan: Plan) -> nn.Module:
         """The plan's network with reconstructed weights."""
         problem = self._problem
-        network = build(problem.model, problem.groups, problem.ranking, plan)
+        network = problem.build(plan)
         removed = removed_channels(problem.groups, kept_indices(problem.groups, problem.ranking, plan))
         for name, (inputs, products) in self._sums.items():
             if (name, "in") not in removed:

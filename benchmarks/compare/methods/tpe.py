@@ -6,12 +6,12 @@ import warnings
 
 from prune_env import FilterPruneEnv
 
-from .budgeted import Budgeted
+from .counted import Counted
 from .plans import from_keep_ratios
 from .result import SearchResult
 
 
-def search(problem: FilterPruneEnv, budget: int, seed: int) -> SearchResult:
+def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
     """The library's settings, multivariate: groups trade filters, so their ratios depend on each other."""
     import optuna
 
@@ -24,9 +24,9 @@ def search(problem: FilterPruneEnv, budget: int, seed: int) -> SearchResult:
         study = optuna.create_study(direction="maximize", sampler=sampler)
     finally:
         optuna.logging.set_verbosity(chatter)
-    with Budgeted(problem, budget) as budgeted:
+    with Counted(env, max_plans) as counted:
         while True:
             trial = study.ask()
-            keep = [trial.suggest_float(agent, 0.0, 1.0) for agent in problem.possible_agents]
-            study.tell(trial, budgeted.accuracy(from_keep_ratios(problem, keep)))
-    return budgeted.result()
+            keep = [trial.suggest_float(agent, 0.0, 1.0) for agent in env.possible_agents]
+            study.tell(trial, counted.accuracy(from_keep_ratios(env, keep)))
+    return counted.result()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from prune_env import FilterPruneEnv
 
-from .budgeted import Budgeted
+from .counted import Counted
 from .result import SearchResult
 
 
-def search(problem: FilterPruneEnv, budget: int, seed: int) -> SearchResult:
-    """Neither `budget` nor `seed` matters."""
-    with Budgeted(problem, budget) as budgeted:
-        budgeted.accuracy(problem.budget.uniform())
-    return budgeted.result()
+def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
+    """Neither `max_plans` nor `seed` matters."""
+    with Counted(env, max_plans) as counted:
+        counted.accuracy(env.budget.uniform())
+    return counted.result()

@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from ...common.cuda_graphs import aside, capturing, refusing_to_wait
+from ...common.cuda_graphs import capture, forbid_synchronisation, side_stream
 from ...common.device import exact_convolutions
 from ...pruning.copies import shared_copy
 from ...pruning.groups import Plan, PruningGroup
 from ...pruning.surgery import build
-from ...scoring.batchnorm import TOLERANCE, agree, recalibrate, stirred
+from ...scoring.batchnorm import TOLERANCE, outputs_agree, randomise_batchnorms, recalibrate
 from .masked import MaskedNetwork
 
 logger = logging.getLogger(__name__)
@@ -47,12 +47,12 @@ class Recording:
         self._masked, self._calibration, self._batches = masked, calibration, batches
         device = batches[0][1].device
         self._right = torch.zeros((), dtype=torch.long, device=device)
-        with aside(device):
+        with side_stream(device):
             self._count()  # lets libraries allocate their workspaces
-        with aside(device), refusing_to_wait():
+        with side_stream(device), forbid_synchronisation():
             self._count()
         self._graph = torch.cuda.CUDAGraph()
-        with capturing(self._graph, device):
+        with capture(self._graph, device):
             self._count()
 
     def right(self, plan: Plan) -> int:
@@ -109,14 +109,14 @@ def recording(
 
 @torch.inference_mode()
 def masking_fault(model: nn.Module, groups: Sequence[PruningGroup], example: torch.Tensor) -> str | None:
-    """Return why this network cannot be masked, None if masked and cut networks agree for three plans.
+    """Return why this network cannot be masked, None if masked and cut networks outputs_agree for three plans.
 
     Args:
         model: The original network in float32 and eval mode.
         groups: Its pruning groups.
         example: float32 [B, C, H, W] on the device to use, two images or more.
     """
-    model = stirred(copy.deepcopy(shared_copy(model)).to(example.device)).eval()
+    model = randomise_batchnorms(copy.deepcopy(shared_copy(model)).to(example.device)).eval()
     ranking = {group.name: torch.arange(group.filters).flip(0) for group in groups}
     images = torch.cat((example, example.flip(-1), -example)).to(memory_format=torch.channels_last)
     masked = MaskedNetwork(model, groups, ranking, dtype=torch.float32, device=example.device)
@@ -128,6 +128,6 @@ def masking_fault(model: nn.Module, groups: Sequence[PruningGroup], example: tor
             masked.load(plan)
             masked.apply()
             recalibrate(masked.network, (images.clone(),))
-            if not agree(masked.network(images.clone()), network(images.clone()), 10 * TOLERANCE):
+            if not outputs_agree(masked.network(images.clone()), network(images.clone()), 10 * TOLERANCE):
                 return f"plan {plan} gives other outputs"
     return None

@@ -27,7 +27,7 @@ from ...pruning.copies import shared_copy
 from ...pruning.groups import Plan, PruningGroup, check_plan
 from ...pruning.modules import CutModule, spec_of
 from ...pruning.surgery import Removed, build, cut_modules, removed_channels
-from ...scoring.batchnorm import TOLERANCE, agree, estimating, recalibrate, stirred
+from ...scoring.batchnorm import TOLERANCE, estimate_statistics, outputs_agree, randomise_batchnorms, recalibrate
 from .fused_conv import POSITIONS, FusedConv, converted
 from .fusion import fused_graph, fused_modules
 
@@ -126,7 +126,7 @@ class Program:
         try:
             for conv in self._fused:
                 conv.start_calibration(self.dtype)
-            with estimating(self.network) as others:
+            with estimate_statistics(self.network) as others:
                 if others or any(conv.calibrating for conv in self._fused):
                     for batch in batches:
                         self.network(batch)
@@ -149,7 +149,7 @@ class Program:
     ) -> str | None:
         """Use the network that `fused` makes; return how it differs from networks that are cut, None if it does not."""
         source, self.dtype, self._has_other_weights = self._source, torch.float32, True
-        self._source = stirred(copy.deepcopy(source))
+        self._source = randomise_batchnorms(copy.deepcopy(source))
         try:
             self._use(fused(copy.deepcopy(self._source), example.clone()), multiple)
             reason = self._difference(example, dtype)
@@ -172,11 +172,11 @@ class Program:
             network = build(self._source, self._groups, ranking, plan)
             self.load(ranking, plan)
             for batch in (images, example):
-                if not agree(self.network(batch.clone()), network(batch.clone())):
+                if not outputs_agree(self.network(batch.clone()), network(batch.clone())):
                     return f"plan {plan} gives other outputs"
             recalibrate(network, (images.clone(),))
             self.recalibrate((images.clone(),))
-            if not agree(self.network(images.clone()), network(images.clone()), 10 * TOLERANCE):
+            if not outputs_agree(self.network(images.clone()), network(images.clone()), 10 * TOLERANCE):
                 return f"plan {plan} gives other outputs with recalibrated BatchNorm"
         self.dtype, self._has_other_weights = dtype, True
         self.load(ranking, plan)

@@ -1,0 +1,215 @@
+"""The evaluator that measures: each plan once, remembered in memory and on disk, here or by workers."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..common.device import fast_dtype
+from ..common.expect import expect
+from ..common.fingerprints import qualified_name, weights_fingerprint
+from ..data import Split
+from ..data.objective import check_loss
+from ..pruning import Plan
+from ..pruning.problem import PruningProblem
+from ..training.finetune import Finetuner
+from ..training.trainable import learning_fingerprint
+from .config import EvaluationConfig
+from .engine import fused_conv
+from .measurer import Measurer, Task
+from .plan_cache import PlanCache
+from .pool import Pool
+from .resources import Resources
+
+VERSION = 3
+"""Part of the cache's fingerprint. Increase it with every change that may change an accuracy."""
+RECALIBRATION_TOLERANCE = 0.003
+"""Warn if recalibration costs the original network more accuracy than this."""
+
+logger = logging.getLogger(__name__)
+
+
+class LiveEvaluator:
+    """Measures top-1 accuracy of plans on held-out images, or the problem's metric.
+
+    The images, the calibration crops and the filter ranking are fixed at construction, so the accuracy is a pure
+    function of the plan. It is computed in bfloat16 where the hardware is fast at it, else in float32.
+
+    Args:
+        problem: The network, data, groups and ranking.
+        config: What accuracies depend on; an `EnvConfig` is one.
+        resources: Device, workers and cache file.
+
+    Raises:
+        ValueError: Something is trained without a loss, or a cache is combined with a custom function.
+        WorkerError: The workers' package is missing.
+    """
+
+    def __init__(
+        self,
+        problem: PruningProblem,
+        config: EvaluationConfig | None = None,
+        resources: Resources | None = None,
+    ) -> None:
+        expect(problem, PruningProblem, "problem must be a PruningProblem", "write PruningProblem.create(model, data)")
+        self.problem, self.config = problem, config or EvaluationConfig()
+        resources = resources or Resources()
+        if self.config.finetune_batches:
+            check_loss(problem.loss, problem.data)
+        _check_cache(problem, self.config, resources)
+        backend = resources.make_backend()
+        self.device = torch.device(resources.device)
+        self.evaluations = 0
+        """Plans and networks measured."""
+        self.hits = 0
+        """Accuracies taken from memory or from the cache."""
+        self.memory: dict[Plan, float] = {}
+        """Known accuracies."""
+        self.task = _task(problem, self.config, self.device)
+        """The images, and everything else that an accuracy depends on."""
+        self._measurer = Measurer(self.task)
+        self._pool = None if backend is None else Pool(backend, self.task)
+        self._cache: PlanCache | None = None
+        if resources.cache is not None:
+            threads = torch.get_num_threads() if backend is None else backend.threads
+            self._cache = PlanCache(Path(resources.cache), self._fingerprint(threads))
+        stored = self._measurer.accuracy(problem.full_plan, recalibrated=False)
+        self.original_accuracy = self.accuracy(problem.full_plan)
+        """Accuracy of the original network, measured as for every plan."""
+        self._warn_if_recalibration_hurts(stored)
+
+    def submit(self, plan: Plan) -> None:
+        """Let workers, if there are any, start to measure a plan."""
+        if self._pool is not None and self._known(plan) is None:
+            self._pool.submit(plan)
+
+    def accuracy(self, plan: Plan) -> float:
+        """Return the fraction of reward images that the plan's network classifies correctly, or its metric.
+
+        Raises:
+            ValueError: The plan does not fit the groups.
+            WorkerError: The measurement failed in a worker.
+        """
+        known = self._known(plan)
+        if known is not None:
+            self.hits += 1
+            return known
+        self.evaluations += 1
+        result = self._measurer.accuracy(plan) if self._pool is None else self._pool.result(plan)
+        self.memory[plan] = result
+        if self._cache is not None:
+            self._cache.put(plan, result)
+        return result
+
+    def accuracy_of(self, network: nn.Module) -> float:
+        """Return the accuracy of an already pruned, possibly fine-tuned network. The network is not modified.
+
+        With `finetune_batches` a copy of the network is fine-tuned first.
+        """
+        self.evaluations += 1
+        return self._measurer.accuracy(network)
+
+    def network(self, plan: Plan) -> nn.Module:
+        """Return the plan's network as `accuracy` measures it, with recalibrated BatchNorm, on the device.
+
+        With `finetune_batches` it is fine-tuned in this call. The weights are equal to the bit for the same number of
+        threads; on a GPU they are equal up to the order of sums.
+        """
+        return self._measurer.network(plan)
+
+    def recalibrate(self, network: nn.Module) -> None:
+        """Re-estimate the network's BatchNorm statistics on the calibration crops, in place, on the device."""
+        self._measurer.recalibrate(network)
+
+    def remember(self, plan: Plan, accuracy: float) -> None:
+        """Take over the accuracy of a plan from an earlier run."""
+        self.memory[plan] = accuracy
+
+    def close(self) -> None:
+        """End the workers, which start again when a plan needs them. Log the number of evaluations and hits."""
+        logger.info("%d plans measured, %d accuracies from memory or cache", self.evaluations, self.hits)
+        if self._pool is not None:
+            self._pool.close()
+
+    def _known(self, plan: Plan) -> float | None:
+        known = self.memory.get(plan)
+        if known is None and self._cache is not None:
+            known = self._cache.get(plan)
+            if known is not None:
+                self.memory[plan] = known
+        return known
+
+    def _fingerprint(self, threads: int) -> str:
+        """Return a hash of everything that an accuracy depends on, including library and processor."""
+        problem, task, config = self.problem, self.task, self.config
+        settings: tuple[object, ...] = (config.reward_images, config.calibration_images, config.problem_seed)
+        settings += (task.device.type, str(task.dtype), *self._measurer.settings, threads)
+        if task.finetuner is not None:
+            settings += (*task.finetuner.settings, learning_fingerprint(problem.model, task.example_input))
+        arithmetic = (VERSION, fused_conv.POSITIONS, torch.__version__, torch.backends.cpu.get_cpu_capability())
+        text = f"{weights_fingerprint(problem.model)} {problem.data.fingerprint} {settings} {arithmetic}"
+        digest = hashlib.blake2b(text.encode(), digest_size=16)
+        # Two networks with equal weights can compute different functions; their outputs tell them apart.
+        with torch.inference_mode():
+            digest.update(problem.model(task.example_input).numpy().tobytes())
+        for group in problem.groups:
+            members = [(member.module, member.side, member.index.tolist()) for member in group.members]
+            digest.update(f"{members} {problem.ranking[group.name].tolist()}".encode())
+        return digest.hexdigest()
+
+    def _warn_if_recalibration_hurts(self, stored: float) -> None:
+        recalibrated, metric = self.original_accuracy, self.problem.metric
+        loss, scale = stored - recalibrated, 1.0
+        cost = f"{100 * loss:.2f} points on the reward images ({100 * stored:.2f} % with stored statistics, "
+        cost += f"{100 * recalibrated:.2f} % without)"
+        if metric is not None:  # points of accuracy are absolute; a metric has its own scale
+            scale = abs(stored)
+            cost = f"{loss:.4g} of metric {qualified_name(metric)} on the reward images ({stored:.4g} with stored "
+            cost += f"statistics, {recalibrated:.4g} without)"
+        if loss > (RECALIBRATION_TOLERANCE + 1 / len(self.task.split)) * scale:
+            warnings.warn(
+                f"BatchNorm recalibration costs the original network {cost}: the calibration split or the "
+                "augmentation is not what the network was trained with",
+                stacklevel=3,
+            )
+
+
+def _task(problem: PruningProblem, config: EvaluationConfig, device: torch.device) -> Task:
+    """Prepare the images: normalised, on the device, in its fast precision."""
+    data, dtype = problem.data, fast_dtype(device)
+
+    def prepared(images: torch.Tensor) -> torch.Tensor:
+        return images.to(device, dtype, memory_format=torch.channels_last)
+
+    split = data.reward.balanced(config.reward_images)
+    finetuner = None
+    if config.finetune_batches:
+        finetuner = Finetuner(problem, config.finetune_batches, seed=config.problem_seed, device=device)
+    return Task(
+        model=problem.model,
+        groups=problem.groups,
+        ranking=dict(problem.ranking),
+        example_input=data.example_input,
+        calibration=prepared(problem.calibration_crops()),
+        split=Split(prepared(data.normalise(split.images)), split.labels.to(device)),
+        metric=problem.metric,
+        device=device,
+        dtype=dtype,
+        finetuner=finetuner,
+    )
+
+
+def _check_cache(problem: PruningProblem, config: EvaluationConfig, resources: Resources) -> None:
+    """Refuse a cache for accuracies that depend on a custom function."""
+    for kind, function in (("metric", problem.metric), ("loss", problem.loss if config.finetune_batches else None)):
+        if resources.cache is not None and function is not None:
+            raise ValueError(
+                f"cache {str(resources.cache)!r} cannot be used with a custom {kind}: {qualified_name(function)} may "
+                "read values that no fingerprint covers, so the accuracy might be stale; leave one of the two out"
+                + ("" if kind == "metric" else ", or set finetune_batches=0")
+            )

@@ -1,0 +1,64 @@
+"""Where plans are evaluated and where accuracies are kept. Nothing here changes an accuracy."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, get_args
+
+from ..common.device import check_device
+from .pool import NO_RAY, Backend, WorkerError
+
+BackendName = Literal["local", "processes", "ray"]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """The hardware, processes and cache file that an evaluator uses.
+
+    Raises:
+        ValueError: A field has a value that is not allowed, or the device is not available.
+        WorkerError: The backend is ray and Ray is not installed.
+    """
+
+    device: str = "cpu"
+    """Device of all networks, by torch's name: cpu, cuda, cuda:1."""
+    backend: BackendName = "local"
+    """Where plans are evaluated: in this process, in worker processes on this machine, or in Ray actors. Workers pay
+    off when several episodes are played at once (see `FilterPruneEnv.clone`, `step_async` and `step_wait`)."""
+    workers: int | None = None
+    """Number of worker processes or actors; None for one per processor."""
+    cache: Path | str | None = None
+    """SQLite file that keeps accuracies for later runs and other processes. Not allowed with a custom metric, nor with
+    a custom loss when `finetune_batches` is set."""
+
+    def __post_init__(self) -> None:
+        if self.backend not in get_args(BackendName):
+            raise ValueError(f"backend {self.backend!r} is unknown; choose one of {', '.join(get_args(BackendName))}")
+        if self.workers is not None:
+            if self.backend == "local":
+                raise ValueError(f'workers={self.workers} needs backend="processes" or backend="ray"')
+            if isinstance(self.workers, bool) or not isinstance(self.workers, int) or self.workers < 1:
+                raise ValueError(f"workers must be a whole number of at least 1, got {self.workers!r}")
+        if self.backend == "ray" and find_spec("ray") is None:
+            raise WorkerError(NO_RAY)
+        check_device(self.device)
+
+    def make_backend(self) -> Backend | None:
+        """Return the backend of worker processes or actors, or None for this process.
+
+        Raises:
+            WorkerError: The backend is ray, and the cluster cannot be reached or has no room.
+        """
+        if self.backend == "processes":
+            from .process_workers import Processes
+
+            affinity = getattr(os, "sched_getaffinity", None)
+            return Processes(self.workers or (len(affinity(0)) if affinity else os.cpu_count() or 1))
+        if self.backend == "ray":
+            from .ray_workers import RayActors
+
+            return RayActors(self.workers, gpu=str(self.device).startswith("cuda"))
+        return None

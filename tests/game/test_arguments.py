@@ -1,0 +1,59 @@
+"""The problem arguments that all commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import tyro
+from episodes import FAST
+from torch import nn
+
+from prune_env import EnvConfig
+from prune_env.evaluation.resources import Resources
+from prune_env.game.arguments import ProblemArgs
+
+
+@pytest.fixture
+def weights(trained: nn.Module, tmp_path: Path) -> Path:
+    torch.save(trained.state_dict(), tmp_path / "weights.pt")
+    return tmp_path / "weights.pt"
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"), [({"device": "nowhere"}, "device 'nowhere'"), ({"backend": "cloud"}, "backend 'cloud'")]
+)
+def test_wrong_values_are_refused_at_once(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        ProblemArgs(**settings)
+
+
+def test_a_command_line_becomes_arguments(tmp_path: Path) -> None:
+    line = f"--network resnet20 --data cifar10 --backend processes --cache {tmp_path / 'plans.sqlite'}"
+    arguments = tyro.cli(ProblemArgs, args=line.split())
+    assert (arguments.network, arguments.data, arguments.weights) == ("resnet20", "cifar10", None)
+    assert arguments.resources == Resources(backend="processes", cache=tmp_path / "plans.sqlite")
+
+
+def test_they_make_the_environment(weights: Path, tmp_path: Path) -> None:
+    arguments = ProblemArgs(weights=weights, cache=tmp_path / "plans.sqlite")
+    config = EnvConfig(**FAST)
+    env = arguments.make_env(config)
+    assert env.config == env.problem.config == config
+    assert env.problem.data.name == "digits"
+    assert arguments.cache is not None
+    assert arguments.cache.is_file()
+    data = arguments.load_data()
+    assert arguments.make_env(config, data).problem.data is data
+
+
+def test_rules_are_checked_before_a_network_is_loaded(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise AssertionError("something was loaded before the error")
+
+    for name in ("load_data", "load_model"):
+        monkeypatch.setattr(ProblemArgs, name, fails)
+    with pytest.raises(ValueError, match="target_macs"):
+        ProblemArgs(weights=weights).make_env(EnvConfig(target_macs=None))
