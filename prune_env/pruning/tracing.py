@@ -184,9 +184,9 @@ def _pass_as_whole(trace: Trace, path: str, spec: ModuleSpec, inputs: tuple[Any,
         if leaf is not images:
             trace.freeze(leaf, f"{path} reads them as a further input")
     reason, sides = trace.why_uncut(path), set(spec.sizes.values())
-    if not isinstance(output, torch.Tensor):
+    if reason is None and not isinstance(output, torch.Tensor):
         reason = f"{path} returns {type(output).__name__} instead of one tensor"
-    elif not sides:
+    elif reason is None and not sides:
         reason = f"{path} has no channels that could be cut ({type(trace.modules[path]).__name__})"
     if reason is not None:
         trace.freeze(images, reason)
