@@ -7,6 +7,7 @@ on stderr and exit status 2.
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
@@ -136,16 +137,16 @@ def _parse(arguments: Sequence[str] | None) -> Inspect | Export:
 
 
 def _first_paragraph(box: str) -> str:
-    """Return the first paragraph in a box of text that tyro prints, as one line."""
+    """Return the first paragraph in a framed text that tyro prints, without frame and title, as one line."""
     lines: list[str] = []
     for line in box.splitlines():
-        text = line.strip(" │╭╮╰╯─━┃┏┓┗┛|+-")
-        if line.lstrip().startswith("╭"):  # the title
+        text = re.sub(r"^\s*[│|]|[│|]\s*$", "", line).strip()
+        if re.match(r"[╭╰+]", text):  # the title, or the end
             continue
-        if not text and lines:
+        if not text.strip("─-") and lines:  # a rule
             break
-        lines += text.split()
-    return " ".join(lines).rstrip(".")
+        lines.append(text)
+    return " ".join(" ".join(lines).split()).rstrip(".")
 
 
 def check_images(record: Mapping[str, Any]) -> tuple[torch.Tensor, str]:
