@@ -41,6 +41,29 @@ def play(env: FilterPruneEnv, seed: int = 0, policy: str = "random") -> list[Any
     return record
 
 
+def play_together(
+    env: FilterPruneEnv, episodes: int, together: int = 1, between: Callable[[int], None] = lambda turn: None
+) -> dict[str, Any]:
+    """Play random episodes and return the state of the archive.
+
+    Args:
+        env: The environment; clones of it play with it.
+        episodes: Number of episodes. Each has its own seed, so the plans do not depend on `together`.
+        together: Episodes at the same time.
+        between: Called with the number of the turn, between the two halves of every step.
+    """
+    envs = [env, *(env.clone() for _ in range(together - 1))]
+    for turn in range(episodes // together):
+        rngs = [np.random.default_rng(turn * together + place) for place in range(together)]
+        infos = [one.reset()[1] for one in envs]
+        while envs[0].agents:
+            for one, info, rng in zip(envs, infos, rngs, strict=True):
+                one.step_async({a: int(rng.choice(np.flatnonzero(info[a]["action_mask"]))) for a in one.agents})
+            between(turn)
+            infos = [one.step_wait()[-1] for one in envs]
+    return env.archive.state_dict()
+
+
 def last_info(record: list[Any]) -> dict[str, Any]:
     """Return the first agent's info at the end of an episode."""
     info: dict[str, Any] = record[-1][-1]["conv_0"]

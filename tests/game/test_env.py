@@ -1,4 +1,4 @@
-"""The environment: PettingZoo's conformance tests, stricter checks of the same API, and the rules of the game."""
+"""The environment: what it returns, the rules of the game, copies, and saved states."""
 
 from __future__ import annotations
 
@@ -10,13 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pettingzoo
 import pytest
 import torch
-from episodes import FAST, EnvMaker, episode_return, equal, last_info, play
-from pettingzoo.test import api_test, max_cycles_test, parallel_api_test, parallel_seed_test, seed_test
-from pettingzoo.test.state_test import state_test
-from pettingzoo.utils import parallel_to_aec
+from episodes import FAST, EnvMaker, episode_return, equal, last_info, play, play_together
 from torch import nn
 
 from prune_env import EnvConfig, FilterPruneEnv, PruningProblem
@@ -29,58 +25,6 @@ INFO_KEYS = {"action_mask", "applied_rate", "accuracy", "macs_ratio", "params_ra
 
 def conv_filters(network: nn.Module) -> tuple[int, ...]:
     return tuple(module.out_channels for module in network.modules() if isinstance(module, nn.Conv2d))
-
-
-class TestConformance:
-    def test_parallel_api(self, make_env: EnvMaker) -> None:
-        parallel_api_test(make_env(), num_cycles=30)
-
-    def test_parallel_seed(self, make_env: EnvMaker) -> None:
-        parallel_seed_test(make_env, num_cycles=6)
-
-    def test_state(self, make_env: EnvMaker) -> None:
-        state_test(parallel_to_aec(make_env()), make_env(), num_cycles=12)
-
-    def test_aec(self, make_env: EnvMaker) -> None:
-        api_test(parallel_to_aec(make_env()), num_cycles=30)
-        seed_test(lambda: parallel_to_aec(make_env()), num_cycles=12)
-
-    def test_max_cycles(self, make_env: EnvMaker) -> None:
-        class Module:
-            """Stands for an environment module in PettingZoo's test."""
-
-            @staticmethod
-            def parallel_env(max_cycles: int) -> FilterPruneEnv:
-                return make_env(rounds=6, max_cycles=max_cycles, target_macs=0.9)
-
-            @staticmethod
-            def env(max_cycles: int) -> pettingzoo.AECEnv:
-                return parallel_to_aec(Module.parallel_env(max_cycles))
-
-        max_cycles_test(Module)
-
-    @pytest.mark.supersuit
-    def test_supersuit_vectorises_it(self, make_env: EnvMaker) -> None:
-        """The wrapper by which Stable-Baselines3 plays PettingZoo's environments."""
-        import supersuit
-
-        vector = supersuit.pettingzoo_env_to_vec_env_v1(make_env())
-        observations, _ = vector.reset(seed=0)
-        assert observations.shape == (5, len(make_env().observation_names))
-        for _ in range(7):  # more than two episodes
-            observations, rewards, *_ = vector.step(np.ones(5, dtype=np.int64))
-            assert observations.shape[0] == rewards.shape[0] == 5
-
-    def test_torchrl_plays_several_episodes(self, make_env: EnvMaker) -> None:
-        """TorchRL's wrapper resets in its constructor, and continues after the end of an episode."""
-        from torchrl.envs import PettingZooWrapper
-
-        env = make_env(rounds=2)
-        wrapped = PettingZooWrapper(env, use_mask=False)
-        rollout = wrapped.rollout(max_steps=5, break_when_any_done=False)  # two episodes and a step
-        assert rollout["next", "done"].flatten().tolist() == [False, True, False, True, False]
-        assert rollout["conv", "observation"].shape == (5, 5, len(env.observation_names))
-        assert len(env.archive) in (1, 2)
 
 
 class TestReturnedValues:
@@ -359,6 +303,9 @@ class TestCopies:
         env.step(dict.fromkeys(env.agents, 1))
         assert clone.plan == clone.problem.full_plan, "a step of one environment moved the other"
         assert clone.action_space("conv_0") is not env.action_space("conv_0")
+
+    def test_episodes_at_the_same_time_are_those_of_one_after_another(self, make_env: EnvMaker) -> None:
+        assert play_together(make_env(), 6) == play_together(make_env(), 6, together=3)
 
     def test_pickles_and_deep_copies_play_the_same_game(self, make_env: EnvMaker) -> None:
         env = make_env()
