@@ -68,7 +68,7 @@ def test_every_structure_has_its_expectation() -> None:
 
 @pytest.mark.parametrize(("kind", "seed", "units", "reason"), EXPECTED)
 def test_what_is_cut_and_what_stays(kind: str, seed: int, units: dict[str, int], reason: str) -> None:
-    """The table in prune_env/pruning/README.md, row by row."""
+    """The table in docs/explanation/groups.md, row by row."""
     inspection = inspect(*random_network([kind], "mean", seed))
     found = {layer: group.filters for group in inspection.groups for layer in group.layers}
     assert {layer: found.get(layer) for layer in units} == units
