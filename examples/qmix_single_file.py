@@ -150,7 +150,7 @@ def play_episode(
 def td_loss(
     online: tuple[AgentNetwork, Mixer], target: tuple[AgentNetwork, Mixer], batch: dict[str, torch.Tensor], gamma: float
 ) -> torch.Tensor:
-    """Return the loss of q_tot to its one-step target (equations 6 and 7), with double Q-learning and the Huber loss."""
+    """Return the loss of q_tot to its one-step target (equations 6 and 7), with double Q-learning and Huber loss."""
     values = online[0](batch["observations"])  # [B, T+1, N, A]
     taken = values[:, :-1].gather(-1, batch["actions"].unsqueeze(-1)).squeeze(-1)  # [B, T, N]
     q_tot = online[1](taken, batch["states"][:, :-1])  # [B, T]

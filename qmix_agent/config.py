@@ -78,7 +78,7 @@ class QMIXConfig:
     `ReturnScale`). Differences between actions then count from the first update, however small they are compared with
     the level of the returns. The metrics `q_tot`, `loss` and `td_error` are in these units. Use it for games that
     reward at the end of an episode. Leave it off where every step contributes to a return that varies much: QMIX then
-    fails in simple_spread (benchmarks/QMIX.md)."""
+    fails in simple_spread (docs/benchmarks/qmix.md)."""
 
     # Exploration
     epsilon_start: float = 1.0

@@ -68,7 +68,7 @@ def test_every_structure_has_its_expectation() -> None:
 
 @pytest.mark.parametrize(("kind", "seed", "filters", "protected"), EXPECTED)
 def test_groups_and_protected_layers(kind: str, seed: int, filters: dict[str, int], protected: dict[str, str]) -> None:
-    """The table in prune_env/pruning/README.md, row by row."""
+    """The table in docs/explanation/groups.md, row by row."""
     inspection = inspect(*random_network([kind], "mean", seed))
     assert {layer: group.filters for group in inspection.groups for layer in group.layers} == filters
     reasons: dict[str, list[str]] = {}
