@@ -21,7 +21,7 @@ from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
 from prune_env import EnvConfig, FilterPruneEnv, PruningProblem, load_pruned, save_pruned
 from prune_env.data import Augmentation, DataSplits, from_datasets, from_tensors
-from prune_env.data.sources import digits, parts
+from prune_env.data.sources import digits, train_and_test_folders
 from prune_env.finalise import Finaliser, accuracy
 from prune_env.training.distillation import DistillationConfig
 from prune_env.training.fit import FitConfig, fit
@@ -48,7 +48,7 @@ def images(source: str, size: int) -> DataSplits:
         shifts = Augmentation(pad=2, flip=False)  # digits are not mirror images of each other
         return from_tensors(train, raw.train_labels, test, raw.test_labels, augmentation=shifts, name="digits")
     transform = Compose([Resize(size), CenterCrop(size), PILToTensor()])
-    return from_datasets(*(ImageFolder(str(part), transform) for part in parts(source)))
+    return from_datasets(*(ImageFolder(str(part), transform) for part in train_and_test_folders(source)))
 
 
 def main(config: Config) -> None:
@@ -66,7 +66,7 @@ def main(config: Config) -> None:
     finaliser = Finaliser(env, config.distillation)
     winner = finaliser.rank([entry.plan for entry in env.archive.best(config.finalists)])[0].plan
     network = finaliser.distil(winner)
-    save_pruned(config.out, network, winner, groups=problem.groups, ranking=problem.ranking, data=data)
+    save_pruned(config.out, network, winner, problem)
     loaded = load_pruned(config.out, base_model=model)
     print(f"\n{'network':<10} {'test accuracy':>13} {'MACs':>14} {'parameters':>12}")
     for name, network, plan in (("original", model, problem.full_plan), ("pruned", loaded, winner)):

@@ -49,7 +49,9 @@ class Config:
     env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=EnvConfig)
     """The game: actions, rewards, and how plans are evaluated."""
     # The game is deterministic, pays at its end, and returns of good plans differ little.
-    qmix: QMIXConfig = field(default_factory=lambda: QMIXConfig(eval_episodes=1, standardise_returns=True))
+    qmix: QMIXConfig = field(
+        default_factory=lambda: QMIXConfig(checkpoint_every=10, eval_episodes=1, standardise_returns=True)
+    )
     """The agent: networks, learning, exploration, evaluation and checkpoints."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     """The training of the winner and of the uniform network after the search."""
@@ -78,7 +80,7 @@ def main(config: Config) -> None:
         agent = QMIX.load(checkpoints, env, device=device)
     else:
         agent = QMIX(env, config.qmix, seed=config.seed, device=device)
-    agent.learn(config.episodes, log_dir=directory, checkpoint_dir=checkpoints, n_envs=config.n_envs)
+    agent.learn(config.episodes, directory, checkpoints, n_envs=config.n_envs)
     env.close()
     episodes = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
@@ -92,11 +94,13 @@ def main(config: Config) -> None:
 
     # The test set, once.
     contestants = [
-        Contestant("original", problem.model, problem.full_plan, accuracy(problem.model, data, data.test, device))
+        Contestant(
+            "original", problem.model, problem.full_plan, accuracy(problem.model, data, data.test, device=device)
+        )
     ]
     for name, plan in plans.items():
-        after = accuracy(networks[name], data, data.test, device)
-        before = accuracy(recalibrated(env, plan), data, data.test, device)
+        after = accuracy(networks[name], data, data.test, device=device)
+        before = accuracy(recalibrated(env, plan), data, data.test, device=device)
         contestants.append(Contestant(name, networks[name], plan, after, before))
     original, uniform, winner = contestants
     metrics = {
@@ -109,16 +113,7 @@ def main(config: Config) -> None:
         "evaluated_plans": len(env.archive),
         "search_seconds": sum(row.get("seconds", 0.0) for row in episodes),
     }
-    save_pruned(
-        directory,
-        winner.network,
-        winner.plan,
-        groups=problem.groups,
-        ranking=problem.ranking,
-        data=data,
-        network=config.problem.network,
-        metrics=metrics,
-    )
+    save_pruned(directory, winner.network, winner.plan, problem, base=config.problem.network, metrics=metrics)
     if config.env.round_to > 1:  # for latencies: the same budget without rounding, without distillation
         plan = replace(env.budget, round_to=1).uniform()
         contestants.append(Contestant("L1, unrounded", recalibrated(env, plan), plan))

@@ -1,136 +1,163 @@
 """The command line: python -m prune_env COMMAND ...
 
-A command is a function that takes the parsed arguments and returns the exit status; `_parser` lists the commands.
-Wrong input ends with one line on stderr and exit status 2.
+Every command is a dataclass of its options whose method `run` returns the exit status. Wrong input ends with one line
+on stderr and exit status 2.
 """
 
 from __future__ import annotations
 
-import argparse
+import io
+import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal
 
 import torch
-from torch import nn
+import tyro
 
 from . import data
 from .common.files import cache_dir
 from .deploy import export
-from .deploy.import_network import from_file, imported
-from .deploy.saved import load_pruned, read_record
-from .networks.registry import NETWORKS, create, image_size
+from .deploy.import_network import import_network
+from .deploy.record import read_record
+from .deploy.saved import load_pruned
+from .networks.registry import create, image_size, list_networks
 from .pruning import inspect
 
-IMAGES = 64
-"""How many images an exported network is checked on."""
-DIFFERENCE = (
-    "The column 'difference' is the proof: the largest difference between the outputs of the network without some of "
-    "these filters and of the whole network with the same filters switched off, as a fraction of the largest output. "
-    "Above 1e-4 the filters stay. Exit status 1 where nothing can be pruned."
-)
+PROGRAM = "python -m prune_env"
+CHECK_IMAGES = 64
+"""Number of images that an exported network is checked on."""
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Show what of a network can be pruned, what cannot, and why.
+
+    The column 'difference' is the proof: the largest difference between the outputs of the network without some of
+    these filters and of the original network with the same filters masked, as a fraction of the largest output. Filters
+    are only pruned if it is at most 1e-4. The exit status is 1 if nothing can be pruned.
+    """
+
+    network: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NETWORK")]
+    """A registered network (small_cnn, resnet20, ...), or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, which makes one
+    without arguments or is one."""
+    shape: Annotated[tuple[int, int, int] | None, tyro.conf.arg(metavar="C H W")] = None
+    """Shape of one image; 3 32 32 by default, and 3 8 8 for small_cnn."""
+    proof: bool = True
+    """Prove that pruning the filters equals masking them; without the proof it is much faster."""
+
+    def run(self) -> int:
+        """Print the inspection; return 0, or 1 if nothing can be pruned."""
+        spec = self.network
+        if spec not in list_networks() and ":" not in spec and not spec.endswith(".py"):
+            raise ValueError(
+                f"network {spec!r} is not registered; choose one of {', '.join(list_networks())}, or give "
+                "FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
+            )
+        channels, height, width = self.shape or (3, *(image_size(spec) if spec in list_networks() else (32, 32)))
+        if min(channels, height, width) < 1:
+            raise ValueError(f"--shape takes three numbers of at least 1 (C H W), got {channels} {height} {width}")
+        network = create(spec, in_channels=channels) if spec in list_networks() else import_network(spec)
+        images = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
+        inspection = inspect(network, images, prove=self.proof)
+        print(inspection)
+        return 0 if inspection.groups else 1
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a saved network as ONNX or as a torch.export program."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Folder with pruned.json and pruned.safetensors."""
+    format: Literal["onnx", "torch"] = "onnx"
+    """Format of the file."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """File to write; RUN/pruned.onnx or RUN/pruned.pt2 by default."""
+    base: Annotated[str | None, tyro.conf.arg(metavar="PACKAGE.MODULE:FUNCTION")] = None
+    """Makes the original network, or FILE.py:FUNCTION; needed where pruned.json names no network."""
+
+    def run(self) -> int:
+        """Write the file and print its size and precision; return 0."""
+        write, suffix = {"onnx": (export.to_onnx, "onnx"), "torch": (export.to_torch_export, "pt2")}[self.format]
+        network = load_pruned(self.folder, import_network(self.base) if self.base else None)
+        images, description = check_images(read_record(self.folder))
+        out = self.out or self.folder / f"pruned.{suffix}"
+        difference = write(network, out, images)
+        size = out.stat().st_size / 1024
+        print(f"{out}: {size:.1f} KiB, differs by at most {difference:.1g} of the output on {description}")
+        return 0
+
+
+Command = Annotated[Inspect, tyro.conf.subcommand("inspect")] | Annotated[Export, tyro.conf.subcommand("export")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns the exit status."""
+    """Run a command.
+
+    Args:
+        arguments: The command line; by default that of the process.
+
+    Returns:
+        The exit status: 2 for wrong input, 130 for Ctrl-C.
+    """
     try:
-        parsed = _parser().parse_args(arguments)
-        status: int = parsed.command(parsed)
-    except (ValueError, OSError, ImportError) as error:  # a missing folder, a damaged file, a package
-        print("error:", *str(error).split(), file=sys.stderr)  # libraries' messages have lines
+        return _parse(arguments).run()
+    except (ValueError, OSError, ImportError) as error:  # a missing folder, a damaged file, a missing package
+        print("error:", *str(error).split(), file=sys.stderr)  # one line, also for messages of several lines
         return 2
     except KeyboardInterrupt:
         return 130
-    return status
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+def _parse(arguments: Sequence[str] | None) -> Inspect | Export:
+    """Return the command of a command line.
+
+    Raises:
+        ValueError: The command line is wrong.
+    """
+    shown = io.StringIO()
+    try:
+        with redirect_stderr(shown):
+            command: Inspect | Export = tyro.cli(
+                Command,
+                args=arguments,
+                prog=PROGRAM,
+                description="Inspect a network before it is pruned, and export a pruned network.",
+                config=(tyro.conf.OmitSubcommandPrefixes,),
+            )
+    except SystemExit as end:
+        if end.code in (0, None):  # --help
+            raise
+        raise ValueError(f"{_first_paragraph(shown.getvalue())}; see {PROGRAM} --help") from None
+    return command
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="python -m prune_env", description="Look into a network before it is pruned, and export a pruned one."
-    )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _add_export(commands)
-    _add_inspect(commands)
-    return parser
-
-
-def _add_export(commands: Any) -> None:
-    what = "write a saved network as ONNX or as a torch.export program"
-    parser = commands.add_parser("export", help=what, description=f"{what[0].upper()}{what[1:]}.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder with pruned.json and pruned.safetensors")
-    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="of the file; default: onnx")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="to write; default: RUN/pruned.onnx or .pt2")
-    parser.add_argument(
-        "--base",
-        metavar="PACKAGE.MODULE:FUNCTION",
-        help="makes the unpruned network, or FILE.py:FUNCTION; needed where pruned.json names no network",
-    )
-    parser.set_defaults(command=_export)
-
-
-def _export(arguments: argparse.Namespace) -> int:
-    write, suffix = {"onnx": (export.to_onnx, "onnx"), "torch": (export.to_torch_export, "pt2")}[arguments.format]
-    network = load_pruned(arguments.run, _made_by(arguments.base) if arguments.base else None)
-    images, what = check_images(read_record(arguments.run))
-    out = arguments.out or arguments.run / f"pruned.{suffix}"
-    difference = write(network, out, images)
-    print(f"{out}: {out.stat().st_size / 1024:.1f} KiB, differs by at most {difference:.1g} of the output on {what}")
-    return 0
-
-
-def _add_inspect(commands: Any) -> None:
-    what = "show what of a network can be pruned, what cannot, and why"
-    parser = commands.add_parser("inspect", help=what, description=f"{what[0].upper()}{what[1:]}. {DIFFERENCE}")
-    parser.add_argument(
-        "network",
-        metavar="NETWORK",
-        help=f"{', '.join(NETWORKS)}, or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that makes one without arguments "
-        "or is one",
-    )
-    parser.add_argument(
-        "--shape",
-        type=int,
-        nargs=3,
-        metavar=("C", "H", "W"),
-        help="of one image; default: 3 32 32, small_cnn 3 8 8",
-    )
-    parser.add_argument("--no-proof", action="store_true", help="only trace: much faster, and no differences")
-    parser.set_defaults(command=_inspect)
-
-
-def _inspect(arguments: argparse.Namespace) -> int:
-    spec = arguments.network
-    if spec not in NETWORKS and ":" not in spec and not spec.endswith(".py"):
-        raise ValueError(
-            f"network {spec!r} is not registered; choose one of {', '.join(NETWORKS)}, or give FILE.py:FUNCTION or "
-            "PACKAGE.MODULE:FUNCTION"
-        )
-    channels, *size = arguments.shape or (3, *image_size(spec))
-    if min(channels, *size) < 1:
-        raise ValueError(f"--shape takes three numbers of at least 1 (C H W), got {channels} {size[0]} {size[1]}")
-    network = create(spec, in_channels=channels) if spec in NETWORKS else _made_by(spec)
-    images = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
-    found = inspect(network, images, prove=not arguments.no_proof)
-    print(found)
-    return 0 if found.groups else 1
-
-
-def _made_by(path: str) -> nn.Module:
-    """The network of package.module:function, or of file.py:function."""
-    file, _, function = (path, "", "") if path.endswith(".py") else path.rpartition(":")
-    return from_file(file, function) if file.endswith(".py") else imported(path)
+def _first_paragraph(box: str) -> str:
+    """Return the first paragraph in a framed text that tyro prints, without frame and title, as one line."""
+    lines: list[str] = []
+    for line in box.splitlines():
+        text = re.sub(r"^\s*[│|]|[│|]\s*$", "", line).strip()
+        if re.match(r"[╭╰+]", text):  # the title, or the end
+            continue
+        if not text.strip("─-") and lines:  # a rule
+            break
+        lines.append(text)
+    return " ".join(" ".join(lines).split()).rstrip(".")
 
 
 def check_images(record: Mapping[str, Any]) -> tuple[torch.Tensor, str]:
-    """Network input float32 [N, C, H, W], and in words what it is.
+    """Return images for the check of an exported network.
 
-    Test images of the data set that the record names, if it is at hand without a download; noise otherwise.
+    Args:
+        record: The record of the saved network.
+
+    Returns:
+        Network input float32 [N, C, H, W], and a description of it. They are test images of the record's data set if
+        that is available without a download, and noise otherwise.
     """
     name, shape = record["data"]["name"], tuple(record["data"]["image_shape"])
     if name == "digits" or (name in ("cifar10", "cifar100") and (cache_dir() / name).is_dir()):
@@ -140,9 +167,9 @@ def check_images(record: Mapping[str, Any]) -> tuple[torch.Tensor, str]:
             pass
         else:
             if splits.image_shape == shape:
-                return splits.normalise(splits.test.images[:IMAGES]), f"{IMAGES} test images of {name}"
-    noise = torch.randn((IMAGES, *shape), generator=torch.Generator().manual_seed(0))
-    return noise, f"{IMAGES} images of noise, as data {name!r} is not at hand"
+                return splits.normalise(splits.test.images[:CHECK_IMAGES]), f"{CHECK_IMAGES} test images of {name}"
+    noise = torch.randn((CHECK_IMAGES, *shape), generator=torch.Generator().manual_seed(0))
+    return noise, f"{CHECK_IMAGES} images of noise, because data {name!r} is not available"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write a pruned network as an ONNX file or as a torch.export program."""
+"""Export a pruned network as an ONNX file or as a torch.export program."""
 
 from __future__ import annotations
 

@@ -20,8 +20,9 @@ from .data import DataSplits, Split
 from .data.objective import Metric
 from .game.env import FilterPruneEnv
 from .pruning import Plan
-from .scoring.metric import score
+from .scoring import metric as scoring
 from .training.distillation import DistillationConfig, Teacher, distill
+from .training.fit import RunOptions
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,13 @@ class Finaliser:
         if not plans:
             raise ValueError("there are no finished plans to rank; let some episodes end first")
         steps = round(self.distillation.min_steps * self.short_epochs / self.distillation.epochs)
-        short = replace(self.distillation, epochs=self.short_epochs, min_steps=steps)
+        short = replace(self.distillation, epochs=self.short_epochs, min_steps=steps, select_best=False)
         finalists = []
         for number, plan in enumerate(plans, 1):
             network = recalibrated(self.env, plan)
             before = self._accuracy(network)
-            network = self._distilled(
-                network, short, "finalist", plan, select_best=False, title=f"finalist {number} of {len(plans)}"
-            )
+            title = f"finalist {number} of {len(plans)}"
+            network = self._distilled(network, short, _file(self.checkpoints, "finalist", plan), title)
             finalists.append(Finalist(plan, before, self._accuracy(network), network))
         return sorted(finalists, key=lambda finalist: -finalist.distilled_accuracy)
 
@@ -103,30 +103,20 @@ class Finaliser:
             plan: The plan.
             title: Title of the progress bar.
         """
-        return self._distilled(recalibrated(self.env, plan), self.distillation, "distilled", plan, True, title)
+        checkpoint = _file(self.checkpoints, "distilled", plan)
+        return self._distilled(recalibrated(self.env, plan), self.distillation, checkpoint, title)
 
     def _accuracy(self, network: nn.Module) -> float:
         problem = self.env.problem
-        return accuracy(network, problem.data, problem.data.reward, self.device, problem.metric)
+        return accuracy(network, problem.data, problem.data.reward, problem.metric, self.device)
 
     def _distilled(
-        self, network: nn.Module, config: DistillationConfig, stage: str, plan: Plan, select_best: bool, title: str
+        self, network: nn.Module, config: DistillationConfig, checkpoint: Path | None, title: str
     ) -> nn.Module:
         problem = self.env.problem
         assert self.teacher is not None
-        return distill(
-            network,
-            self.teacher,
-            problem.data,
-            config,
-            loss=problem.loss,
-            metric=problem.metric,
-            select_best=select_best,
-            checkpoint=_file(self.checkpoints, stage, plan),
-            device=self.device,
-            progress=self.progress,
-            title=title,
-        )
+        run = RunOptions(self.device, checkpoint, self.progress, title)
+        return distill(network, self.teacher, problem.data, config, loss=problem.loss, metric=problem.metric, run=run)
 
 
 def recalibrated(env: FilterPruneEnv, plan: Plan) -> nn.Module:
@@ -140,8 +130,8 @@ def accuracy(
     network: nn.Module,
     data: DataSplits,
     split: Split,
-    device: torch.device | str = "cpu",
     metric: Metric | None = None,
+    device: torch.device | str = "cpu",
 ) -> float:
     """Return the fraction of a split that the network classifies correctly, or its metric, in float32.
 
@@ -149,10 +139,10 @@ def accuracy(
         network: The network; it ends on the CPU.
         data: Normalises the images.
         split: The images and labels.
-        device: Device of the forward pass.
         metric: `env.problem.metric` for the environment's own measure.
+        device: Device of the forward pass.
     """
-    result = score(network.to(device), data, split, metric, device)
+    result = scoring.accuracy(network.to(device), data, split, metric, device)
     network.cpu()
     return result
 

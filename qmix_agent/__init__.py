@@ -1,9 +1,9 @@
 """QMIX (Rashid et al. 2018, arXiv:1803.11485) for any cooperative PettingZoo ParallelEnv.
 
-    agent = QMIX(env, QMIXConfig(epsilon_episodes=200), seed=0).learn(episodes=400)
+    agent = QMIX(env, QMIXConfig(epsilon_episodes=200), seed=0).learn(total_episodes=400)
     actions = agent.act(observations, action_masks, reset=True)
 
-Names are imported at first use, so that `QMIXConfig` can be read, and a command line made, without torch.
+Public names are imported on first use, so that reading `QMIXConfig` does not import torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
     "SubprocessEnv",
 ]
 
-_HOMES = {
+_MODULE_OF = {
     "QMIX": "agent",
     "CheckpointError": "checkpoint",
     "EnvProcessError": "subprocess_env",
@@ -44,6 +44,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)

@@ -1,4 +1,4 @@
-"""One file that holds a whole agent, either there entirely or not at all; and the few before it."""
+"""Checkpoint files: each holds a whole agent and is written atomically; a few older ones are kept."""
 
 from __future__ import annotations
 
@@ -14,28 +14,35 @@ import torch
 
 FILE_NAME = "checkpoint.pt"
 FORMAT = "qmix_agent"
-VERSION = 3
+VERSION = 4
 
-_PLAIN = (bool, int, float, str, bytes, type(None))
-_ARRAY = "__ndarray__"
-_OLDER = re.compile(r"checkpoint\.(\d+)\.pt")
+_PLAIN_TYPES = (bool, int, float, str, bytes, type(None))
+_ARRAY_KEY = "__ndarray__"
+_OLDER_NAME = re.compile(r"checkpoint\.(\d+)\.pt")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: damaged, of another version, or of another environment."""
+    """A checkpoint cannot be used: it is damaged, of another version, or of another environment."""
 
 
-def files(directory: Path) -> list[Path]:
-    """The checkpoints there, newest first."""
-    older = [(int(match[1]), path) for path in directory.glob("*.pt") if (match := _OLDER.fullmatch(path.name))]
+def list_files(directory: Path) -> list[Path]:
+    """Return the checkpoint files in `directory`, newest first."""
+    older = [(int(match[1]), path) for path in directory.glob("*.pt") if (match := _OLDER_NAME.fullmatch(path.name))]
     newest = [directory / FILE_NAME] if (directory / FILE_NAME).is_file() else []
     return newest + [path for _, path in sorted(older)]
 
 
 def write(directory: Path, content: dict[str, Any], keep: int) -> Path:
-    """Writes and syncs a temporary file, then moves the files before it on and puts it in its place.
+    """Write a checkpoint and keep the `keep - 1` checkpoints before it as checkpoint.1.pt, checkpoint.2.pt, ...
 
-    Whenever it is stopped, whole files are there. Raises OSError, and leaves all as it was, when it cannot be written.
+    The content is written to a temporary file and synchronised to disk before any existing file is renamed, so every
+    checkpoint file is complete whenever the process is killed.
+
+    Returns:
+        Path of the new file.
+
+    Raises:
+        OSError: The file cannot be written, for example on a full disk. All existing files are unchanged.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path, temporary = directory / FILE_NAME, directory / f".{FILE_NAME}.writing"
@@ -46,92 +53,103 @@ def write(directory: Path, content: dict[str, Any], keep: int) -> Path:
             os.fsync(file.fileno())
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch's writer hides the file's error
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch wraps the file's own error
         if not isinstance(cause, OSError):
             raise
-        message = f"{path} cannot be written ({cause.strerror or cause}); the checkpoints before it are untouched"
+        message = f"cannot write {path}: {cause.strerror or cause}; earlier checkpoints are unchanged"
         raise OSError(cause.errno, message) from error
-    for number, old in reversed(list(enumerate(files(directory), start=1))):
+    for number, old in reversed(list(enumerate(list_files(directory), start=1))):
         if number < keep:
             os.replace(old, directory / f"checkpoint.{number}.pt")
     os.replace(temporary, path)
-    for surplus in files(directory)[keep:]:
+    for surplus in list_files(directory)[keep:]:
         surplus.unlink()
     return path
 
 
 def read_newest(directory: Path) -> tuple[Path, dict[str, Any]]:
-    """The newest whole file and its content, on the CPU; nothing but tensors and plain values is unpickled.
+    """Return the path and content of the newest undamaged checkpoint, with tensors on the CPU.
 
-    A damaged file is passed over with a warning. Raises FileNotFoundError, or CheckpointError when all are damaged or
-    the newest whole one is of another version.
+    Damaged files are skipped with a warning. Only tensors and plain values are unpickled.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        CheckpointError: All files are damaged, or the newest undamaged one has another format or version.
     """
-    found = files(directory)
-    if not found:
+    paths = list_files(directory)
+    if not paths:
         raise FileNotFoundError(
-            f"no checkpoint at {directory / FILE_NAME}; QMIX.learn(checkpoint_dir=...) or QMIX.save writes one"
+            f"no checkpoint at {directory / FILE_NAME}; write one with QMIX.learn(checkpoint_dir=...) or QMIX.save"
         )
     damage: list[CheckpointError] = []
-    for path in found:
+    for path in paths:
         try:
-            content = _unpickled(path)
+            content = _unpickle(path)
         except CheckpointError as error:
             damage.append(error)
             continue
         if damage:
-            warnings.warn(f"{damage[0]}; going on from the one before it, {path}", stacklevel=3)
-        return path, _checked(path, content)
+            warnings.warn(f"{damage[0]}; loading the checkpoint before it instead, {path}", stacklevel=4)
+        _check_version(path, content)
+        return path, content
     raise damage[0]
 
 
-def _unpickled(path: Path) -> Any:
+def _unpickle(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:  # torch.load itself does not look at the checksums
-                raise ValueError("a checksum is wrong")
+            if archive.testzip() is not None:  # torch.load does not verify the checksums
+                raise ValueError("wrong checksum")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and zipfile raise half a dozen types for a damaged file
-        raise CheckpointError(
-            f"{path} cannot be read; it is damaged, cut short, or not a checkpoint of {FORMAT}"
-        ) from error
+    except Exception as error:  # torch and zipfile raise many exception types for a damaged file
+        raise CheckpointError(f"cannot read {path}: it is damaged, truncated, or not a {FORMAT} checkpoint") from error
 
 
-def _checked(path: Path, content: Any) -> dict[str, Any]:
+def _check_version(path: Path, content: Any) -> None:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of {FORMAT}")
+        raise CheckpointError(f"{path} is not a {FORMAT} checkpoint")
     if content.get("version") != VERSION:
         raise CheckpointError(
-            f"{path} has format version {content.get('version')}, and this {FORMAT} reads version {VERSION}; load it "
-            "with the release that wrote it"
+            f"{path} has checkpoint version {content.get('version')}, but this release of {FORMAT} reads version "
+            f"{VERSION}; load it with the release that wrote it"
         )
-    return content
 
 
-def encode(value: Any, where: str = "the environment's state_dict()") -> Any:
-    """A copy in which NumPy arrays are marked tensors, so that `read` takes it. Raises TypeError for other objects."""
+def encode(value: Any, name: str = "the environment's state_dict()") -> Any:
+    """Return a copy of a nested value in a form that `read_newest` accepts.
+
+    NumPy arrays become tensors in a marker dict, and NumPy scalars become Python numbers; `decode` reverses the former.
+
+    Args:
+        value: Numbers, strings, arrays, tensors, and lists, tuples and dicts of them.
+        name: How error messages name the value.
+
+    Raises:
+        TypeError: The value contains an object of another type.
+    """
     if isinstance(value, np.ndarray) and value.dtype != object:
-        return {_ARRAY: torch.tensor(value)}
+        return {_ARRAY_KEY: torch.tensor(value)}
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, dict):
-        return {key: encode(item, f"{where}[{key!r}]") for key, item in value.items()}
+        return {key: encode(item, f"{name}[{key!r}]") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)([encode(item, f"{where}[{index}]") for index, item in enumerate(value)])
-    if isinstance(value, _PLAIN):
+        return type(value)([encode(item, f"{name}[{index}]") for index, item in enumerate(value)])
+    if isinstance(value, _PLAIN_TYPES):
         return value
     raise TypeError(
-        f"{where} is a {type(value).__name__}, which a checkpoint cannot hold; use numbers, strings, lists, tuples, "
-        "dicts, arrays and tensors"
+        f"{name} is a {type(value).__name__}, which a checkpoint cannot hold; use numbers, strings, lists, tuples, "
+        "dicts, arrays or tensors"
     )
 
 
 def decode(value: Any) -> Any:
-    """The inverse of `encode`."""
+    """Return the value that `encode` encoded."""
     if isinstance(value, dict):
-        if set(value) == {_ARRAY}:
-            return value[_ARRAY].numpy()
+        if set(value) == {_ARRAY_KEY}:
+            return value[_ARRAY_KEY].numpy()
         return {key: decode(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)([decode(item) for item in value])

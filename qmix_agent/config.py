@@ -1,4 +1,4 @@
-"""The agent's settings. Standard library only, so that a command line can be made from them cheaply."""
+"""Settings of QMIX. Only the standard library is imported, so that a command line can be built without torch."""
 
 from __future__ import annotations
 
@@ -7,161 +7,153 @@ from typing import Literal
 
 MIXERS = ("qmix", "vdn", "iql")
 LOSSES = ("huber", "mse")
-EXPLORATIONS = ("agent", "team", "noisy")
-MIXING_WEIGHTS = ("abs", "softplus")
 
 
 @dataclass(frozen=True)
 class QMIXConfig:
-    """Settings of `QMIX`. Raises ValueError that names the field."""
+    """Settings of `QMIX`.
+
+    Raises:
+        ValueError: A field has an invalid value; the message starts with the name of the field.
+    """
 
     # Networks
     mixer: Literal["qmix", "vdn", "iql"] = "qmix"
-    """How agents' values become the team's: qmix (monotonic, sees the state), vdn (sum), iql (not at all)."""
+    """How agent values combine into the team value: qmix (monotonic, sees the state), vdn (sum), iql (not at all)."""
     recurrent: bool = True
-    """A GRU that remembers the episode; otherwise agents see the present observation only."""
+    """Use a GRU that remembers the episode; otherwise agents act on the current observation only."""
     hidden_size: int = 64
-    """Width of the agents' network."""
+    """Width of the agent network."""
     layer_norm: bool = False
-    """Normalise the agents' hidden features (Ba et al. 2016)."""
+    """Normalise the hidden features of the agent network (Ba et al. 2016)."""
     parameter_sharing: bool = True
-    """One network for all agents; otherwise each agent has weights of its own, and `agent_id` has no use."""
+    """Share one network among all agents; otherwise each agent has its own weights and `agent_id` has no effect."""
     mixing_embed: int = 32
     """Width of the mixing network's hidden layer."""
     hypernet_hidden: int = 64
-    """Width of the hypernetworks that make the mixing network's weights from the state."""
-    hypernet_layers: Literal[1, 2] = 2
-    """Layers of these hypernetworks. With 1 they are linear, as in the paper, and `hypernet_hidden` has no use."""
-    mixing_weights: Literal["abs", "softplus"] = "abs"
-    """What makes the mixing network's weights non-negative. softplus never lets a weight be exactly 0."""
+    """Width of the hypernetworks that compute the mixing weights from the state."""
     last_action: bool = True
-    """Agents see their own previous action."""
+    """Give each agent its own previous action as input."""
     agent_id: bool = True
-    """Agents see who they are, so that the shared network can treat them differently."""
+    """Give each agent its one-hot identity as input, so that a shared network can treat agents differently."""
 
     # Learning
     learning_rate: float = 1e-3
-    """Of Adam."""
+    """Learning rate of Adam."""
     gamma: float = 0.99
-    """Discount per step."""
+    """Discount factor per step."""
     td_lambda: float = 0.6
-    """0: one-step targets; 1: whole returns. Above 0 a late reward reaches early steps in one update."""
+    """Lambda of the lambda-returns: 0 for one-step targets, 1 for whole returns. Above 0, a late reward reaches early
+    steps in a single update."""
     off_policy_correction: bool = True
-    """Returns are those of the greedy policy: what an explored action costs later is not charged to the steps before
-    it (Harutyunyan et al. 2016). Without it exploration counts as it came (Peng and Williams 1996). Unused with
-    td_lambda=0 or n_step=1."""
+    """Correct lambda-returns for exploration, so that the cost of an explored action is not attributed to the steps
+    before it (Harutyunyan et al. 2016). Without it, exploration counts like any other action (Peng and Williams 1996).
+    No effect with td_lambda=0 or n_step=1."""
     n_step: int | None = None
-    """Longest return in a target. It and `td_lambda` make one truncated lambda-return (Sutton and Barto 2018, equation
-    12.9): the n-step returns up to this n, weighted by `td_lambda`. So td_lambda=1 with n_step=3, uncorrected, is the
-    plain 3-step return. None: up to the end of the episode."""
+    """Longest return in a target; None for returns to the end of the episode. With `td_lambda` it defines one truncated
+    lambda-return (Sutton and Barto 2018, equation 12.9): a weighted sum of the n-step returns up to this n. For
+    example, td_lambda=1 with n_step=3 and no correction is the plain 3-step return."""
     double_q: bool = True
-    """The live network chooses the next action, the target network values it (van Hasselt et al. 2016)."""
+    """Select the next action with the online network and evaluate it with the target network (van Hasselt et al.
+    2016)."""
     loss: Literal["huber", "mse"] = "huber"
-    """Of the temporal-difference error; huber turns linear at an error of 1."""
+    """Loss of the temporal-difference error; huber is linear above an error of 1."""
     max_grad_norm: float = 10.0
-    """Gradients of a larger Euclidean norm are scaled down to it."""
+    """Scale gradients down to this Euclidean norm if they exceed it."""
     batch_size: int = 32
-    """Episodes in an update."""
+    """Episodes in one update."""
     buffer_size: int = 2000
-    """Episodes kept for replay; the oldest goes first."""
-    priority_alpha: float = 0.0
-    """How much an episode's mean TD error decides how often it is replayed (Schaul et al. 2016); 0: not at all, and no
-    episode is twice in a batch; 1: in proportion to it."""
-    priority_beta: float = 0.4
-    """How far importance weights correct for that in the first episode. Rises linearly to 1, a full correction, over
-    `epsilon_episodes`. Unused without `priority_alpha`."""
+    """Episodes kept for replay; a full buffer drops the oldest."""
     learning_starts: int = 32
     """Episodes played before the first update."""
     updates_per_episode: int = 4
-    """Updates after each episode. Raise it where episodes are dear."""
+    """Updates after each episode. Raise it where playing an episode is expensive."""
     target_update_every: int = 200
-    """Updates between copies of the live network into the target network. Unused with `target_tau`."""
+    """Updates between copies of the online networks into the target networks. No effect with `target_tau`."""
     target_tau: float | None = None
-    """Move the target network this fraction of the way at every update instead of copying it now and then."""
+    """Fraction by which the target networks move towards the online networks at every update; None for periodic
+    copies."""
     standardise_returns: bool = False
-    """Learn values as their distance from the mean of all returns so far, in standard deviations: differences between
-    actions count from the first update, however small they are beside the level and the unit of reward. `q_tot`, `loss`
-    and `td_error`, and with it priorities, are then of these. See `ReturnScale`. For games that pay at their end: where
-    every step pays a part of a return that varies much, what a step pays becomes small, and QMIX fails in simple_spread
-    (benchmarks/QMIX.md)."""
+    """Learn values relative to the mean of all returns so far, in units of their standard deviation (see
+    `ReturnScale`). Differences between actions then count from the first update, however small they are compared with
+    the level of the returns. The metrics `q_tot`, `loss` and `td_error` are in these units. Use it for games that
+    reward at the end of an episode. Leave it off where every step contributes to a return that varies much: QMIX then
+    fails in simple_spread (docs/benchmarks/qmix.md)."""
 
     # Exploration
-    exploration: Literal["agent", "team", "noisy"] = "agent"
-    """Who explores with probability epsilon. agent: each on its own. team: the step as a whole, and then 1 to N agents,
-    a random number of them; in a large team this leaves many joint actions greedy, or nearly so. noisy: nobody; each
-    agent acts by a last layer with learned noise, drawn anew for every episode (Fortunato et al. 2018)."""
-    noisy_sigma: float = 0.5
-    """Size of that noise at the start, relative to the weights'. Unused unless `exploration` is noisy."""
     epsilon_start: float = 1.0
-    """Probability of exploring in the first episode."""
+    """Probability of a random action in the first episode. Each agent explores independently."""
     epsilon_end: float = 0.05
-    """Probability of exploring after `epsilon_episodes`."""
+    """Probability of a random action after `epsilon_episodes`."""
     epsilon_episodes: int = 100
-    """Episodes in which epsilon falls linearly."""
+    """Episodes over which epsilon falls linearly."""
 
-    # Evaluation while learning
+    # Evaluation and checkpoints during training
     eval_every: int = 20
     """Episodes between greedy evaluations; 0 for none."""
     eval_episodes: int = 5
-    """Greedy episodes in an evaluation. One is enough where the game is deterministic."""
+    """Greedy episodes per evaluation. One is enough for a deterministic game."""
+    checkpoint_every: int = 50
+    """Episodes between checkpoints. Training also writes one at its end and at Ctrl-C."""
+    keep_checkpoints: int = 2
+    """Number of most recent checkpoints to keep."""
 
     def __post_init__(self) -> None:
-        _one_of(self, "mixer", MIXERS)
-        _one_of(self, "loss", LOSSES)
-        _one_of(self, "exploration", EXPLORATIONS)
-        _one_of(self, "mixing_weights", MIXING_WEIGHTS)
-        _one_of(self, "hypernet_layers", (1, 2))
+        _check_choice(self, "mixer", MIXERS)
+        _check_choice(self, "loss", LOSSES)
         for name in ("recurrent", "layer_norm", "parameter_sharing", "last_action", "agent_id"):
-            _true_or_false(self, name)
+            _check_bool(self, name)
         for name in ("double_q", "off_policy_correction", "standardise_returns"):
-            _true_or_false(self, name)
+            _check_bool(self, name)
         for name in ("hidden_size", "mixing_embed", "hypernet_hidden", "batch_size", "buffer_size"):
-            _whole(self, name, 1)
+            _check_integer(self, name, 1)
         for name in ("learning_starts", "updates_per_episode", "target_update_every", "eval_episodes"):
-            _whole(self, name, 1)
+            _check_integer(self, name, 1)
+        for name in ("checkpoint_every", "keep_checkpoints"):
+            _check_integer(self, name, 1)
         for name in ("epsilon_episodes", "eval_every"):
-            _whole(self, name, 0)
-        for name in ("gamma", "td_lambda", "epsilon_start", "epsilon_end", "priority_alpha", "priority_beta"):
-            _number(self, name, 0.0, 1.0)
-        for name in ("learning_rate", "max_grad_norm", "noisy_sigma"):
-            _positive(self, name)
+            _check_integer(self, name, 0)
+        for name in ("gamma", "td_lambda", "epsilon_start", "epsilon_end"):
+            _check_fraction(self, name)
+        for name in ("learning_rate", "max_grad_norm"):
+            _check_positive(self, name)
         if self.n_step is not None:
-            _whole(self, "n_step", 1)
+            _check_integer(self, "n_step", 1)
         if self.target_tau is not None:
-            _number(self, "target_tau", 0.0, 1.0)
-            _positive(self, "target_tau")
+            _check_fraction(self, "target_tau")
+            _check_positive(self, "target_tau")
         for name in ("learning_starts", "batch_size"):
             if getattr(self, name) > self.buffer_size:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}, but the buffer never holds more than "
-                    f"buffer_size = {self.buffer_size} episodes; lower the one or raise the other"
+                    f"{name} is {getattr(self, name)}, but must not exceed buffer_size ({self.buffer_size}), which "
+                    "limits the episodes in the replay buffer"
                 )
 
 
-def _one_of(config: QMIXConfig, name: str, values: tuple[object, ...]) -> None:
+def _check_choice(config: QMIXConfig, name: str, choices: tuple[str, ...]) -> None:
     value = getattr(config, name)
-    if isinstance(value, bool) or value not in values:
-        raise ValueError(f"{name} must be one of {', '.join(map(str, values))}; got {value!r}")
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
-def _true_or_false(config: QMIXConfig, name: str) -> None:
+def _check_bool(config: QMIXConfig, name: str) -> None:
     if not isinstance(getattr(config, name), bool):
         raise ValueError(f"{name} must be True or False, got {getattr(config, name)!r}")
 
 
-def _whole(config: QMIXConfig, name: str, least: int) -> None:
+def _check_integer(config: QMIXConfig, name: str, minimum: int) -> None:
     value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
 
 
-def _number(config: QMIXConfig, name: str, least: float, most: float) -> None:
+def _check_fraction(config: QMIXConfig, name: str) -> None:
     value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        raise ValueError(f"{name} must be a number from {least:g} to {most:g}, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}")
 
 
-def _positive(config: QMIXConfig, name: str) -> None:
+def _check_positive(config: QMIXConfig, name: str) -> None:
     value = getattr(config, name)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise ValueError(f"{name} must be a positive, finite number, got {value!r}")

@@ -1,4 +1,4 @@
-"""Ctrl-C, but not in the middle of something that does not survive it."""
+"""Deferral of Ctrl-C while code runs that must not be interrupted."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from types import FrameType
 
 @contextmanager
 def deferred_interrupt() -> Iterator[None]:
-    """A Ctrl-C within the block takes effect at its end.
+    """Delay a Ctrl-C that arrives within the block until its end.
 
-    TensorBoard hands events to a thread through a queue; an interrupt in that queue's own locking leaves the thread
-    waiting for ever, and closing the writer then never returns. Outside the main thread there is nothing to defer.
+    TensorBoard passes events to a thread through a queue. An interrupt while the queue holds its lock leaves the thread
+    waiting forever, and closing the writer then never returns. Outside the main thread this does nothing, because only
+    the main thread receives signals.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield
         return
     received: list[tuple[int, FrameType | None]] = []
@@ -25,6 +26,6 @@ def deferred_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, handler)
         if received:
-            before(*received[0])
+            handler(*received[0])

@@ -1,27 +1,26 @@
-"""The agents' network: values of an agent's own actions from what the agent itself has seen.
+"""The agent network: action values of each agent from that agent's own observations.
 
-Shapes: B episodes, T steps, N agents, O observation features, I input features, A actions, H hidden. Inside, time comes
-first: a recurrent network then reads each step as one contiguous block.
+Shapes: B episodes, T steps, N agents, O observation features, I input features, A actions, H hidden features. Inside
+the network the time dimension comes first, so that a recurrent layer reads each step as one contiguous block.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 from .config import QMIXConfig
-from .layers import NoisyLinear, TeamGRU, TeamLinear
+from .layers import PerAgentGRU, PerAgentLinear
 from .types import EnvSpec
 
 
 class AgentNetwork(nn.Module):
-    """Linear -> GRU -> Linear (Rashid et al. 2018, figure 2c), or an MLP of three layers.
+    """Linear -> GRU -> Linear (Rashid et al. 2018, figure 2c), or a multilayer perceptron of three layers.
 
-    With `parameter_sharing` one set of weights serves all agents; without it every agent has its own. `layer_norm` acts
-    before each ReLU and on the GRU's output (Ba et al. 2016, arXiv:1607.06450), without gain and bias: the layer that
-    follows has its own (Xu et al. 2019, arXiv:1911.07013, find that they do not help).
+    With `parameter_sharing`, one set of weights serves all agents; without it, each agent has its own. `layer_norm` is
+    applied before each ReLU and to the output of the GRU (Ba et al. 2016, arXiv:1607.06450). It has no gain and bias,
+    because the next layer has its own (Xu et al. 2019, arXiv:1911.07013, find that they do not help).
     """
 
     def __init__(self, spec: EnvSpec, config: QMIXConfig) -> None:
@@ -36,45 +35,41 @@ class AgentNetwork(nn.Module):
         def linear(inputs: int, outputs: int) -> nn.Module:
             if config.parameter_sharing:
                 return nn.Linear(inputs, outputs)
-            return TeamLinear(self.n_agents, inputs, outputs)
+            return PerAgentLinear(self.n_agents, inputs, outputs)
 
-        hidden = config.hidden_size
-        self.encoder = linear(n_inputs, hidden)
+        hidden_size = config.hidden_size
+        self.encoder = linear(n_inputs, hidden_size)
         self.body: nn.Module
         if not self.recurrent:
-            self.body = linear(hidden, hidden)
+            self.body = linear(hidden_size, hidden_size)
         elif config.parameter_sharing:
-            self.body = nn.GRU(hidden, hidden)
+            self.body = nn.GRU(hidden_size, hidden_size)
         else:
-            self.body = TeamGRU(self.n_agents, hidden)
-        self.noisy = config.exploration == "noisy"
-        self.head: nn.Module = linear(hidden, self.n_actions)
-        if self.noisy:
-            self.head = NoisyLinear(self.head, linear(hidden, self.n_actions), hidden, config.noisy_sigma)
+            self.body = PerAgentGRU(self.n_agents, hidden_size)
+        self.head = linear(hidden_size, self.n_actions)
 
     def forward(
-        self,
-        observations: torch.Tensor,
-        last_actions: torch.Tensor,
-        hidden: torch.Tensor | None = None,
-        noise: torch.Tensor | None = None,
+        self, observations: torch.Tensor, last_actions: torch.Tensor, hidden: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Values of all actions, [B, T, N, A], and the memory after the last step, [B, N, H] (None if not recurrent).
+        """Compute the values of all actions.
 
-        observations  float32 [B, T, N, O]
-        last_actions  int64 [B, T, N]; -1 where there was none
-        hidden        memory before the first step; None at the start of an episode
-        noise         of `draw_noise`; None acts by the mean weights
+        Args:
+            observations: float32 [B, T, N, O].
+            last_actions: Previous actions, int64 [B, T, N]; -1 at the start of an episode.
+            hidden: Hidden state before the first step, [B, N, H]; None at the start of an episode.
+
+        Returns:
+            Action values, [B, T, N, A], and the hidden state after the last step, [B, N, H] (None if not recurrent).
         """
-        q, hidden = self.values(self.inputs(observations, last_actions), hidden, noise)
+        q, hidden = self.values(self.inputs(observations, last_actions), hidden)
         return q.transpose(0, 1), hidden
 
     def inputs(self, observations: torch.Tensor, last_actions: torch.Tensor) -> torch.Tensor:
-        """What the first layer reads, [T, B, N, I]: the live and the target network share it."""
+        """Return the input features of the first layer, [T, B, N, I], from the arguments of `forward`."""
         parts = [observations.transpose(0, 1)]
         if self.last_action:
             actions = torch.arange(self.n_actions, device=observations.device)
-            one_hot = last_actions.transpose(0, 1).unsqueeze(-1) == actions  # all False for -1, "no action yet"
+            one_hot = last_actions.transpose(0, 1).unsqueeze(-1) == actions  # all False for -1
             parts.append(one_hot.to(observations.dtype))
         if self.agent_id:
             identity = torch.eye(self.n_agents, dtype=observations.dtype, device=observations.device)
@@ -82,25 +77,21 @@ class AgentNetwork(nn.Module):
         return torch.cat(parts, dim=-1)
 
     def values(
-        self, inputs: torch.Tensor, hidden: torch.Tensor | None = None, noise: torch.Tensor | None = None
+        self, inputs: torch.Tensor, hidden: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As `forward`, of `inputs` [T, B, N, I]; values are [T, B, N, A]."""
-        features = self._normalised(self.encoder(inputs)).relu()  # [T, B, N, H]
+        """Compute action values, [T, B, N, A], and the last hidden state from `inputs` [T, B, N, I]; see `forward`."""
+        features = self._normalise(self.encoder(inputs)).relu()  # [T, B, N, H]
         if isinstance(self.body, nn.GRU):
-            memory = hidden.flatten(0, 1).unsqueeze(0) if hidden is not None else None  # [1, B*N, H]
-            outputs, memory = self.body(features.flatten(1, 2), memory)
-            features, hidden = outputs.view_as(features), memory[0].unflatten(0, (-1, self.n_agents))
+            gru_hidden = hidden.flatten(0, 1).unsqueeze(0) if hidden is not None else None  # [1, B*N, H]
+            outputs, gru_hidden = self.body(features.flatten(1, 2), gru_hidden)
+            features, hidden = outputs.view_as(features), gru_hidden[0].unflatten(0, (-1, self.n_agents))
         elif self.recurrent:
             features, hidden = self.body(features, hidden)
         else:
-            features = self._normalised(self.body(features)).relu()
+            features = self._normalise(self.body(features)).relu()
         if self.recurrent:
-            features = self._normalised(features)
-        return (self.head(features, noise) if self.noisy else self.head(features)), hidden
+            features = self._normalise(features)
+        return self.head(features), hidden
 
-    def draw_noise(self, rng: np.random.Generator) -> np.ndarray:
-        """Noise for one episode of noisy agents, float32 [N, H + A]."""
-        return rng.standard_normal((self.n_agents, self.hidden_size + self.n_actions), np.float32)
-
-    def _normalised(self, features: torch.Tensor) -> torch.Tensor:
+    def _normalise(self, features: torch.Tensor) -> torch.Tensor:
         return functional.layer_norm(features, features.shape[-1:]) if self.layer_norm else features

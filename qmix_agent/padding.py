@@ -1,6 +1,6 @@
-"""From each agent's own observation and mask to arrays of equal size for all.
+"""Padding of each agent's observations and action masks to arrays of equal size.
 
-Shapes: N agents, O observation features and A actions, both the largest agent's.
+Shapes: N agents, O observation features and A actions (both of the largest agent).
 """
 
 from __future__ import annotations
@@ -18,9 +18,17 @@ MASK_KEY = "action_mask"
 
 
 def space_spec(agent: str, space: spaces.Space) -> SpaceSpec:
-    """Describes an observation space, or the observation inside a Dict that also has an action mask.
+    """Describe an observation space, or the observation inside a Dict that also has an action mask.
 
-    Raises ValueError where the space has no fixed number of features.
+    Args:
+        agent: Name of the agent, for error messages.
+        space: Observation space of the agent.
+
+    Returns:
+        The description of the space.
+
+    Raises:
+        ValueError: The space has no fixed number of features.
     """
     if isinstance(space, spaces.Dict):
         inner = [key for key in OBSERVATION_KEYS if key in space.spaces]
@@ -37,65 +45,96 @@ def space_spec(agent: str, space: spaces.Space) -> SpaceSpec:
     )
 
 
-def split(observation: Any) -> tuple[Any, Any]:
-    """The observation proper and the mask beside it (None if there is none)."""
+def split_observation(observation: Any) -> tuple[Any, Any]:
+    """Split a Dict observation into the observation itself and its action mask (None if it has none)."""
     if not isinstance(observation, Mapping):
         return observation, None
     inner = [key for key in OBSERVATION_KEYS if key in observation]
     return observation[inner[0]] if inner else observation, observation.get(MASK_KEY)
 
 
-def flatten(agent: str, spec: SpaceSpec, observation: Any) -> np.ndarray:
-    """One observation as numbers [spec.size]. Raises ValueError for another shape."""
+def flatten_observation(agent: str, spec: SpaceSpec, observation: Any) -> np.ndarray:
+    """Flatten one observation.
+
+    Args:
+        agent: Name of the agent, for error messages.
+        spec: Observation space of the agent.
+        observation: Observation without action mask.
+
+    Returns:
+        Features, [spec.size]; one-hot for a Discrete space.
+
+    Raises:
+        ValueError: The observation is not in the space.
+    """
     array = np.asarray(observation)
     if array.shape != spec.shape or array.dtype == object:
         raise ValueError(
-            f"observation of agent {agent!r} has shape {array.shape}; its {spec.kind} space says {spec.shape}"
+            f"observation of agent {agent!r} has shape {array.shape}, but its {spec.kind} space has shape {spec.shape}"
         )
     if spec.kind != "Discrete":
         return array.reshape(-1)
     index = int(array) - spec.start
     if not 0 <= index < spec.size:
         raise ValueError(
-            f"observation of agent {agent!r} is {array}; its Discrete space goes from {spec.start} to "
+            f"observation of agent {agent!r} is {array}, but its Discrete space ranges from {spec.start} to "
             f"{spec.start + spec.size - 1}"
         )
     return np.eye(spec.size, dtype=np.float32)[index]
 
 
 def pad_observations(spec: EnvSpec, observations: Mapping[str, Any]) -> np.ndarray:
-    """float32 [N, O]; zeros for agents that `observations` leaves out. Raises ValueError for values not finite."""
+    """Flatten and pad the observations of all agents.
+
+    Args:
+        spec: Specification of the environment.
+        observations: Observation of each agent, with or without an action mask. Agents may be absent.
+
+    Returns:
+        float32 [N, O], with zeros for absent agents and after the features of smaller ones.
+
+    Raises:
+        ValueError: An observation is not in its space or contains numbers that are not finite.
+    """
     padded = np.zeros((spec.n_agents, spec.max_observation), dtype=np.float32)
     for row, agent, space in zip(padded, spec.agents, spec.observations, strict=True):
         if agent in observations:
-            row[: space.size] = flatten(agent, space, split(observations[agent])[0])
-    if not np.isfinite(padded).all():  # one look at all, as this happens at every step
+            row[: space.size] = flatten_observation(agent, space, split_observation(observations[agent])[0])
+    if not np.isfinite(padded).all():  # check all agents at once, because this runs at every step
         agent = spec.agents[int(np.isfinite(padded).all(axis=1).argmin())]
-        raise ValueError(f"observation of agent {agent!r} has entries that are not finite: {observations[agent]}")
+        raise ValueError(f"observation of agent {agent!r} contains numbers that are not finite: {observations[agent]}")
     return padded
 
 
-def pad_masks(spec: EnvSpec, masks: Mapping[str, Any]) -> np.ndarray:
-    """bool [N, A]. A mask of None allows all of the agent's actions; agents left out get action 0 only.
+def pad_action_masks(spec: EnvSpec, masks: Mapping[str, Any]) -> np.ndarray:
+    """Pad the action masks of all agents.
 
-    Raises ValueError for a mask of the wrong length, or one that allows nothing.
+    Args:
+        spec: Specification of the environment.
+        masks: Action mask of each agent; None allows all of the agent's actions. Agents may be absent.
+
+    Returns:
+        bool [N, A]; only action 0 is legal for absent agents.
+
+    Raises:
+        ValueError: A mask has the wrong length or allows no action.
     """
     padded = np.zeros((spec.n_agents, spec.max_actions), dtype=bool)
-    for row, agent, count in zip(padded, spec.agents, spec.n_actions, strict=True):
-        mask = masks.get(agent, False)
-        if mask is None:
-            row[:count] = True
-        elif mask is False:
+    for row, agent, n_actions in zip(padded, spec.agents, spec.n_actions, strict=True):
+        if agent not in masks:
             row[0] = True
+        elif masks[agent] is None:
+            row[:n_actions] = True
         else:
-            array = np.asarray(mask)
-            if array.shape != (count,):
-                raise ValueError(f"action mask of agent {agent!r} has shape {array.shape}; it has {count} actions")
-            row[:count] = array
+            mask = np.asarray(masks[agent])
+            if mask.shape != (n_actions,):
+                raise ValueError(
+                    f"action mask of agent {agent!r} has shape {mask.shape}, but the agent has {n_actions} actions"
+                )
+            row[:n_actions] = mask
     if not padded.any(axis=1).all():
         agent = spec.agents[int(padded.any(axis=1).argmin())]
         raise ValueError(
-            f"action mask of agent {agent!r} allows no action, but the agent is still in the game; at least one "
-            "action must be legal"
+            f"action mask of agent {agent!r} allows no action, but the agent is still in the game; allow at least one"
         )
     return padded

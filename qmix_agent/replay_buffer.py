@@ -1,6 +1,6 @@
-"""Whole episodes, kept until newer ones push them out, and drawn as padded batches.
+"""Replay buffer of whole episodes, and their conversion to padded batches and to checkpoint tensors.
 
-Shapes: B episodes in a batch.
+Shapes: B episodes, T steps.
 """
 
 from __future__ import annotations
@@ -11,23 +11,22 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
-from .config import QMIXConfig
 from .types import Batch, Episode
 
-_PER_STEP = ("actions", "rewards", "terminated")
-_PER_MOMENT = ("observations", "states", "action_masks")
-_LEAST_PRIORITY = 1e-6  # what is learned perfectly can still be drawn
+_STEP_FIELDS = ("actions", "rewards", "terminated")  # T entries
+_MOMENT_FIELDS = ("observations", "states", "action_masks")  # T + 1 entries
 
 
 class ReplayBuffer:
-    """At most `capacity` episodes, oldest first. Episodes are of any length; padding happens when they are drawn.
+    """The most recent episodes, oldest first. Episodes may differ in length.
 
-    Each has a priority: the error it was last learned with, or, until it has been drawn, the largest there is.
+    Args:
+        capacity: Maximum number of episodes.
+        episodes: Initial content, oldest first.
     """
 
-    def __init__(self, capacity: int, episodes: Iterable[Episode] = (), priorities: Iterable[float] = ()) -> None:
+    def __init__(self, capacity: int, episodes: Iterable[Episode] = ()) -> None:
         self._episodes: deque[Episode] = deque(episodes, maxlen=capacity)
-        self._priorities: deque[float] = deque(priorities, maxlen=capacity)
 
     def __len__(self) -> int:
         return len(self._episodes)
@@ -36,48 +35,17 @@ class ReplayBuffer:
         return iter(self._episodes)
 
     def add(self, episode: Episode) -> None:
-        """Keeps the episode; a full buffer drops its oldest."""
+        """Add an episode; a full buffer drops its oldest."""
         self._episodes.append(episode)
-        self._priorities.append(max(self._priorities, default=1.0))
 
     def sample(self, count: int, rng: np.random.Generator) -> list[Episode]:
-        """`count` distinct episodes, or all there are."""
+        """Return `count` distinct random episodes, or all if there are fewer."""
         chosen = rng.choice(len(self._episodes), size=min(count, len(self._episodes)), replace=False)
         return [self._episodes[index] for index in chosen]
 
-    def sample_by_priority(
-        self, count: int, alpha: float, beta: float, rng: np.random.Generator
-    ) -> tuple[np.ndarray, list[Episode], np.ndarray]:
-        """Indices for `set_priorities`, episodes, and weights of their losses, float32 [B].
 
-        Schaul et al. 2016, arXiv:1511.05952: P(i) = p_i^alpha / sum_k p_k^alpha (equation 1), weights
-        (n P(i))^-beta over the largest in the batch (section 3.4). Drawn with replacement, as the weights suppose.
-        """
-        powers = np.array(self._priorities) ** alpha
-        chances = powers / powers.sum()
-        chosen = rng.choice(len(chances), size=min(count, len(chances)), p=chances)
-        weights = (len(chances) * chances[chosen]) ** -beta
-        return chosen, [self._episodes[index] for index in chosen], (weights / weights.max()).astype(np.float32)
-
-    def set_priorities(self, indices: Iterable[int], errors: Iterable[float]) -> None:
-        """Takes the absolute errors that episodes were just learned with."""
-        for index, error in zip(indices, errors, strict=True):
-            self._priorities[index] = error + _LEAST_PRIORITY
-
-    @property
-    def priorities(self) -> list[float]:
-        """One for each episode, oldest first."""
-        return list(self._priorities)
-
-
-def importance_at(config: QMIXConfig, episode: int) -> float:
-    """The exponent of importance weights: linear from `priority_beta` to 1 over `epsilon_episodes`."""
-    share = min(1.0, episode / config.epsilon_episodes) if config.epsilon_episodes else 1.0
-    return config.priority_beta + (1.0 - config.priority_beta) * share
-
-
-def pad(episodes: Sequence[Episode], device: torch.device | str = "cpu") -> Batch:
-    """One batch, zeros after the end of each episode."""
+def make_batch(episodes: Sequence[Episode], device: torch.device | str = "cpu") -> Batch:
+    """Stack episodes into one batch, with zeros after the end of each episode."""
     longest = max(len(episode) for episode in episodes)
 
     def padded(name: str, length: int) -> torch.Tensor:
@@ -86,7 +54,7 @@ def pad(episodes: Sequence[Episode], device: torch.device | str = "cpu") -> Batc
         for row, episode in zip(array, episodes, strict=True):
             values = getattr(episode, name)
             row[: len(values)] = values
-        # torch.tensor copies into torch's own aligned memory: the last bit of a product can depend on alignment.
+        # torch.tensor copies into aligned memory: the last bit of a matrix product can depend on alignment.
         return torch.tensor(array, device=device)
 
     filled = np.zeros((len(episodes), longest), dtype=np.float32)
@@ -103,25 +71,25 @@ def pad(episodes: Sequence[Episode], device: torch.device | str = "cpu") -> Batc
     )
 
 
-def to_tensors(episodes: Sequence[Episode]) -> dict[str, torch.Tensor]:
-    """All episodes end to end, without padding, for a checkpoint."""
+def episodes_to_tensors(episodes: Sequence[Episode]) -> dict[str, torch.Tensor]:
+    """Concatenate all episodes without padding, for a checkpoint."""
     if not episodes:
         return {}
     tensors = {
         name: torch.tensor(np.concatenate([getattr(episode, name) for episode in episodes]))
-        for name in (*_PER_STEP, *_PER_MOMENT)
+        for name in (*_STEP_FIELDS, *_MOMENT_FIELDS)
     }
     tensors["lengths"] = torch.tensor([len(episode) for episode in episodes])
     return tensors
 
 
-def from_tensors(tensors: dict[str, torch.Tensor]) -> list[Episode]:
-    """The inverse of `to_tensors`."""
+def tensors_to_episodes(tensors: dict[str, torch.Tensor]) -> list[Episode]:
+    """Return the episodes that `episodes_to_tensors` concatenated."""
     if not tensors:
         return []
     lengths = tensors["lengths"].cpu().numpy()
     parts = {}
-    for names, extra in ((_PER_STEP, 0), (_PER_MOMENT, 1)):
+    for names, extra in ((_STEP_FIELDS, 0), (_MOMENT_FIELDS, 1)):
         ends = np.cumsum(lengths + extra)[:-1]
         for name in names:
             parts[name] = np.split(tensors[name].cpu().numpy(), ends)

@@ -1,4 +1,7 @@
-"""The level and the unit that returns are learned in."""
+"""Running mean and standard deviation of returns, and rewards standardised with them.
+
+Shapes: B episodes, T steps.
+"""
 
 from __future__ import annotations
 
@@ -13,39 +16,54 @@ import torch
 class ReturnScale:
     """Mean and standard deviation of the discounted returns from every step played so far (Welford 1962).
 
-    Networks learn a value's distance from the mean, in deviations (PopArt, van Hasselt et al. 2016, arXiv:1602.07714,
-    equation 1), without PopArt's correction of the last layer when the statistics move, like EPyMARL's q_learner.py.
-    Unlike both, the statistics are of returns as they were played, not of bootstrapped targets, all episodes alike. The
-    order of policies stays that of the rewards as they are.
+    With `standardise_returns`, networks learn (value - mean) / std. This is the normalisation of PopArt (van Hasselt
+    et al. 2016, arXiv:1602.07714, equation 1) without its correction of the last layer when the statistics change, as
+    in EPyMARL's q_learner.py. Unlike in both, the statistics are those of the returns as played, not of bootstrapped
+    targets, and all episodes have equal weight. The ranking of policies is that of the original rewards.
     """
 
     count: int = 0
+    """Number of steps."""
     mean: float = 0.0
-    squares: float = 0.0
+    """Mean return."""
+    sum_of_squares: float = 0.0
     """Sum of squared distances from the mean."""
 
     def add(self, rewards: np.ndarray, gamma: float) -> None:
-        """Takes one more episode into account: rewards [T]. The unknown rest of a truncated one counts as 0."""
+        """Add the returns of one episode.
+
+        Args:
+            rewards: Rewards of the episode, [T]. After a truncation, further rewards count as 0.
+            gamma: Discount factor.
+        """
         discounted = 0.0
         for reward in reversed(rewards.tolist()):
             discounted = reward + gamma * discounted
             self.count += 1
             distance = discounted - self.mean
             self.mean += distance / self.count
-            self.squares += distance * (discounted - self.mean)
+            self.sum_of_squares += distance * (discounted - self.mean)
 
     @property
-    def deviation(self) -> float:
-        """1 while all returns are equal."""
-        deviation = math.sqrt(self.squares / self.count) if self.count else 0.0
-        # Rewards are float32: what is smaller is rounding.
-        return deviation if deviation > 1e-6 * max(1.0, abs(self.mean)) else 1.0
+    def std(self) -> float:
+        """Standard deviation of the returns; 1 while all returns are equal up to rounding."""
+        std = math.sqrt(self.sum_of_squares / self.count) if self.count else 0.0
+        # Rewards are float32, so smaller deviations are rounding errors.
+        return std if std > 1e-6 * max(1.0, abs(self.mean)) else 1.0
 
-    def standardised(self, rewards: torch.Tensor, terminated: torch.Tensor, gamma: float) -> torch.Tensor:
-        """The rewards [B, T] whose values, discounted by `gamma`, are those of `rewards`, standardised.
+    def standardise(self, rewards: torch.Tensor, terminated: torch.Tensor, gamma: float) -> torch.Tensor:
+        """Return rewards whose discounted values are the standardised values of `rewards`.
 
-        A value V that its reward and the next value make, V = r + gamma V', is the mean + deviation * v where
-        v = (r - (1 - gamma) mean) / deviation + gamma v'. After a terminated step there is no V' to have a mean.
+        Let V = r + gamma V' and V = mean + std * v. Then v = (r - (1 - gamma) mean) / std + gamma v'. After a
+        terminated step there is no V', and the whole mean is subtracted.
+
+        Args:
+            rewards: Rewards, [B, T].
+            terminated: 1 for terminated steps, otherwise 0, [B, T].
+            gamma: Discount factor.
+
+        Returns:
+            Standardised rewards, [B, T].
         """
         level = self.mean * (1 - gamma * (1 - terminated.double()))
-        return ((rewards.double() - level) / self.deviation).to(rewards.dtype)
+        return ((rewards.double() - level) / self.std).to(rewards.dtype)

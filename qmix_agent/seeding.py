@@ -1,7 +1,7 @@
 """Random numbers as a function of (seed, stream, index).
 
-Every episode and every update has its own generator, made from its number. So there is no generator to save, and an
-agent that resumes at episode n draws what it would have drawn.
+Every episode and every update has its own generator, made from its number. No generator state has to be saved: an
+agent that resumes at episode n draws the same numbers as one that never stopped.
 """
 
 from __future__ import annotations
@@ -15,25 +15,24 @@ class Stream(enum.IntEnum):
     """Independent sources of randomness."""
 
     WEIGHTS = 0
+    """Initial weights of the networks."""
     TRAINING = 1
-    """Seeds of the environment in training episodes."""
+    """Seeds for the environment's reset in training episodes."""
     EVALUATION = 2
-    """Seeds of the environment in greedy episodes."""
+    """Seeds for the environment's reset in greedy episodes."""
     EXPLORATION = 3
+    """Exploration in training episodes."""
     REPLAY = 4
+    """Episodes sampled for an update."""
     ACTING = 5
     """Exploration in `QMIX.act`."""
-    NOISE = 6
-    """Noise in the weights of noisy agents, in training episodes."""
-    LEARNING_NOISE = 7
-    """The same in updates."""
 
 
-def generator(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:
-    """The generator of one episode or update."""
+def make_generator(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:
+    """Return the random generator of one episode or update."""
     return np.random.default_rng(np.random.SeedSequence([seed, int(stream), index]))
 
 
-def integer(seed: int, stream: Stream, index: int = 0) -> int:
-    """A seed below 2**31, for those who take a plain number."""
+def make_seed(seed: int, stream: Stream, index: int = 0) -> int:
+    """Return an integer seed below 2**31 for one episode, or for libraries that take an integer."""
     return int(np.random.SeedSequence([seed, int(stream), index]).generate_state(1)[0]) & 0x7FFFFFFF

@@ -1,4 +1,4 @@
-"""What the values of the actions taken should have been.
+"""Temporal-difference targets.
 
 Shapes: B episodes, T steps, N agents, A actions, M learned values (1 for a team, N for iql).
 """
@@ -8,21 +8,27 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from .config import QMIXConfig
+
 
 def greedy_values(
-    live_q: torch.Tensor, target_q: torch.Tensor, action_masks: torch.Tensor, double_q: bool
+    online_q: torch.Tensor, target_q: torch.Tensor, action_masks: torch.Tensor, double_q: bool
 ) -> torch.Tensor:
-    """The target network's value of each agent's best legal action, [..., N].
+    """Return the target network's value of each agent's best legal action.
 
-    With `double_q` the live network says which action is best (van Hasselt et al. 2016, arXiv:1509.06461, equation 4).
-    Moments without any legal action (padding) give a finite value that nobody may use.
+    Args:
+        online_q: Action values of the online network, [..., N, A].
+        target_q: Action values of the target network, [..., N, A].
+        action_masks: Legal actions, bool [..., N, A].
+        double_q: Select the best action by `online_q` instead of `target_q` (van Hasselt et al. 2016, arXiv:1509.06461,
+            equation 4).
 
-    live_q, target_q  [..., N, A]
-    action_masks      bool [..., N, A]
+    Returns:
+        Values, [..., N]. Where no action is legal, as in padding, they are finite but meaningless.
     """
-    judged = live_q if double_q else target_q
-    # Infinity only ever meets argmax: the value itself is gathered from the unmasked, finite tensor.
-    best = judged.masked_fill(~action_masks, -torch.inf).argmax(dim=-1, keepdim=True)
+    selecting_q = online_q if double_q else target_q
+    # Only argmax sees infinities: the value itself is gathered from the unmasked, finite tensor.
+    best = selecting_q.masked_fill(~action_masks, -torch.inf).argmax(dim=-1, keepdim=True)
     return target_q.gather(-1, best).squeeze(-1)
 
 
@@ -31,37 +37,41 @@ def td_targets(
     terminated: torch.Tensor,
     filled: torch.Tensor,
     next_values: torch.Tensor,
-    gamma: float,
-    td_lambda: float,
-    n_step: int | None = None,
+    config: QMIXConfig,
     next_taken: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Truncated lambda-returns, [B, T, M] (Sutton and Barto 2018, equation 12.9); TD(lambda) where `n_step` is None.
+    """Return truncated lambda-returns (Sutton and Barto 2018, equation 12.9); TD(lambda) where `n_step` is None.
 
-    With horizon 1, G_t = r_t + gamma (1 - terminated_t) V_{t+1}, the one-step target. One horizon more is
-    G_t = r_t + gamma (1 - terminated_t) (V_{t+1} + lambda (G_{t+1} - Q_{t+1})), with the last horizon's G_{t+1}. An
-    episode's last step bootstraps from V alone, so that a truncated step counts on its true next moment and a
-    terminated step's target is r. Padded steps are 0.
+    With horizon 1, G_t = r_t + gamma (1 - terminated_t) V_{t+1} is the one-step target. Each further step of the
+    horizon computes G_t = r_t + gamma (1 - terminated_t) (V_{t+1} + lambda (G_{t+1} - Q_{t+1})) from the G_{t+1} of the
+    previous horizon. The last step of an episode bootstraps from V alone: the target of a terminated step is r, and a
+    truncated step bootstraps from the observation after it.
 
-    Q_{t+1} is what the next step was expected to return. With the value of the action that was taken there, what
-    comes back through an explored action is only what it taught: Q(lambda) with off-policy corrections (Harutyunyan et
-    al. 2016, arXiv:1602.04951, for control). With V_{t+1} in its place, the recursion is (1 - lambda) V + lambda G
-    (Sutton and Barto's 12.20): explored actions count as if they were the policy's (Peng and Williams 1996).
+    Q_{t+1} is the expected return of the next step. If it is the value of the action taken there, exploration does not
+    bias the target: Q(lambda) with off-policy corrections (Harutyunyan et al. 2016, arXiv:1602.04951, for control).
+    If it is V_{t+1}, the bracket becomes (1 - lambda) V + lambda G (Sutton and Barto, equation 12.20), and explored
+    actions count as if they were greedy (Peng and Williams 1996).
 
-    rewards, terminated, filled  [B, T]
-    next_values                  [B, T, M], V_{t+1} at index t
-    n_step                       the horizon; None for the whole episode
-    next_taken                   [B, T, M], Q_{t+1} at index t, anything in an episode's last step; None: V_{t+1}
+    Args:
+        rewards: Rewards, [B, T].
+        terminated: 1 for terminated steps, otherwise 0, [B, T].
+        filled: 1 for played steps and 0 for padding, [B, T].
+        next_values: V_{t+1} at index t, [B, T, M].
+        config: Provides gamma, td_lambda and n_step.
+        next_taken: Q_{t+1} at index t, [B, T, M]; the entries of an episode's last step are ignored. None uses V_{t+1}.
+
+    Returns:
+        Targets, [B, T, M]; 0 for padded steps.
     """
     steps = rewards.shape[1]
-    horizon = 1 if td_lambda == 0 else min(n_step or steps, steps)
-    rewards = (rewards * filled).unsqueeze(-1)  # [B, T, 1], as are the next two
-    discounts = (gamma * (1 - terminated) * filled).unsqueeze(-1)
-    goes_on = functional.pad(filled[:, 1:], (0, 1)).unsqueeze(-1) > 0  # another step follows
+    horizon = 1 if config.td_lambda == 0 else min(config.n_step or steps, steps)
+    rewards = (rewards * filled).unsqueeze(-1)  # [B, T, 1]
+    discounts = (config.gamma * (1 - terminated) * filled).unsqueeze(-1)  # [B, T, 1]
+    has_next_step = functional.pad(filled[:, 1:], (0, 1)).unsqueeze(-1) > 0  # [B, T, 1]
     expected = next_values if next_taken is None else next_taken
     targets = rewards + discounts * next_values
     for _ in range(horizon - 1):
-        later = functional.pad(targets[:, 1:], (0, 0, 0, 1))  # G_{t+1} at index t
-        surprise = (later - expected).masked_fill(~goes_on, 0.0)
-        targets = rewards + discounts * (next_values + td_lambda * surprise)
+        next_targets = functional.pad(targets[:, 1:], (0, 0, 0, 1))  # G_{t+1} at index t
+        error = (next_targets - expected).masked_fill(~has_next_step, 0.0)
+        targets = rewards + discounts * (next_values + config.td_lambda * error)
     return targets

@@ -1,153 +1,224 @@
-"""The learning loop: play, learn, evaluate, log, checkpoint. A round of episodes counts wholly or not at all."""
+"""The training loop: play, learn, evaluate, log, checkpoint."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from . import checkpoint
+from .checkpoint import CheckpointError
+from .config import QMIXConfig
+from .env_pool import EnvPool
+from .evaluation import evaluate
 from .exploration import epsilon_at
-from .interrupts import deferred_interrupt
+from .learner import Learner, UpdateMetrics
 from .metrics import WALL_CLOCK, MetricsLog
-from .replay_buffer import importance_at, pad
-from .rollout import Start, play_episodes
-from .seeding import Stream, generator, integer
+from .policy import EpsilonGreedyPolicy
+from .replay_buffer import ReplayBuffer, episodes_to_tensors, make_batch, tensors_to_episodes
+from .return_scale import ReturnScale
+from .rollout import EpisodeSettings, PlayedEpisode, play_episodes
+from .seeding import Stream, make_generator, make_seed
 from .subprocess_env import EnvProcessError
 from .team_env import TeamEnv
-from .types import Episode, Metrics
-
-if TYPE_CHECKING:
-    from .agent import QMIX
-
-LEARNING_METRICS = ("loss", "q_tot", "td_error", "grad_norm")
+from .types import EnvSpec, MetricsRow
 
 
-def learn(
-    agent: QMIX,
-    envs: Sequence[TeamEnv],
-    episodes: int,
-    log_dir: Path | None,
-    checkpoint_dir: Path | None,
-    checkpoint_every: int,
-    progress: bool,
-    callback: Callable[[QMIX, Metrics], object] | None,
-    keep_checkpoints: int,
-) -> None:
-    """See `QMIX.learn`."""
-    if agent.episode >= episodes:
-        return
-    if checkpoint_dir is not None and agent.episode == 0 and agent.checkpoint_exists(checkpoint_dir):
-        raise FileExistsError(
-            f"{checkpoint_dir} holds the checkpoint of an earlier run, and this agent is new; go on from it with "
-            "QMIX.load, or choose another checkpoint_dir"
-        )
-    log = MetricsLog(log_dir, agent.episode) if log_dir is not None else None
-    shown = {"disable": not progress, "unit": "episode", "dynamic_ncols": True, "mininterval": 1}
-    bar = tqdm(total=episodes, initial=agent.episode, **shown)
-    whole = agent.state_dict()
-    try:
-        while agent.episode < episodes:
-            started = agent.episode
-            # A round ends at a multiple of n_envs, wherever it starts: a run that was cut short falls in step again.
-            played = _play(agent, envs[: min(len(envs) - started % len(envs), episodes - started)])
-            rows = [_learn_from(agent, *one) for one in played]
-            if log is not None:
-                with deferred_interrupt():
-                    for row in rows:
-                        log.write(row)
-            whole = agent.state_dict()
-            due = started // checkpoint_every < agent.episode // checkpoint_every or agent.episode == episodes
-            if checkpoint_dir is not None and due:
+class Trainer:
+    """Trains one agent and owns everything that training changes.
+
+    Training proceeds in rounds. In a round, each environment plays one episode with the weights from before the round;
+    then the learner updates after each of these episodes in turn. A round counts wholly or not at all: after any
+    exception, the trainer is in the state after its last complete round.
+
+    Args:
+        envs: The environments.
+        config: Settings.
+        seed: Seed of all randomness.
+        device: Device of the networks.
+    """
+
+    def __init__(self, envs: EnvPool, config: QMIXConfig, seed: int, device: torch.device | str) -> None:
+        self.envs, self.config, self.seed = envs, config, seed
+        self.learner = Learner(envs.spec, config, seed, device)
+        self.buffer = ReplayBuffer(config.buffer_size)
+        self.return_scale = ReturnScale()
+        self.episode = 0
+        """Training episodes played."""
+        self.env_steps = 0
+        """Steps in training episodes."""
+
+    def new_policy(self) -> EpsilonGreedyPolicy:
+        """Return a policy that acts with the learner's network and has its own hidden states."""
+        return EpsilonGreedyPolicy(self.learner.network, self.envs.spec, self.learner.device)
+
+    def train(
+        self,
+        total_episodes: int,
+        *,
+        log_dir: Path | None = None,
+        checkpoint_dir: Path | None = None,
+        n_envs: int = 1,
+        on_row: Callable[[MetricsRow], object] | None = None,
+        progress: bool = False,
+    ) -> None:
+        """Train until `total_episodes` have been played in total; see `QMIX.learn`.
+
+        Args:
+            total_episodes: Number of episodes to reach, including those already played.
+            log_dir: Directory of the metrics log.
+            checkpoint_dir: Directory of checkpoints.
+            n_envs: Episodes per round.
+            on_row: Called with each row of metrics after its round is logged and checkpointed.
+            progress: Show a progress bar.
+        """
+        envs = self.envs.take(n_envs)
+        if self.episode >= total_episodes:
+            return
+        if checkpoint_dir is not None and self.episode == 0 and checkpoint.list_files(checkpoint_dir):
+            raise FileExistsError(
+                f"{checkpoint_dir} holds the checkpoint of an earlier run, but this agent is new; resume that run with "
+                "QMIX.load, or choose another checkpoint_dir"
+            )
+        last_round = self.state_dict()
+        log = MetricsLog(log_dir, self.episode) if log_dir is not None else None
+        appearance = {"unit": "episode", "dynamic_ncols": True, "mininterval": 1}
+        bar = tqdm(total=total_episodes, initial=self.episode, disable=not progress, **appearance)
+        try:
+            while self.episode < total_episodes:
+                rows = self._train_round(envs, total_episodes)
                 if log is not None:
-                    with deferred_interrupt():
+                    log.write(rows)
+                last_round = self.state_dict()
+                if checkpoint_dir is not None and self._checkpoint_is_due(len(rows), total_episodes):
+                    if log is not None:
                         log.sync()
-                agent.save(checkpoint_dir, keep_checkpoints)
-            told = {"return": f"{rows[-1]['return']:.3f}", "epsilon": f"{rows[-1]['epsilon']:.2f}"}
-            bar.set_postfix(told, refresh=False)
-            bar.update(len(rows))
-            if callback is not None:
-                for row in rows:
-                    callback(agent, row)
-    except BaseException as error:
-        with suppress(EnvProcessError):  # a dead process cannot go back; `error` tells of it
-            agent.load_state_dict(whole)
-        if checkpoint_dir is not None and isinstance(error, KeyboardInterrupt):
-            agent.save(checkpoint_dir, keep_checkpoints)
-        raise
-    finally:
-        bar.close()
-        if log is not None:
-            with deferred_interrupt():
+                    self.save(checkpoint_dir)
+                _advance(bar, rows)
+                if on_row is not None:
+                    for row in rows:
+                        on_row(row)
+        except BaseException as error:
+            with suppress(EnvProcessError):  # a dead process cannot restore its state; `error` reports it
+                self.load_state_dict(last_round)
+            if checkpoint_dir is not None and isinstance(error, KeyboardInterrupt):
+                self.save(checkpoint_dir)
+            raise
+        finally:
+            bar.close()
+            if log is not None:
                 log.close()
 
+    def save(self, directory: Path) -> Path:
+        """Write a checkpoint; see `QMIX.save`."""
+        self.learner.require_finite()
+        state = self.state_dict()
+        content = {
+            "spec": dataclasses.asdict(self.envs.spec),
+            "config": dataclasses.asdict(self.config),
+            "seed": self.seed,
+            **state,
+            "buffer": episodes_to_tensors(state["buffer"]),
+        }
+        return checkpoint.write(directory, content, self.config.keep_checkpoints)
 
-Played = tuple[Episode, dict[str, float], float, float]
-"""An episode, what its infos agree on, its epsilon, and its share of the seconds."""
+    @classmethod
+    def load(cls, directory: Path, envs: Sequence[TeamEnv], device: torch.device | str) -> Trainer:
+        """Load the newest undamaged checkpoint; see `QMIX.load`."""
+        path, content = checkpoint.read_newest(directory)
+        try:
+            pool = EnvPool(envs, EnvSpec.from_dict(content["spec"]))
+            trainer = cls(pool, QMIXConfig(**content["config"]), content["seed"], device)
+            trainer.load_state_dict({**content, "buffer": tensors_to_episodes(content["buffer"])})
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"cannot use {path}: {error}") from error
+        return trainer
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of everything that training changes. The episodes themselves are shared: they never change."""
+        return {
+            "episode": self.episode,
+            "env_steps": self.env_steps,
+            "return_scale": dataclasses.asdict(self.return_scale),
+            "learner": self.learner.state_dict(),
+            "buffer": list(self.buffer),
+            "envs": self.envs.state_dicts(),
+        }
 
-def _play(agent: QMIX, envs: Sequence[TeamEnv]) -> list[Played]:
-    """The agent's next episodes, one in each environment. Nothing of the agent changes."""
-    began = time.perf_counter()
-    network, numbers = agent.learner.network, range(agent.episode, agent.episode + len(envs))
-    starts = [
-        Start(
-            seed=integer(agent.seed, Stream.TRAINING, number),
-            epsilon=epsilon_at(agent.config, number),
-            rng=generator(agent.seed, Stream.EXPLORATION, number),
-            noise=network.draw_noise(generator(agent.seed, Stream.NOISE, number)) if network.noisy else None,
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a `state_dict` of the same configuration and specification."""
+        self.learner.load_state_dict(state["learner"])
+        self.buffer = ReplayBuffer(self.config.buffer_size, state["buffer"])
+        self.return_scale = ReturnScale(**state["return_scale"])
+        self.episode, self.env_steps = state["episode"], state["env_steps"]
+        self.envs.load_state_dicts(state["envs"])
+
+    def _train_round(self, envs: Sequence[TeamEnv], total_episodes: int) -> list[MetricsRow]:
+        """Play one episode in each environment, then learn after each episode. Return one row per episode."""
+        # A round ends at a multiple of len(envs), wherever it starts, so that a resumed run has the same rounds.
+        count = min(len(envs) - self.episode % len(envs), total_episodes - self.episode)
+        started = time.perf_counter()
+        settings = [self._episode_settings(number) for number in range(self.episode, self.episode + count)]
+        played = play_episodes(envs[:count], self.new_policy(), settings)
+        seconds = (time.perf_counter() - started) / count
+        return [self._learn_from(one, seconds) for one in played]
+
+    def _episode_settings(self, number: int) -> EpisodeSettings:
+        return EpisodeSettings(
+            seed=make_seed(self.seed, Stream.TRAINING, number),
+            epsilon=epsilon_at(self.config, number),
+            rng=make_generator(self.seed, Stream.EXPLORATION, number),
         )
-        for number in numbers
-    ]
-    played = play_episodes(envs, agent.new_team(), starts)
-    seconds = (time.perf_counter() - began) / len(envs)
-    return [(*one, start.epsilon, seconds) for one, start in zip(played, starts, strict=True)]
+
+    def _learn_from(self, played: PlayedEpisode, playing_seconds: float) -> MetricsRow:
+        """Add an episode to the buffer, learn, and evaluate if it is due. Return the episode's metrics."""
+        started, config, episode = time.perf_counter(), self.config, played.episode
+        self.buffer.add(episode)
+        self.return_scale.add(episode.rewards, config.gamma)
+        self.episode += 1
+        self.env_steps += len(episode)
+        row: MetricsRow = {
+            "episode": self.episode,
+            "return": episode.total_reward,
+            "length": len(episode),
+            "epsilon": played.epsilon,
+            **self._update(),
+            "updates": self.learner.updates,
+            "env_steps": self.env_steps,
+            **{f"info/{key}": value for key, value in played.info_scalars.items()},
+        }
+        if config.eval_every and self.episode % config.eval_every == 0:
+            evaluation = evaluate(self.envs.take(1)[0], self.new_policy(), self.seed, config.eval_episodes)
+            row |= {"eval/return": evaluation.mean, "eval/standard_error": evaluation.standard_error}
+        return row | {WALL_CLOCK: playing_seconds + time.perf_counter() - started}
+
+    def _update(self) -> dict[str, float | None]:
+        """Run the updates of one episode and return their mean metrics; None before learning starts."""
+        config, learner = self.config, self.learner
+        if self.episode < config.learning_starts:
+            return {field.name: None for field in dataclasses.fields(UpdateMetrics)}
+        scale = self.return_scale if config.standardise_returns else None
+        metrics = []
+        for _ in range(config.updates_per_episode):
+            rng = make_generator(self.seed, Stream.REPLAY, learner.updates)
+            batch = make_batch(self.buffer.sample(config.batch_size, rng), learner.device)
+            metrics.append(learner.update(batch, scale))
+        return dataclasses.asdict(UpdateMetrics.mean(metrics))
+
+    def _checkpoint_is_due(self, played: int, total_episodes: int) -> bool:
+        """Whether the last round, of `played` episodes, passed a multiple of `checkpoint_every` or was the last."""
+        every = self.config.checkpoint_every
+        return (self.episode - played) // every < self.episode // every or self.episode == total_episodes
 
 
-def _learn_from(agent: QMIX, episode: Episode, scalars: dict[str, float], epsilon: float, seconds: float) -> Metrics:
-    """Takes one episode into the buffer, learns, and evaluates when it is time."""
-    began, config = time.perf_counter(), agent.config
-    agent.buffer.add(episode)
-    agent.return_scale.add(episode.rewards, config.gamma)
-    agent.episode += 1
-    agent.env_steps += len(episode)
-    learned = _update(agent)
-    row: Metrics = {
-        "episode": agent.episode,
-        "return": episode.total_reward,
-        "length": len(episode),
-        "epsilon": epsilon,
-        **learned,
-        "updates": agent.learner.updates,
-        "env_steps": agent.env_steps,
-        **{f"info/{key}": value for key, value in scalars.items()},
-    }
-    if config.eval_every and agent.episode % config.eval_every == 0:
-        evaluation = agent.evaluate(episodes=config.eval_episodes)
-        row |= {"eval/return": evaluation.mean, "eval/standard_error": evaluation.standard_error}
-    return row | {WALL_CLOCK: seconds + time.perf_counter() - began}
-
-
-def _update(agent: QMIX) -> Metrics:
-    """Means over the updates of one episode; None before learning starts."""
-    config, learner = agent.config, agent.learner
-    if agent.episode < config.learning_starts:
-        return dict.fromkeys(LEARNING_METRICS)
-    scale = agent.return_scale if config.standardise_returns else None
-    results = []
-    for _ in range(config.updates_per_episode):
-        rng = generator(agent.seed, Stream.REPLAY, learner.updates)
-        if config.priority_alpha == 0:
-            batch = pad(agent.buffer.sample(config.batch_size, rng), learner.device)
-            results.append(learner.update(batch, scale))
-            continue
-        beta = importance_at(config, agent.episode)
-        drawn, episodes, weights = agent.buffer.sample_by_priority(config.batch_size, config.priority_alpha, beta, rng)
-        batch = pad(episodes, learner.device)
-        results.append(learner.update(batch, scale, torch.tensor(weights, device=learner.device)))
-        agent.buffer.set_priorities(drawn, results[-1].episode_errors)
-    return {name: sum(getattr(result, name) for result in results) / len(results) for name in LEARNING_METRICS}
+def _advance(bar: tqdm, rows: Sequence[MetricsRow]) -> None:
+    """Count the episodes of a round and show the last one's return and epsilon."""
+    postfix = {"return": f"{rows[-1]['return']:.3f}", "epsilon": f"{rows[-1]['epsilon']:.2f}"}
+    bar.set_postfix(postfix, refresh=False)
+    bar.update(len(rows))

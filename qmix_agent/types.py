@@ -1,11 +1,12 @@
-"""What passes between the parts.
+"""Data classes that pass between the modules of the package.
 
-Letters of shapes: B episodes, T steps, N agents, O observation features (the largest agent's), A actions (the largest
-agent's), S state features.
+Shapes: B episodes, T steps, N agents, O observation features and A actions (both of the largest agent), S state
+features.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,76 +16,99 @@ import torch
 
 @dataclass(frozen=True)
 class SpaceSpec:
-    """An observation space in plain values, so that a checkpoint can hold it."""
+    """An observation space as plain values that a checkpoint can hold."""
 
     kind: str
     """Box, MultiBinary or Discrete."""
     shape: tuple[int, ...]
-    """Of one observation; () for Discrete."""
+    """Shape of one observation; () for Discrete."""
     size: int
-    """Features after flattening; a Discrete observation becomes one-hot."""
+    """Number of features after flattening; a Discrete observation becomes one-hot."""
     start: int = 0
     """Smallest value of a Discrete space."""
 
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """What an environment looks like to the agent. Two environments of equal spec can share a checkpoint."""
+    """The agents, spaces and state size of an environment. Environments of equal spec can share a checkpoint."""
 
     agents: tuple[str, ...]
+    """Names of all possible agents."""
     observations: tuple[SpaceSpec, ...]
-    """One for each agent."""
+    """Observation space of each agent."""
     n_actions: tuple[int, ...]
-    """One for each agent."""
+    """Number of actions of each agent."""
     action_starts: tuple[int, ...]
     """Smallest action of each agent's Discrete space."""
     n_state: int
-    """S."""
+    """Number of state features, S."""
     has_state: bool
-    """Whether the environment has a state(); otherwise all observations are the state."""
+    """Whether the environment has a state() method; otherwise the concatenated observations are the state."""
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> EnvSpec:
+        """Return the spec that `dataclasses.asdict` turned into `fields`."""
+        observations = tuple(SpaceSpec(**space) for space in fields["observations"])
+        return cls(**{**fields, "observations": observations})
 
     @property
     def n_agents(self) -> int:
-        """N."""
+        """Number of agents, N."""
         return len(self.agents)
 
     @property
     def max_observation(self) -> int:
-        """O."""
+        """Observation features of the largest agent, O."""
         return max(space.size for space in self.observations)
 
     @property
     def max_actions(self) -> int:
-        """A."""
+        """Actions of the largest agent, A."""
         return max(self.n_actions)
 
-    def differences(self, other: EnvSpec) -> list[str]:
-        """Names of the fields that are not equal, with both values."""
-        return [
-            f"{name}: {getattr(self, name)} against {getattr(other, name)}"
+    def require_equal(self, other: EnvSpec) -> None:
+        """Raise ValueError that lists the differing fields unless `other`, an environment's spec, equals this one."""
+        differences = [
+            f"{name} is {getattr(other, name)}, expected {getattr(self, name)}"
             for name in self.__dataclass_fields__
             if getattr(self, name) != getattr(other, name)
         ]
+        if differences:
+            raise ValueError(f"the environment does not match this agent: {'; '.join(differences)}")
 
 
 @dataclass(frozen=True)
-class View:
-    """What the team sees at one moment, padded to the largest agent."""
+class JointObservation:
+    """Observations, action masks and state at one moment, padded to the largest agent."""
 
     observations: np.ndarray  # float32 [N, O]
-    action_masks: np.ndarray  # bool [N, A]; of an agent that has left, action 0 only
+    action_masks: np.ndarray  # bool [N, A]; only action 0 for an agent that has left
     state: np.ndarray  # float32 [S]
 
 
 @dataclass(frozen=True)
+class StepResult:
+    """Outcome of one environment step for the whole team."""
+
+    observation: JointObservation
+    """Joint observation after the step. It is valid after a truncation, because its value is bootstrapped from."""
+    reward: float
+    """Team reward."""
+    terminated: bool
+    """Whether the episode ended in a terminal state."""
+    done: bool
+    """Whether the episode is over; done but not terminated means truncated."""
+
+
+@dataclass(frozen=True)
 class Episode:
-    """One whole episode of T steps. Observations, states and masks have T + 1: the last is where the last step led."""
+    """One whole episode of T steps. Observations, states and masks have T + 1 entries: one more after the last step."""
 
     observations: np.ndarray  # float32 [T+1, N, O]
     states: np.ndarray  # float32 [T+1, S]
     action_masks: np.ndarray  # bool [T+1, N, A]
     actions: np.ndarray  # int64 [T, N], indices from 0
-    rewards: np.ndarray  # float32 [T], the team's, once
+    rewards: np.ndarray  # float32 [T], team reward
     terminated: np.ndarray  # bool [T]; a last step that is not terminated was truncated
 
     def __len__(self) -> int:
@@ -98,7 +122,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Batch:
-    """Episodes padded with zeros to the longest, T steps."""
+    """Episodes padded with zeros to the longest of them, T steps."""
 
     observations: torch.Tensor  # float32 [B, T+1, N, O]
     states: torch.Tensor  # float32 [B, T+1, S]
@@ -106,21 +130,24 @@ class Batch:
     actions: torch.Tensor  # int64 [B, T, N]
     rewards: torch.Tensor  # float32 [B, T]
     terminated: torch.Tensor  # float32 [B, T]
-    filled: torch.Tensor  # float32 [B, T], 1 where a step was played
+    filled: torch.Tensor  # float32 [B, T], 1 for played steps and 0 for padding
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Returns of greedy episodes."""
+    """Results of greedy episodes."""
 
     mean: float
+    """Mean undiscounted return."""
     standard_error: float
-    """Of the mean; nan for a single episode."""
+    """Standard error of the mean; nan for a single episode."""
     returns: tuple[float, ...]
+    """Undiscounted return of each episode."""
     lengths: tuple[int, ...]
+    """Number of steps of each episode."""
     action_counts: dict[str, tuple[int, ...]]
-    """How often each agent took each of its actions, the first being its Discrete space's smallest."""
+    """How often each agent took each of its actions, in the order of its Discrete space."""
 
 
-Metrics = dict[str, Any]
-"""A row of the log: numbers, or None where there is nothing to tell yet."""
+MetricsRow = dict[str, Any]
+"""Metrics of one training episode: numbers, or None where a metric has no value yet."""

@@ -1,4 +1,4 @@
-"""Shared fixtures: a private cache, unchanged random states, small data, a small trained network, an environment."""
+"""Shared fixtures: a private cache, unchanged random states, and a small trained network with its environment."""
 
 from __future__ import annotations
 

@@ -268,9 +268,9 @@ def _finalised(config: Config, env: FilterPruneEnv, candidates: list[Row], seed:
         "plan": winner.plan,
         "macs_ratio": candidate_of[winner.plan]["macs_ratio"],
         "rescored_accuracy": winner.recalibrated_accuracy,
-        "short_test_accuracy": accuracy(winner.network, data, data.test, device),
-        "test_accuracy": accuracy(network, data, data.test, device),
-        "original_test_accuracy": accuracy(problem.model, data, data.test, device),
+        "short_test_accuracy": accuracy(winner.network, data, data.test, device=device),
+        "test_accuracy": accuracy(network, data, data.test, device=device),
+        "original_test_accuracy": accuracy(problem.model, data, data.test, device=device),
         "finalists": [
             {
                 "plan": finalist.plan,

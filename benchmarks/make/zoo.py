@@ -1,10 +1,10 @@
-"""What of every known network can be pruned: agents, protected layers, proven differences; and torch-pruning beside it.
+"""What can be pruned in known networks: groups, protected layers, the proof, and torch-pruning for comparison.
 
     python -m benchmarks.make.zoo                          # every CNN of torchvision, five of timm, our own
     python -m benchmarks.make.zoo resnet18 timm/resnest14d --out zoo.jsonl
 
-One JSON row a network, appended as soon as it is known: networks that have a row are not done again. Ends by printing
-a table in Markdown. Weights are random; BatchNorm statistics are drawn, so that shifts show.
+Appends one JSON row for each network as soon as it is complete, and skips networks that have a row. At the end it
+prints a table in Markdown. Weights are random, and so are BatchNorm statistics, so that shifts have an effect.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from tqdm import tqdm
 
-from prune_env.networks import NETWORKS, create
+from prune_env.networks import create, list_networks
 from prune_env.networks.registry import image_size
 from prune_env.pruning import inspect
 from prune_env.pruning.proof import TOLERANCE, zeros_at_consumers
+from prune_env.pruning.surgery import Removed
 
 from ..compare import rows
 
@@ -36,15 +37,15 @@ TRANSFORMERS = ("vit", "swin", "maxvit")
 TIMM = ("timm/resnest14d", "timm/ghostnet_100", "timm/dla34", "timm/hrnet_w18_small", "timm/cspresnet50")
 LARGE_IMAGES = {"inception_v3": 299, "timm/hrnet_w18_small": 64}
 TRIED = 6
-"""Convolutions of a network that torch-pruning is tried on: each try copies and traces the network."""
+"""Number of convolutions per network that torch-pruning is tried on; each try copies and traces the network."""
 
 
 @dataclass(frozen=True)
 class Config:
     names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """our own, of torchvision, or of timm as timm/NAME; none given: all"""
+    """our own, of torchvision, or of timm as timm/NAME; default: all"""
     out: Path = Path("runs/zoo.jsonl")
-    """one JSON row a network"""
+    """file with one JSON row for each network"""
 
 
 def main(config: Config) -> None:
@@ -58,19 +59,19 @@ def main(config: Config) -> None:
 
 
 def all_names() -> tuple[str, ...]:
-    """Ours, every convolutional classifier of torchvision, and five of timm."""
-    everything = torchvision.models.list_models(module=torchvision.models)
+    """Return the names of our networks, every convolutional classifier of torchvision, and five networks of timm."""
+    ours, everything = list_networks(), torchvision.models.list_models(module=torchvision.models)
     theirs = [name for name in everything if not name.startswith(TRANSFORMERS)]
-    return (*NETWORKS, *(f"torchvision/{name}" if name in NETWORKS else name for name in theirs), *TIMM)
+    return (*ours, *(f"torchvision/{name}" if name in ours else name for name in theirs), *TIMM)
 
 
 def make(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """The network with random weights in eval mode, and two images."""
+    """Return a network with random weights in eval mode, and two images for it."""
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        if name in NETWORKS:
+        if name in list_networks():
             model, size = create(name), image_size(name)
         elif name.startswith("timm/"):
             import timm
@@ -89,18 +90,17 @@ def make(name: str) -> tuple[nn.Module, torch.Tensor]:
 
 
 def examine(name: str) -> dict[str, Any]:
-    """One row: what `inspect` says and how long it took, and how torch-pruning fares alone."""
+    """Return the row of a network: what `inspect` finds and how long it takes, and how torch-pruning does alone."""
     model, images = make(name)
-    convolutions = [path for path, module in model.named_modules() if isinstance(module, _ConvNd)]
     start = time.perf_counter()
-    found = inspect(model, images, prove=False)
+    inspect(model, images, prove=False)
     traced = time.perf_counter()
     found = inspect(model, images)
     assert found.differences is not None
     return {
         "name": name,
-        "convolutions": len(convolutions),
-        "agents": len(found.groups),
+        "convolutions": len(_convolutions(model)),
+        "groups": len(found.groups),
         "protected": sorted({layer for entry in found.protected for layer in entry.layers}),
         "reasons": sorted({re.sub(r"\S*\.\S*", "...", entry.reason) for entry in found.protected}),
         "difference": max(found.differences.values(), default=0.0),
@@ -112,7 +112,7 @@ def examine(name: str) -> dict[str, Any]:
 
 
 def torch_pruning_alone(model: nn.Module, images: torch.Tensor) -> str:
-    """Half of a convolution's filters removed by torch-pruning, one convolution at a time: does it hold?"""
+    """Return whether torch-pruning removes half of the filters of single convolutions correctly, in words."""
     import torch_pruning as tp
 
     fails = differs = count = 0
@@ -122,51 +122,64 @@ def torch_pruning_alone(model: nn.Module, images: torch.Tensor) -> str:
             tp.DependencyGraph().build_dependency(copy.deepcopy(model), images, verbose=False)
         except Exception as error:
             return f"cannot trace it ({type(error).__name__})"
-        convolutions = [(path, module) for path, module in model.named_modules() if isinstance(module, _ConvNd)]
-        for path, module in convolutions[:: -(-len(convolutions) // TRIED)]:
-            pruned = copy.deepcopy(model)
+        convolutions = _convolutions(model)
+        for path in convolutions[:: -(-len(convolutions) // TRIED)]:
             try:
-                graph = tp.DependencyGraph().build_dependency(pruned, images, verbose=False)
-                layer = pruned.get_submodule(path)
-                pruner = graph.get_pruner_of_module(layer)
-                group = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(module.out_channels // 2)))
-                if not graph.check_pruning_group(group):
-                    continue
-                names = {module: name for name, module in pruned.named_modules()}
-                gone = {
-                    (names[item.dep.target.module], "in"): torch.tensor(sorted(item.idxs))
-                    for item in group
-                    if isinstance(item.dep.target.module, _ConvNd | nn.Linear)
-                    and item.dep.handler == graph.get_pruner_of_module(item.dep.target.module).prune_in_channels
-                    and getattr(item.dep.target.module, "groups", 1) == 1
-                }
-                group.prune()
-                count += 1
-                with torch.inference_mode():
-                    full, found = model(images), pruned(images)
-                    with zeros_at_consumers(model, gone):
-                        expected = model(images)
-                differs += not (found - expected).abs().max() <= TOLERANCE * full.abs().max()
+                correct = _pruned_correctly(model, images, path)
             except Exception:
                 count += 1
                 fails += 1
+            else:
+                count += correct is not None
+                differs += correct is False
     if not fails and not differs:
         return "right"
-    told = {f"{fails} of {count} fail": fails, f"{differs} of {count} wrong": differs}
-    return "; ".join(text for text, number in told.items() if number)
+    results = {f"{fails} of {count} fail": fails, f"{differs} of {count} wrong": differs}
+    return "; ".join(text for text, number in results.items() if number)
+
+
+def _pruned_correctly(model: nn.Module, images: torch.Tensor, path: str) -> bool | None:
+    """Whether torch-pruning removes filters of one convolution correctly; None if it refuses to."""
+    import torch_pruning as tp
+
+    pruned = copy.deepcopy(model)
+    graph = tp.DependencyGraph().build_dependency(pruned, images, verbose=False)
+    layer: Any = pruned.get_submodule(path)
+    pruner = graph.get_pruner_of_module(layer)
+    group = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(layer.out_channels // 2)))
+    if not graph.check_pruning_group(group):
+        return None
+    names = {module: name for name, module in pruned.named_modules()}
+    removed: Removed = {
+        (names[item.dep.target.module], "in"): torch.tensor(sorted(item.idxs))
+        for item in group
+        if isinstance(item.dep.target.module, _ConvNd | nn.Linear)
+        and item.dep.handler == graph.get_pruner_of_module(item.dep.target.module).prune_in_channels
+        and getattr(item.dep.target.module, "groups", 1) == 1
+    }
+    group.prune()
+    with torch.inference_mode():
+        full, found = model(images), pruned(images)
+        with zeros_at_consumers(model, removed):
+            expected = model(images)
+    return bool((found - expected).abs().max() <= TOLERANCE * full.abs().max())
+
+
+def _convolutions(model: nn.Module) -> list[str]:
+    return [path for path, module in model.named_modules() if isinstance(module, _ConvNd)]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
+    """Return the rows as a table in Markdown."""
     lines = [
-        "| network | convolutions | agents | protected | why | largest difference | trace, prove (s) | can go "
+        "| network | convolutions | groups | protected | why | largest difference | trace, prove (s) | removable "
         "| torch-pruning alone |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         reasons = sorted({re.sub(r" \(.*\)", "", reason) for reason in row["reasons"]})
         lines.append(
-            f"| {row['name']} | {row['convolutions']} | {row['agents']} | {len(row['protected'])} "
+            f"| {row['name']} | {row['convolutions']} | {row['groups']} | {len(row['protected'])} "
             f"| {'; '.join(reasons)} | {row['difference']:.0e} "
             f"| {row['trace_seconds']:.1f}, {row['prove_seconds']:.1f} | {100 * row['removable']:.1f} % "
             f"| {row['torch_pruning']} |"

@@ -1,1 +1,1 @@
-"""QMIX against other implementations, and an ablation of its settings."""
+"""Benchmarks of QMIX: speed and strength against other implementations, and an ablation of its settings."""

@@ -1,14 +1,15 @@
-"""Which of QMIXConfig's defaults pay? Each against its alternatives, by the regret to the best plan there is.
+"""Compare the defaults of QMIXConfig with their alternatives, by the regret to the best plan.
 
     python -m benchmarks.qmix.ablation --workers 2
     python -m benchmarks.qmix.ablation --network resnet20 --data PATH --weights FILE --only mixer recurrent
 
-FilterPruneEnv with few rates and rounds: on `digits` every plan that an episode can end with is evaluated first, so
-that the optimum is known. Where they are too many (`--network resnet20`), the best plan of all runs stands in for it.
+The game is FilterPruneEnv with few rates and rounds. On `digits`, every plan that an episode can end with is evaluated
+first, so that the optimum is known. Where there are too many plans (`--network resnet20`), regret is relative to the
+best plan of all runs.
 
-A run learns until it has evaluated `budget` distinct plans, or played three times as many episodes. Its regret is the
-optimum's accuracy less that of the best plan it has met, in percentage points. Exploration ends when half of the budget
-is played. One row a run goes to `out`; runs whose row is there are not repeated.
+A run learns until it has evaluated `max_plans` distinct plans, or has played three times as many episodes. Its regret
+is the accuracy of the optimum minus that of the best plan it has found, in percentage points. Epsilon falls over the
+first `max_plans` / 2 episodes. One row per run is appended to `out`; runs that already have a row are skipped.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "off_policy_correction": (True, False),
     "loss": ("huber", "mse"),
     "updates_per_episode": (1, 4, 8),
-    "exploration": ("agent", "team", "noisy"),
     "standardise_returns": (True, False),
     "learning_rate": (3e-4, 1e-3, 3e-3),
     "target_tau": (None, 0.01),
@@ -51,59 +51,58 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "agent_id": (True, False),
     "layer_norm": (True, False),
     "parameter_sharing": (True, False),
-    "hypernet_layers": (1, 2),
-    "mixing_weights": ("abs", "softplus"),
-    "priority_alpha": (0.0, 0.6),
 }
-"""Default and alternatives of each field, in any order: what is QMIXConfig's default is passed over."""
+"""Default and alternatives of each field, in any order; the default is skipped."""
 DEFAULT, RANDOM = "default", "random search"
 
 
 @dataclass(frozen=True)
 class Config:
+    """Command line of the ablation."""
+
     network: str = "small_cnn"
     """a registered network"""
     data: str = "digits"
-    """digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*"""
+    """digits, cifar10, cifar100, or a directory PATH/{train,test}/<class>/*"""
     weights: Path | None = None
-    """a file of its weights; by default they are trained, and cached"""
+    """file of the network's weights; by default they are trained and cached"""
     target_macs: float = 0.2
-    """fraction of the MACs that may stay"""
+    """fraction of the MACs that may remain"""
     rates: tuple[float, ...] = (0.0, 0.25, 0.5)
-    """what an agent chooses from"""
+    """pruning rates that an agent chooses from"""
     rounds: int = 2
-    """of an episode"""
-    budget: int = 100
+    """rounds of an episode"""
+    max_plans: int = 100
     """distinct plans that a run may evaluate"""
     seeds: int = 5
-    """runs with different seeds"""
+    """number of seeds"""
     only: tuple[str, ...] = ()
-    """fields; by default all"""
+    """fields to compare; by default all"""
     workers: int = 1
     """processes, each with one thread"""
     cache: Path = Path("runs/qmix_ablation.sqlite")
-    """accuracies of plans, for all runs"""
+    """file that caches the accuracies of plans for all runs"""
     out: Path = Path("runs/qmix_ablation.jsonl")
-    """where results go"""
+    """file of the results"""
 
 
 def main(config: Config) -> None:
+    """Complete all runs and print the table."""
     torch.set_num_threads(1)
     unknown = set(config.only) - set(VALUES)
     if unknown:
         raise ValueError(f"only must name fields of {sorted(VALUES)}, got {sorted(unknown)}")
-    env = problem(_problem(config), config.cache)
+    game = _game(config)
+    env = _make_env(game, config.cache)
     try:
         known: list[float] = list(accuracies(env, reachable(env)).values())
-        print(
-            f"{len(known)} plans; the best has {100 * max(known):.2f} %, the mean {100 * sum(known) / len(known):.2f}"
-        )
-    except ValueError as error:  # too many
+        print(f"{len(known)} plans: best {100 * max(known):.2f} %, mean {100 * sum(known) / len(known):.2f} %")
+    except ValueError as error:  # too many plans
         known = []
-        print(f"not enumerated: {error}. Regret is to the best plan of all runs")
+        print(f"The optimum is unknown: {error}. Regret is relative to the best plan of all runs")
     settings = alternatives(config.only)
     jobs = [
-        {"problem": _problem(config), "budget": config.budget, "most_episodes": PROPOSALS * config.budget}
+        {"game": game, "max_plans": config.max_plans, "max_episodes": PROPOSALS * config.max_plans}
         | {"setting": name, "fields": fields, "seed": seed}
         for seed in range(config.seeds)
         for name, fields in settings.items()
@@ -114,7 +113,7 @@ def main(config: Config) -> None:
 
 
 def alternatives(only: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """Name of each setting and what it changes; the default and random search come first."""
+    """Return the fields that each setting changes, by its name. The default and random search come first."""
     defaults = dataclasses.asdict(QMIXConfig())
     settings: dict[str, dict[str, Any]] = {DEFAULT: {}, RANDOM: {}}
     for name, values in VALUES.items():
@@ -124,61 +123,91 @@ def alternatives(only: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
 
 
 def run(job: Job, file: Path) -> dict[str, Any]:
-    """Best accuracy after each evaluation, and the episodes it took. file: the cache of accuracies."""
-    env = problem(job["problem"], file)
-    env.archive.load_state_dict({"entries": []})  # of the run before
+    """Search with one setting and seed.
+
+    Args:
+        job: The game, the setting and the seed.
+        file: Cache of accuracies.
+
+    Returns:
+        Best accuracy after each evaluation, number of episodes, and seconds.
+    """
+    env = _make_env(job["game"], file)
+    env.archive.load_state_dict({"entries": []})  # the environment is shared with the runs before
     if job["setting"] == RANDOM:
-        result = random_search.search(env, job["budget"], job["seed"])
+        result = random_search.search(env, job["max_plans"], job["seed"])
     else:
-        result = qmix.learn(env, job["budget"], job["seed"], **job["fields"])
+        result = qmix.learn(env, job["max_plans"], job["seed"], **job["fields"])
     return {"curve": result.curve, "episodes": result.proposals, "seconds": round(result.seconds, 2)}
 
 
 def table(rows: Sequence[Job], best: float) -> str:
-    """Markdown: regrets in percentage points with 95 % intervals, and the difference to the default's."""
+    """Return a Markdown table of regrets in percentage points.
+
+    Args:
+        rows: One row per run.
+        best: Accuracy of the best plan.
+
+    Returns:
+        Regrets after half and all of the plans with 95 % intervals, and the difference from the default.
+    """
     lines = [
-        "| setting | regret after half | after all | less the default's | episodes | seconds |",
+        "| setting | regret after half | regret after all | difference from default | episodes | seconds |",
         "|---|---|---|---|---|---|",
     ]
     names = list(dict.fromkeys(row["job"]["setting"] for row in rows))
     final = {name: [regret(row, best, 1.0) for row in rows if row["job"]["setting"] == name] for name in names}
     for name in names:
-        mine = [row for row in rows if row["job"]["setting"] == name]
-        half = mean_interval([regret(row, best, 0.5) for row in mine])
+        runs = [row for row in rows if row["job"]["setting"] == name]
+        half = mean_interval([regret(row, best, 0.5) for row in runs])
         whole = mean_interval(final[name])
-        against = (
-            "" if name == DEFAULT else "{:+.2f} ± {:.2f}".format(*difference_interval(final[name], final[DEFAULT]))
-        )
-        episodes = f"{sum(row['episodes'] for row in mine) / len(mine):.0f}"
-        seconds = sum(row["seconds"] for row in mine) / len(mine)
-        lines.append(
-            f"| {name} | {half[0]:.2f} ± {half[1]:.2f} | {whole[0]:.2f} ± {whole[1]:.2f} | {against} | {episodes} "
-            f"| {seconds:.1f} |"
-        )
+        difference = ""
+        if name != DEFAULT:
+            difference = "{:+.2f} ± {:.2f}".format(*difference_interval(final[name], final[DEFAULT]))
+        cells = [
+            name,
+            "{:.2f} ± {:.2f}".format(*half),
+            "{:.2f} ± {:.2f}".format(*whole),
+            difference,
+            f"{sum(row['episodes'] for row in runs) / len(runs):.0f}",
+            f"{sum(row['seconds'] for row in runs) / len(runs):.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def regret(row: Job, best: float, share: float) -> float:
-    """Percentage points to the best plan, after this share of the budget. A run that evaluated fewer plans, as it
-    played the same ones again and again, counts with what it had."""
+def regret(row: Job, best: float, fraction: float) -> float:
+    """Return the regret after a fraction of the plans, in percentage points.
+
+    A run that evaluated fewer plans, because it played the same ones repeatedly, counts with its last value.
+
+    Args:
+        row: Row of one run.
+        best: Accuracy of the best plan.
+        fraction: Fraction of `max_plans`.
+
+    Returns:
+        `best` minus the best accuracy found, times 100.
+    """
     curve = row["curve"]
-    return 100 * (best - curve[min(len(curve), round(share * row["job"]["budget"])) - 1])
+    return 100 * (best - curve[min(len(curve), round(fraction * row["job"]["max_plans"])) - 1])
 
 
-def _problem(config: Config) -> dict[str, Any]:
+def _game(config: Config) -> dict[str, Any]:
+    """Return the arguments of `make_env` as plain JSON."""
     weights = str(config.weights) if config.weights else None
     names = ("network", "data", "target_macs", "rounds")
     return {name: getattr(config, name) for name in names} | {"rates": list(config.rates), "weights": weights}
 
 
-def problem(settings: dict[str, Any], file: Path) -> FilterPruneEnv:
-    """One environment a process."""
-    return _made(json.dumps(settings), file)
+def _make_env(game: dict[str, Any], file: Path) -> FilterPruneEnv:
+    """Return the environment of a game; there is one per process."""
+    return _cached_env(json.dumps(game), file)
 
 
 @cache
-def _made(settings: str, file: Path) -> FilterPruneEnv:
-    return make_env(**json.loads(settings), cache=file, progress=False)
+def _cached_env(game: str, file: Path) -> FilterPruneEnv:
+    return make_env(**json.loads(game), cache=file, progress=False)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
-"""How fast does QMIX learn and play? Ours against PyMARL and TorchRL, in one run.
+"""Measure how fast QMIX learns and plays: `qmix_agent` ("ours") against PyMARL and TorchRL, in one run.
 
     python -m benchmarks.qmix.speed                                  # ours and TorchRL
     python -m benchmarks.qmix.speed --pymarl PATH --out runs/qmix_speed
 
-All take turns, with the same number of threads, at the same sizes: 13 agents, 16 observations, a state of 208, 10
-actions, batches of 32 episodes of 8 steps (TorchRL: 256 transitions). Networks are 64 wide; those with a GRU are
-compared with each other, and those without.
+The implementations take turns with the same number of threads at the same sizes: 13 agents, 16 observations, a state of
+208, 10 actions, batches of 32 episodes of 8 steps (TorchRL: 256 transitions). Networks are 64 wide. Networks with a GRU
+are compared with each other, and so are networks without.
 
-update    one step of the learner on a batch that is given: loss, gradient, clipping, optimizer, target network
-learn     the same with drawing the batch from the replay: what one update of a training run takes
-play      steps of a game that costs no time, exploring, episodes put into the replay; one copy of the game, and where
-          an implementation has vectorised collection in one process, 16 (a step of 16 copies counts 16)
+Measures:
+- update: one update on a given batch: loss, gradient, clipping, optimizer, target network;
+- learn: the same, including drawing the batch from the replay buffer, as in training;
+- play: steps of a game that itself costs no time, with exploration and storage of the episodes. One copy of the game
+  and, where an implementation can step several copies in one process, 16 copies (one step of them counts as 16).
 
-Figures are medians over the repeats, ratios medians of the ratios within a repeat. `peers/` says how each is
-put together; its pymarl.py says which commit, and how it runs on today's torch. Writes results.json.
+Results are medians over the repeats, and ratios are medians of the ratios within a repeat. The files in `peers/`
+describe how each implementation is assembled; pymarl.py names the commit and how it runs on current torch. Writes
+results.json.
 """
 
 from __future__ import annotations
@@ -35,41 +37,53 @@ from tqdm import trange
 from prune_env.common.files import replacing
 
 from .games import Idle
-from .peers import Settings, available, make
+from .peers import Settings, available_peers, make_peer
 
-AGAINST = {"PyMARL, GRU": "ours, GRU", "TorchRL, MLP": "ours, MLP"}
+COMPARED_WITH = {"PyMARL, GRU": "ours, GRU", "TorchRL, MLP": "ours, MLP"}
 MEASURES = ("update", "learn", "play", "play, 16 copies")
 COPIES = 16
 
 
 @dataclass(frozen=True)
 class Config:
+    """Command line of the speed benchmark."""
+
     repeats: int = 9
-    """turns; medians are told"""
+    """repeats over which medians are taken"""
     updates: int = 10
-    """of each implementation in a repeat, for each of the two measures"""
+    """updates of each implementation in a repeat, for each of the two measures"""
     episodes: int = 10
-    """played by each in a repeat"""
+    """episodes that each implementation plays in a repeat"""
     threads: int = 1
-    """of every implementation"""
+    """threads of every implementation"""
     agents: int = 13
-    """of the game"""
+    """agents of the game"""
     observations: int = 16
-    """features that an agent sees"""
+    """observation features of each agent"""
     actions: int = 10
-    """of every agent"""
+    """actions of each agent"""
     steps: int = 8
-    """of an episode"""
+    """steps per episode"""
     pymarl: Path | None = None
-    """a clone of oxwhirl/pymarl"""
+    """path of a clone of oxwhirl/pymarl"""
     out: Path = Path("runs/qmix_speed")
-    """where results go"""
+    """directory of the results"""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A unit of work that is timed."""
+
+    count: int
+    """Updates or steps that one call makes."""
+    run: Callable[[], Any]
 
 
 def main(config: Config) -> None:
+    """Measure all implementations, write results.json and print the table."""
     torch.set_num_threads(config.threads)
     rates = measure(config)
-    rows = summary(rates)
+    rows = summarise(rates)
     result = {
         "torch": torch.__version__,
         "processor": platform.processor() or platform.machine(),
@@ -83,31 +97,30 @@ def main(config: Config) -> None:
 
 
 def measure(config: Config) -> dict[str, dict[str, list[float]]]:
-    """Updates and steps per second: rates[implementation][measure], one number a repeat."""
+    """Return updates or steps per second as rates[implementation][measure], one number per repeat."""
     settings = Settings(steps=config.steps)
-    ways_of = {name: _ways(name, settings, config) for name in available(config.pymarl)}
-    rates = {name: {measure: [] for measure in ways} for name, ways in ways_of.items()}
+    workloads = {name: _workloads(name, settings, config) for name in available_peers(config.pymarl)}
+    rates = {name: {measure: [] for measure in own} for name, own in workloads.items()}
     for repeat in trange(config.repeats + 1, desc="repeats"):
         for measure in MEASURES:
-            for name, ways in ways_of.items():
-                if measure in ways:
-                    count, run = ways[measure]
+            for name, own in workloads.items():
+                if measure in own:
                     start = time.perf_counter()
-                    run()
+                    own[measure].run()
                     if repeat:  # the first one warms up
-                        rates[name][measure].append(count / (time.perf_counter() - start))
+                        rates[name][measure].append(own[measure].count / (time.perf_counter() - start))
     return rates
 
 
-def _ways(name: str, settings: Settings, config: Config) -> dict[str, tuple[int, Callable[[], Any]]]:
-    """What is measured of one implementation: how much a call does, and the call."""
+def _workloads(name: str, settings: Settings, config: Config) -> dict[str, Workload]:
+    """Return what is timed of one implementation, by measure."""
 
     def game() -> Idle:
         return Idle(config.agents, config.observations, config.actions, config.steps)
 
-    # As many as the replay holds: ours then plays without learning.
-    never = {"learning_starts": settings.buffer_size} if name.startswith("ours") else {}
-    peer = make(name, game(), settings, 0, config.pymarl, **never)
+    # The largest valid value, so that qmix_agent plays without learning.
+    no_learning = {"learning_starts": settings.buffer_size} if name.startswith("ours") else {}
+    peer = make_peer(name, game(), settings, 0, config.pymarl, **no_learning)
     peer.collect(2 * settings.batch_size)
     batch = peer.draw()
 
@@ -120,31 +133,31 @@ def _ways(name: str, settings: Settings, config: Config) -> dict[str, tuple[int,
             peer.step(peer.draw())
 
     steps = config.episodes * config.steps
-    ways: dict[str, tuple[int, Callable[[], Any]]] = {
-        "update": (config.updates, update),
-        "learn": (config.updates, learn),
-        "play": (steps, lambda: peer.collect(config.episodes)),
+    workloads = {
+        "update": Workload(config.updates, update),
+        "learn": Workload(config.updates, learn),
+        "play": Workload(steps, lambda: peer.collect(config.episodes)),
     }
     if name.startswith("ours"):
-        many = make(name, game(), settings, 0, None, n_envs=COPIES, **never)
-        ways["play, 16 copies"] = (COPIES * steps, lambda: many.collect(COPIES * config.episodes))
-    return ways
+        parallel = make_peer(name, game(), settings, 0, None, n_envs=COPIES, **no_learning)
+        workloads["play, 16 copies"] = Workload(COPIES * steps, lambda: parallel.collect(COPIES * config.episodes))
+    return workloads
 
 
-def summary(rates: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
-    """Medians, and of how many times ours is as fast as the peer with the same kind of network."""
+def summarise(rates: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+    """Return the median rates, and how many times faster ours is than each peer with the same kind of network."""
     rows: dict[str, dict[str, float]] = {}
     for name, measures in rates.items():
         rows[name] = {measure: median(values) for measure, values in measures.items()}
         for measure, values in measures.items():
-            if name in AGAINST and measure in rates[AGAINST[name]]:
-                ours = rates[AGAINST[name]][measure]
+            if name in COMPARED_WITH and measure in rates[COMPARED_WITH[name]]:
+                ours = rates[COMPARED_WITH[name]][measure]
                 rows[name][f"ours / {measure}"] = median(a / b for a, b in zip(ours, values, strict=True))
     return rows
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
-    """Markdown: updates or steps a second; in parentheses how many times as fast ours is."""
+    """Return a Markdown table of updates or steps per second, with the ratio of ours to the peer in parentheses."""
     lines = [f"| per second | {' | '.join(MEASURES)} |", "|---" * (len(MEASURES) + 1) + "|"]
     for name, row in rows.items():
         cells = []

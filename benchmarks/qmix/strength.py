@@ -1,21 +1,23 @@
-"""How well does QMIX learn? Ours against TorchRL and PyMARL at equal environment steps: learning curves with intervals.
+"""Measure how well QMIX learns: `qmix_agent` ("ours") against TorchRL and PyMARL at equal environment steps.
 
     python -m benchmarks.qmix.strength --workers 2                                # ours and TorchRL
     python -m benchmarks.qmix.strength --workers 2 --pymarl PATH --games digits
 
 Games:
-simple_spread  of mpe2 (`pip install mpe2`): three agents cover three landmarks; all get the team's reward
-               (local_ratio=0), episodes are truncated after 25 steps
-digits         FilterPruneEnv on small_cnn, the accuracy of the pruned network as the return; one cache for all runs
-two_step       the example of Rashid et al. (2018, section 5): 8 for those who dare, 7 for those who do not
+- simple_spread, of mpe2 (`pip install mpe2`): three agents cover three landmarks, all receive the team reward
+  (local_ratio=0), and episodes are truncated after 25 steps;
+- digits: FilterPruneEnv on small_cnn, whose return depends on the accuracy of the pruned network. All runs share one
+  cache;
+- two_step: the example of Rashid et al. (2018, section 5), in which the safe action leads to 7 and the other to 8.
 
-All play the same number of episodes with the same exploration, replay, updates for each episode and widths of networks;
-every evaluation is of greedy episodes from the same starts. `peers/` says what is each one's own. One row a
-run goes to `out`/runs.jsonl; runs whose row is there are not repeated. Also writes curves.png.
+All implementations play the same number of episodes with the same exploration, replay, updates per episode and network
+widths, and every evaluation plays greedy episodes from the same starts. The files in `peers/` list what differs.
+One row per run is appended to runs.jsonl in `out`; runs that already have a row are skipped. Also writes curves.png.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, cycle
@@ -28,54 +30,88 @@ import tyro
 from ..compare.jobs import Job, complete
 from ..compare.statistics import mean_interval
 from .games import Seeded, TwoStep
-from .peers import Env, Peer, Settings, available, make
+from .peers import Env, Peer, Settings, available_peers, make_peer
 
 
 @dataclass(frozen=True)
-class Game:
-    """What is played, and for how long."""
+class Schedule:
+    """How long a game is played and how it is evaluated."""
 
     steps: int
-    """of every episode"""
+    """Steps per episode."""
     episodes: int
+    """Training episodes."""
     epsilon_episodes: int
+    """Episodes over which epsilon falls."""
     updates_per_episode: int
+    """Updates after each episode."""
     eval_every: int
+    """Episodes between evaluations."""
     eval_episodes: int
+    """Greedy episodes per evaluation."""
 
 
 GAMES = {
-    "simple_spread": Game(25, 300, 100, 2, 50, 20),
-    "digits": Game(3, 200, 100, 4, 20, 1),
-    "two_step": Game(2, 300, 150, 4, 20, 1),
+    "simple_spread": Schedule(
+        steps=25, episodes=300, epsilon_episodes=100, updates_per_episode=2, eval_every=50, eval_episodes=20
+    ),
+    "digits": Schedule(
+        steps=3, episodes=200, epsilon_episodes=100, updates_per_episode=4, eval_every=20, eval_episodes=1
+    ),
+    "two_step": Schedule(
+        steps=2, episodes=300, epsilon_episodes=150, updates_per_episode=4, eval_every=20, eval_episodes=1
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Config:
+    """Command line of the strength benchmark."""
+
     games: tuple[str, ...] = tuple(GAMES)
-    """which to play"""
+    """games to play"""
     seeds: int = 5
-    """runs with different seeds"""
+    """number of seeds"""
     target_macs: float = 0.5
-    """of digits"""
+    """fraction of the MACs that may remain in digits"""
     pymarl: Path | None = None
-    """a clone of oxwhirl/pymarl"""
+    """path of a clone of oxwhirl/pymarl"""
     workers: int = 1
     """processes, each with one thread"""
     cache: Path = Path("runs/qmix_strength.sqlite")
-    """accuracies of plans, for all runs"""
+    """file that caches the accuracies of plans for all runs"""
     out: Path = Path("runs/qmix_strength")
-    """where results go"""
+    """directory of the results"""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Learning curve of one implementation over several seeds."""
+
+    steps: list[int]
+    """Environment steps before each evaluation."""
+    means: list[float]
+    """Mean return over seeds at each evaluation."""
+    half_widths: list[float]
+    """Half-width of the 95 % interval of each mean."""
+    final_mean: float
+    """Mean over seeds of each run's mean return over the last third of its evaluations."""
+    final_half_width: float
+    """Half-width of the 95 % interval of `final_mean`."""
+
+
+Curves = dict[str, dict[str, Curve]]
+"""curves[game][implementation]"""
 
 
 def main(config: Config) -> None:
+    """Complete all runs, print the table and write the plot."""
     torch.set_num_threads(1)
-    peers = available(config.pymarl)
+    peers = available_peers(config.pymarl)
     jobs = [
         {
             "game": game,
-            "terms": vars(GAMES[game]),
+            "schedule": dataclasses.asdict(GAMES[game]),
             "options": {"target_macs": config.target_macs} if game == "digits" else {},
             "peer": peer,
             "seed": seed,
@@ -84,35 +120,45 @@ def main(config: Config) -> None:
         for game in config.games
         for peer in peers
     ]
-    rows = complete(
-        jobs, partial(run, pymarl=config.pymarl, cache=config.cache), config.out / "runs.jsonl", config.workers
-    )
-    curves = summary(rows)
+    run_job = partial(run, pymarl=config.pymarl, cache=config.cache)
+    rows = complete(jobs, run_job, config.out / "runs.jsonl", config.workers)
+    curves = summarise(rows)
     print(table(curves))
-    picture(curves, config.out / "curves.png")
+    plot(curves, config.out / "curves.png")
 
 
 def run(job: Job, pymarl: Path | None, cache: Path) -> dict[str, Any]:
-    """The learning curve of one implementation: environment steps, and mean return of greedy episodes."""
-    game, seed = Game(**job["terms"]), job["seed"]
-    training, evaluation = (play(job["game"], job["options"], cache) for _ in range(2))
+    """Train one implementation and return its learning curve: environment steps and mean greedy returns."""
+    schedule, seed = Schedule(**job["schedule"]), job["seed"]
+    training, evaluation = (make_game(job["game"], job["options"], cache) for _ in range(2))
     training = Seeded(training, count(10**4 * (seed + 1)))
     settings = Settings(
-        steps=game.steps, epsilon_episodes=game.epsilon_episodes, updates_per_episode=game.updates_per_episode
+        steps=schedule.steps,
+        epsilon_episodes=schedule.epsilon_episodes,
+        updates_per_episode=schedule.updates_per_episode,
     )
-    peer = make(job["peer"], training, settings, seed, pymarl)
+    peer = make_peer(job["peer"], training, settings, seed, pymarl)
     steps, returns = [], []
-    for episode in range(0, game.episodes, game.eval_every):
-        train(peer, settings, episode, game.eval_every)
-        steps.append((episode + game.eval_every) * game.steps)
-        # The same starts every time; far from any that training has seen.
-        starts = Seeded(evaluation, cycle(range(10**6, 10**6 + game.eval_episodes)))
-        returns.append(peer.evaluate(starts, game.eval_episodes))
+    for episode in range(0, schedule.episodes, schedule.eval_every):
+        train(peer, settings, episode, schedule.eval_every)
+        steps.append((episode + schedule.eval_every) * schedule.steps)
+        # Every evaluation has the same seeds, which training never uses.
+        starts = Seeded(evaluation, cycle(range(10**6, 10**6 + schedule.eval_episodes)))
+        returns.append(peer.evaluate(starts, schedule.eval_episodes))
     return {"steps": steps, "returns": returns}
 
 
 def train(peer: Peer, settings: Settings, played: int, episodes: int) -> None:
-    """More episodes, and updates after each as soon as there is a whole batch. Ours has this loop inside."""
+    """Play more episodes, and update after each once the replay buffer holds a whole batch.
+
+    `qmix_agent` updates within `collect`.
+
+    Args:
+        peer: The implementation.
+        settings: Settings that all implementations share.
+        played: Episodes played before.
+        episodes: Episodes to play.
+    """
     if hasattr(peer, "agent"):
         peer.collect(episodes)
         return
@@ -123,8 +169,17 @@ def train(peer: Peer, settings: Settings, played: int, episodes: int) -> None:
                 peer.step(peer.draw())
 
 
-def play(game: str, options: dict[str, Any], cache: Path) -> Env:
-    """A new environment; cache: of the accuracies of plans."""
+def make_game(game: str, options: dict[str, Any], cache: Path) -> Env:
+    """Make a new environment.
+
+    Args:
+        game: One of `GAMES`.
+        options: Settings of FilterPruneEnv, for digits.
+        cache: File that caches the accuracies of plans, for digits.
+
+    Returns:
+        The environment.
+    """
     if game == "simple_spread":
         from mpe2 import simple_spread_v3
 
@@ -135,53 +190,52 @@ def play(game: str, options: dict[str, Any], cache: Path) -> Env:
         return make_env("small_cnn", "digits", progress=False, cache=cache, **options)
     if game == "two_step":
         return TwoStep()
-    raise ValueError(f"game {game!r} is none of {', '.join(GAMES)}")
+    raise ValueError(f"game must be one of {', '.join(GAMES)}; got {game!r}")
 
 
-def summary(rows: list[Job]) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """curves[game][implementation]: steps, and mean and half-width of the 95 % interval over seeds of the returns;
-    `last` and `last_interval` are of each run's mean over the last third of its evaluations."""
-    curves: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for name in dict.fromkeys((row["job"]["game"], row["job"]["peer"]) for row in rows):
-        mine = [row for row in rows if (row["job"]["game"], row["job"]["peer"]) == name]
-        means, halves = zip(*map(mean_interval, zip(*(row["returns"] for row in mine), strict=True)), strict=True)
-        third = -(-len(means) // 3)
-        last = mean_interval([sum(row["returns"][-third:]) / third for row in mine])
-        curves.setdefault(name[0], {})[name[1]] = {
-            "steps": mine[0]["steps"],
-            "mean": list(means),
-            "half": list(halves),
-            "last": [last[0]],
-            "last_interval": [last[1]],
-        }
+def summarise(rows: list[Job]) -> Curves:
+    """Average the runs over seeds, for each game and implementation."""
+    curves: Curves = {}
+    for game, peer in dict.fromkeys((row["job"]["game"], row["job"]["peer"]) for row in rows):
+        runs = [row for row in rows if (row["job"]["game"], row["job"]["peer"]) == (game, peer)]
+        intervals = [mean_interval(returns) for returns in zip(*(row["returns"] for row in runs), strict=True)]
+        third = -(-len(intervals) // 3)
+        final_mean, final_half_width = mean_interval([sum(row["returns"][-third:]) / third for row in runs])
+        curves.setdefault(game, {})[peer] = Curve(
+            steps=runs[0]["steps"],
+            means=[mean for mean, _ in intervals],
+            half_widths=[half_width for _, half_width in intervals],
+            final_mean=final_mean,
+            final_half_width=final_half_width,
+        )
     return curves
 
 
-def table(curves: dict[str, dict[str, dict[str, list[float]]]]) -> str:
-    """Markdown: mean return over the last third of the evaluations, with 95 % intervals over seeds."""
-    names = list(dict.fromkeys(name for game in curves.values() for name in game))
-    lines = [f"| game | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for game, ways in curves.items():
+def table(curves: Curves) -> str:
+    """Return a Markdown table of mean returns over the last third of the evaluations, with 95 % intervals."""
+    peers = list(dict.fromkeys(peer for game in curves.values() for peer in game))
+    lines = [f"| game | {' | '.join(peers)} |", "|---" * (len(peers) + 1) + "|"]
+    for game, by_peer in curves.items():
         cells = [
-            f"{ways[name]['last'][0]:.3f} ± {ways[name]['last_interval'][0]:.3f}" if name in ways else ""
-            for name in names
+            f"{by_peer[peer].final_mean:.3f} ± {by_peer[peer].final_half_width:.3f}" if peer in by_peer else ""
+            for peer in peers
         ]
         lines.append(f"| {game} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def picture(curves: dict[str, dict[str, dict[str, list[float]]]], file: Path) -> None:
-    """One panel a game: mean return over environment steps, and its 95 % interval as a band."""
+def plot(curves: Curves, file: Path) -> None:
+    """Write a plot with one panel per game: mean return over environment steps, with a band for the 95 % interval."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5 * len(curves), 3.4), layout="constrained")
-    for axes, (game, ways) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
-        for name, curve in ways.items():
-            low = [mean - half for mean, half in zip(curve["mean"], curve["half"], strict=True)]
-            high = [mean + half for mean, half in zip(curve["mean"], curve["half"], strict=True)]
-            style = "-" if name.startswith("ours") else "--"
-            (line,) = axes.plot(curve["steps"], curve["mean"], style, label=name)
-            axes.fill_between(curve["steps"], low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    for axes, (game, by_peer) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        for peer, curve in by_peer.items():
+            low = [mean - half for mean, half in zip(curve.means, curve.half_widths, strict=True)]
+            high = [mean + half for mean, half in zip(curve.means, curve.half_widths, strict=True)]
+            style = "-" if peer.startswith("ours") else "--"
+            (line,) = axes.plot(curve.steps, curve.means, style, label=peer)
+            axes.fill_between(curve.steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
         axes.set(title=game, xlabel="environment steps", ylabel="return of greedy episodes")
     axes.legend(fontsize=8)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.common.device import channels_last
-from prune_env.evaluation.engine import program
+from prune_env.evaluation.engine.program import MULTIPLE, Program
 from prune_env.evaluation.measurer import BATCH_SIZES
 from prune_env.evaluation.resources import Resources
 from prune_env.pruning import Plan
@@ -98,10 +98,16 @@ def measure(name: str, config: Config, peak: float) -> dict[str, Any]:
     batches = ready.split(BATCH_SIZES[config.device])
     exact = data.normalise(images[:total]).contiguous().to(config.device)
     rounded, fused = (
-        program.Program(env.problem.model, env.groups, data.example_input, dtype=dtype, device=config.device)
-        for _ in range(2)
+        Program(
+            env.problem.model,
+            env.groups,
+            data.example_input,
+            dtype=dtype,
+            device=config.device,
+            multiple=multiple,
+        )
+        for multiple in (MULTIPLE, 1)
     )
-    fused._multiple = 1  # the cut network as it is
     pairs = folding_pairs(env.problem.model, data.example_input)
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     macs = []

@@ -22,8 +22,8 @@ from prune_env.evaluation.config import EvaluationConfig
 from prune_env.evaluation.live import LiveEvaluator
 from prune_env.evaluation.measurer import BATCH_SIZES
 from prune_env.pruning.problem import PruningProblem
-from prune_env.scoring.batchnorm import near_equal, recalibrate
-from prune_env.scoring.metric import correct
+from prune_env.scoring.batchnorm import even_batches, recalibrate
+from prune_env.scoring.metric import accuracy
 from prune_env.training.pretrained import pretrained, with_network_normalisation
 
 
@@ -56,8 +56,8 @@ def main(config: Config) -> None:
 
     def exact(plan: tuple[int, ...]) -> float:
         network = problem.build(plan)
-        recalibrate(network, near_equal(crops, BATCH_SIZES["cpu"]))
-        return correct(network, data, reward) / len(reward)
+        recalibrate(network, even_batches(crops, BATCH_SIZES["cpu"]))
+        return accuracy(network, data, reward)
 
     generator = torch.Generator().manual_seed(config.seed)
     plans = [problem.full_plan]

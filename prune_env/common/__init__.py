@@ -1,1 +1,1 @@
-"""Helpers that know nothing of pruning: files, devices, ONNX sessions, figures."""
+"""Helpers that are independent of pruning: argument checks, files, fingerprints, devices, ONNX sessions, figures."""

@@ -1,4 +1,4 @@
-"""Recording work on a GPU as a CUDA graph: the same kernels on the same memory, launched together."""
+"""Record work on a GPU as a CUDA graph: the same kernels on the same memory, launched together."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 
 @contextmanager
-def aside(device: torch.device) -> Iterator[None]:
-    """On a stream of its own, as what precedes a recording has to run."""
+def side_stream(device: torch.device) -> Iterator[None]:
+    """Run the block on a separate stream, as CUDA requires for the warm-up before a recording."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
@@ -19,10 +19,11 @@ def aside(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def refusing_to_wait() -> Iterator[None]:
-    """Work that waits for the GPU, to read a number say, raises RuntimeError.
+def forbid_synchronisation() -> Iterator[None]:
+    """Raise RuntimeError when code in the block waits for the GPU, for instance to read a number.
 
-    To be tried before a recording: one that breaks off leaves older versions of torch in disorder.
+    Such code cannot be recorded. Run it in this block before recording it: a recording that fails leaves older
+    versions of torch in an invalid state.
     """
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
@@ -33,8 +34,12 @@ def refusing_to_wait() -> Iterator[None]:
 
 
 @contextmanager
-def capturing(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[None]:
-    """What is launched inside becomes the graph's and does not run. Raises RuntimeError where that cannot be."""
+def capture(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[None]:
+    """Record the kernels that the block launches into `graph`, without running them.
+
+    Raises:
+        RuntimeError: The block does something that cannot be recorded.
+    """
     with torch.cuda.device(device):
         before = torch.cuda.current_stream(device)
         try:

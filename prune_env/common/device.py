@@ -1,4 +1,4 @@
-"""What the processor is fast at."""
+"""Device helpers: fast precision, memory format, gradient mode, scoped seeding."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def fast_dtype(device: torch.device | str = "cpu") -> torch.dtype:
-    """bfloat16 where the hardware multiplies it natively (AVX512_BF16, AMX, CUDA since Ampere), else float32.
+    """Return bfloat16 where the hardware multiplies it natively, and float32 elsewhere.
 
-    On other processors bfloat16 is emulated and slower than float32.
+    AVX512_BF16, AMX, and CUDA since Ampere are native. Other processors emulate bfloat16, slower than float32.
     """
     device = torch.device(device)
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     elif device.type == "cpu":
-        # Private in torch 2.6, and the only way to ask; a missing name counts as 'no'.
-        asks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        native = any(getattr(torch.cpu, ask, bool)() for ask in asks)
+        # torch 2.6 has no public function for this; a missing name counts as 'no'.
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        native = any(getattr(torch.cpu, check, bool)() for check in checks)
     else:
         native = False
     return torch.bfloat16 if native else torch.float32
 
 
 def with_gradients(function: Function) -> Function:
-    """Decorates what trains: gradients are on inside, also where the caller turned them off.
+    """Decorate a function that trains: enable gradients inside it, even where the caller disabled them.
 
-    Whoever only steps an environment does that, TorchRL's collectors for one. Leaving inference mode turns on what
-    `no_grad` turned off, too.
+    Callers that only step an environment often disable gradients, for example TorchRL's collectors. Leaving inference
+    mode also undoes `torch.no_grad`.
     """
     decorated: Function = torch.inference_mode(False)(function)
     return decorated
@@ -42,11 +42,14 @@ def with_gradients(function: Function) -> Function:
 
 @contextmanager
 def exact_convolutions(device: torch.device | str) -> Iterator[None]:
-    """Float32 convolutions are float32 inside: cuDNN otherwise rounds to TF32, a thousand times as coarse."""
+    """Compute float32 convolutions in float32 inside the block.
+
+    By default cuDNN rounds them to TF32, which is about a thousand times less precise.
+    """
     if torch.device(device).type != "cuda":
         yield
         return
-    # Since torch 2.9 by a setting of its own, which must not be mixed with the one before.
+    # torch 2.9 has a separate setting for convolutions, which must not be mixed with the older one.
     convolutions: Any = getattr(torch.backends.cudnn, "conv", None)
     recent = hasattr(convolutions, "fp32_precision")
     holder: Any = convolutions if recent else torch.backends.cudnn
@@ -61,9 +64,9 @@ def exact_convolutions(device: torch.device | str) -> Iterator[None]:
 
 @contextmanager
 def seeded(device: torch.device | str, seed: int) -> Iterator[None]:
-    """What draws from torch's global random state inside, such as dropout, follows from `seed`; the state is restored.
+    """Seed torch's global random state of the CPU and of `device` inside the block, and restore it afterwards.
 
-    Of the processor and of `device`.
+    Dropout, for example, draws from this state.
     """
     device = torch.device(device)
     generators = [torch.random.default_generator]
@@ -81,7 +84,10 @@ def seeded(device: torch.device | str, seed: int) -> Iterator[None]:
 
 
 def channels_last(network: Network) -> Network:
-    """The network, its 2d weights laid out with channels last, in place. `Module.to` fails where others are beside."""
+    """Convert the 2d weights of a network to the channels-last memory format, in place, and return the network.
+
+    `Module.to(memory_format=...)` fails for networks that also have weights of other dimensions.
+    """
     for parameter in network.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -89,8 +95,12 @@ def channels_last(network: Network) -> Network:
 
 
 def check_device(device: torch.device | str) -> None:
-    """Raises ValueError for a device that torch does not know or that is not there."""
+    """Check that a device exists and can be used.
+
+    Raises:
+        ValueError: torch does not have this device, or this machine does not.
+    """
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either, by backend
+    except (RuntimeError, AssertionError) as error:  # torch raises either, depending on the backend
         raise ValueError(f"device {str(device)!r} cannot be used: {error}") from error

@@ -1,7 +1,7 @@
-"""What all pictures share: the canvas, the colours, axes and legends.
+"""The common style of all figures: canvas, colours, axes, legends.
 
-Matplotlib's objects with the Agg canvas and colours of their own: no pyplot, no global settings. Colours are Okabe and
-Ito's, and viridis: told apart by colour-blind readers and in grey.
+Figures use matplotlib's objects with the Agg canvas, without pyplot and without global settings. Colours are those of
+Okabe and Ito, and viridis: colour-blind readers can distinguish them, also in grey.
 """
 
 from __future__ import annotations
@@ -21,28 +21,37 @@ INK, GREY, FAINT = "#222222", "#767676", "#DDDDDD"
 
 
 def new_figure(width: float, height: float, dpi: int = 200) -> Figure:
-    """An empty white figure of so many inches on an Agg canvas. Raises ImportError without matplotlib."""
+    """Create an empty white figure on an Agg canvas.
+
+    Args:
+        width: Inches.
+        height: Inches.
+        dpi: Pixels per inch.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            'pictures need matplotlib, which is not installed: pip install -e ".[train]" in the clone'
+            'figures need matplotlib, which is not installed: pip install -e ".[train]" in the clone'
         ) from error
     figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def save(figure: Figure, path: str | Path) -> None:
-    """Whole or not at all, in the format that the name ends with."""
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure to a file, completely or not at all, in the format of the file's suffix."""
     path = Path(path)
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:] or "png", facecolor="white")
 
 
-def dress(axes: Axes) -> None:
-    """Two spines and a faint grid."""
+def style_axes(axes: Axes) -> None:
+    """Draw two spines and a faint grid."""
     axes.set_facecolor("white")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
@@ -51,15 +60,15 @@ def dress(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def heading(figure: Figure, title: str) -> None:
-    """At the upper left."""
+def add_title(figure: Figure, title: str) -> None:
+    """Write the figure's title at the upper left."""
     figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=11, fontweight="bold")
 
 
-def legend(axes: Axes) -> None:
-    """Above the axes, where it hides nothing; in two columns if one row would be wider than the picture."""
+def add_legend(axes: Axes) -> None:
+    """Draw the legend above the axes, in two columns if one row would be wider than the figure."""
     labels = axes.get_legend_handles_labels()[1]
-    in_a_row = sum(len(label) + 7 for label in labels) <= 90  # 7: the mark and the gaps, in characters
+    in_a_row = sum(len(label) + 7 for label in labels) <= 90  # 7 characters for the mark and the gaps
     style: dict[str, Any] = {"fontsize": 8, "labelcolor": INK, "frameon": False, "borderaxespad": 0.2, "borderpad": 0.2}
     columns = len(labels) if in_a_row else 2
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, handletextpad=0.5, **style)

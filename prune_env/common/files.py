@@ -1,4 +1,4 @@
-"""Where files are kept, and writing them so that a killed process never leaves half of one."""
+"""The cache folder, and writing files so that a killed process never leaves a partial one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """The user's cache: $PRUNE_ENV_CACHE, else prune_env under $XDG_CACHE_HOME or ~/.cache."""
+    """Return the user's cache folder: $PRUNE_ENV_CACHE, or else prune_env in $XDG_CACHE_HOME or in ~/.cache."""
     if own := os.environ.get("PRUNE_ENV_CACHE"):
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
@@ -19,7 +19,15 @@ def cache_dir() -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, which takes its place when the block ends without an error."""
+    """Replace a file atomically.
+
+    Args:
+        path: The file to write; missing parent folders are created.
+
+    Yields:
+        A temporary path in the same folder. Write to it: it replaces `path` if the block ends without an error, and is
+        deleted otherwise.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

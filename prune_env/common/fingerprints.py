@@ -1,4 +1,4 @@
-"""Fingerprints: short hashes that identify weights and functions, so that results of other ones are not mixed up."""
+"""Fingerprints: short hashes that identify weights and functions, so that results of different ones never mix."""
 
 from __future__ import annotations
 
@@ -23,12 +23,17 @@ def weights_fingerprint(model: nn.Module) -> str:
 def function_fingerprint(function: Callable[..., Any]) -> str:
     """Return the qualified name of a function and a hash of its code, bound arguments and plain closure values.
 
-    Globals and attributes that the function reads are not included.
+    Globals and attributes that the function reads are not included. A callable object may have an attribute
+    `fingerprint`, a string that identifies its settings; this string then replaces the hash.
     """
     bound = ""
     while isinstance(function, partial):
         bound += f" {function.args!r} {sorted(function.keywords.items())!r}"
         function = function.func
+    name = f"{qualified_name(function)}{bound}"
+    settings = getattr(function, "fingerprint", None)
+    if isinstance(settings, str):
+        return f"{name} {settings}"
     code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
     parts: list[Any] = []
     if code is not None:
@@ -37,7 +42,7 @@ def function_fingerprint(function: Callable[..., Any]) -> str:
     cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
     parts += [value for value in cells if isinstance(value, (int, float, str, bytes))]
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
-    return f"{qualified_name(function)}{bound} {digest}"
+    return f"{name} {digest}"
 
 
 def qualified_name(function: Callable[..., Any]) -> str:

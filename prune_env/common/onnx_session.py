@@ -1,4 +1,4 @@
-"""The optional packages around ONNX: which are missing, and sessions of onnxruntime on the CPU."""
+"""The optional packages for ONNX, and onnxruntime sessions on the CPU."""
 
 from __future__ import annotations
 
@@ -9,39 +9,51 @@ from pathlib import Path
 import torch
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-"""What the extra `export` installs."""
+"""The packages that the extra `export` installs."""
 
 
-def missing(packages: Sequence[str] = PACKAGES) -> list[str]:
-    """Those of the packages that are not installed. Imports nothing."""
+def missing_packages(packages: Sequence[str] = PACKAGES) -> list[str]:
+    """Return the names of the packages that are not installed, without importing any."""
     return [name for name in packages if find_spec(name) is None]
 
 
-def require(packages: Sequence[str] = PACKAGES) -> None:
-    """Raises ImportError that says what is missing and how to get it."""
-    if names := missing(packages):
+def require_packages(packages: Sequence[str] = PACKAGES) -> None:
+    """Check that packages are installed.
+
+    Raises:
+        ImportError: A package is missing; the message names it and the command that installs it.
+    """
+    if names := missing_packages(packages):
         raise ImportError(f'ONNX needs {", ".join(names)}, not installed: pip install -e ".[export]" in the clone')
 
 
-def runner(file: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The network in an ONNX file as a function: float32 [B, C, H, W] on the CPU -> its output.
+def open_session(file: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Load an ONNX file into onnxruntime on the CPU, with as many threads per operation as torch uses now.
 
-    It uses as many threads as torch does now, inside an operation.
-    Raises FileNotFoundError, ValueError for a file that onnxruntime refuses, ImportError without onnxruntime.
+    Args:
+        file: The ONNX file; it has one input and one output.
+
+    Returns:
+        A function from images, float32 [B, C, H, W] on the CPU, to the network's output.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: onnxruntime cannot load the file.
+        ImportError: onnxruntime is not installed.
     """
-    require(["onnxruntime"])
+    require_packages(["onnxruntime"])
     import onnxruntime
 
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; write it with prune_env.export.to_onnx")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors: warnings would go straight to the terminal
+    options.log_severity_level = 3  # only errors, as warnings would go straight to the terminal
     options.intra_op_num_threads = torch.get_num_threads()
-    # Threads that go on waiting busily after a run would take the processor from what runs next.
+    # Threads that keep spinning after a run would slow down the code that runs next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a class of its own for every kind of failure
+    except Exception as error:  # onnxruntime has a separate class for every kind of failure
         raise ValueError(f"onnxruntime cannot load {file}: {str(error).splitlines()[0]}") from error
     name = session.get_inputs()[0].name
 

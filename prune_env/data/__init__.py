@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
+from .augmentation import Augmentation
+from .load import DataOptions, as_splits, check_data, from_datasets, from_folder, from_tensors, load, make_splits
 from .sources import DataError
-from .splits import (
-    Augmentation,
-    DataSplits,
-    Split,
-    as_splits,
-    check_data,
-    from_datasets,
-    from_folder,
-    from_tensors,
-    load,
-    split,
-)
+from .splits import DataSplits, Split
 
 __all__ = [
     "Augmentation",
     "DataError",
+    "DataOptions",
     "DataSplits",
     "Split",
     "as_splits",
@@ -27,5 +19,5 @@ __all__ = [
     "from_folder",
     "from_tensors",
     "load",
-    "split",
+    "make_splits",
 ]

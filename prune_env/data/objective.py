@@ -1,4 +1,7 @@
-"""What a network is trained and scored by: the loss and the metric, which users may replace."""
+"""The loss that trains a network and the metric that scores it; users may replace both.
+
+Letters: N images, B images in a batch, C channels, H and W pixels, K outputs.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ labels of the data, on the same device.
 """
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Trains a network: (logits float32 [B, K], normalised images [B, C, H, W], labels [B] or [B, K]) -> scalar."""
+"""Trains a network: (logits float32 [B, K], normalised images [B, C, H, W], labels [B] or [B, K]) -> scalar.
+
+An object with settings can have an attribute `fingerprint`, a string that identifies them; see `function_fingerprint`.
+"""
 
 
 def check_metric(metric: Metric | None, data: DataSplits) -> None:

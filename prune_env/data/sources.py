@@ -1,7 +1,9 @@
-"""Reading images and labels: scikit-learn's digits, torchvision's CIFAR, or a folder of classes.
+"""Read images and labels: scikit-learn's digits, torchvision's CIFAR, or an image folder.
 
-Every source gives its images class by class, in data set order inside each class, so that one data set gives
-the same splits whatever form it comes in.
+Every source returns its images class by class, and in the order of the data set within each class. One data set
+therefore has the same splits in every form.
+
+Letters: N images, C channels, H and W pixels, K targets per image.
 """
 
 from __future__ import annotations
@@ -19,45 +21,52 @@ from tqdm import tqdm
 
 from ..common.files import cache_dir, replacing
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
-LAYOUT = "expected PATH/{train,test}/<class>/* images"
+_LAYOUT = "expected PATH/{train,test}/<class>/* images"
 
 
 class DataError(ValueError):
-    """The data cannot be used as they are; the message names the file or class and says what was expected."""
+    """The data cannot be used; the message names the file, class or image, and what was expected."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Images uint8 [N, C, H, W] and labels int64 [N] of both parts, sorted by label, stable inside a class.
-
-    A user's own may be float32 images, and float32 targets [N] or [N, K] in their own order, without classes.
-    """
+    """Training and test images with their labels, sorted by class; images of one class keep their order."""
 
     name: str
+    """Name of the data set."""
     classes: tuple[str, ...]
+    """Names of the classes; empty where labels are floating-point targets, which are not sorted."""
     train_images: torch.Tensor
+    """uint8 or float32 [N, C, H, W]."""
     train_labels: torch.Tensor
+    """Class numbers int64 [N], or targets float32 [N] or [N, K]."""
     test_images: torch.Tensor
+    """uint8 or float32 [N, C, H, W]."""
     test_labels: torch.Tensor
+    """Class numbers int64 [N], or targets float32 [N] or [N, K]."""
 
 
-def by_class(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sorts by label; images of one class keep their order."""
+def sort_by_class(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sort images [N, C, H, W] by their labels [N]; images of one class keep their order."""
     order = torch.sort(labels, stable=True).indices
     return images[order].contiguous(), labels[order]
 
 
 def digits() -> Source:
-    """scikit-learn's 1,797 handwritten digits of 8x8 pixels; the last 36 of each class are the test images."""
+    """Return scikit-learn's 1,797 handwritten digits of 8x8 pixels; the last 36 of each class are the test images.
+
+    Raises:
+        DataError: scikit-learn is not installed.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise DataError("data 'digits' needs scikit-learn: pip install -e '.[train]' in the clone") from error
     bunch = load_digits()
     grey = torch.from_numpy(np.round(bunch.images * (255 / 16)).astype(np.uint8))[:, None]  # [N, 1, 8, 8]
-    images, labels = by_class(grey, torch.from_numpy(bunch.target.astype(np.int64)))
+    images, labels = sort_by_class(grey, torch.from_numpy(bunch.target.astype(np.int64)))
     test = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(10):
         test[(labels == label).nonzero()[-36:, 0]] = True
@@ -66,7 +75,14 @@ def digits() -> Source:
 
 
 def cifar(name: str) -> Source:
-    """CIFAR-10 or CIFAR-100 through torchvision, downloaded into the user's cache unless present."""
+    """Return CIFAR-10 or CIFAR-100 from torchvision, downloaded into the user's cache if it is not there.
+
+    Args:
+        name: 'cifar10' or 'cifar100'.
+
+    Raises:
+        DataError: The data set cannot be downloaded.
+    """
     from torchvision import datasets
 
     make = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
@@ -77,20 +93,27 @@ def cifar(name: str) -> Source:
             data = make(str(cache_dir() / name), train=train, download=True)
         except (OSError, RuntimeError) as error:  # no network, no space, a broken archive
             raise DataError(
-                f"data {name!r} could not be downloaded to {cache_dir() / name}: {error}. Give the path of a "
-                "folder PATH/{train,test}/<class>/* instead"
+                f"data {name!r} could not be downloaded to {cache_dir() / name}: {error}; give the path of a folder "
+                "PATH/{train,test}/<class>/* instead"
             ) from error
         classes = tuple(data.classes)
         images = torch.from_numpy(data.data).permute(0, 3, 1, 2)
-        parts += by_class(images, torch.tensor(data.targets))
+        parts += sort_by_class(images, torch.tensor(data.targets))
     return Source(name, classes, *parts)
 
 
 def folder(path: Path, cache: bool = True) -> Source:
-    """An image folder PATH/{train,test}/<class>/*, decoded once and cached as one file.
+    """Read an image folder PATH/{train,test}/<class>/*.
 
-    The cache is keyed by the names, sizes and modification times of all files. Raises DataError that names what is
-    missing or wrong: a folder, a class, an unreadable file, a file of another size.
+    Decoded images are cached in one file. Its key is a hash of the names, sizes and modification times of all files.
+
+    Args:
+        path: The folder.
+        cache: Whether to use the cache.
+
+    Raises:
+        DataError: A folder or class is missing, a file cannot be read, or an image has another size; the message names
+            it.
     """
     path = path.expanduser().resolve()
     listing = {part: _listing(path, part) for part in ("train", "test")}
@@ -114,15 +137,19 @@ def folder(path: Path, cache: bool = True) -> Source:
             counts = torch.tensor([len(listing[part][name]) for name in classes])
             tensors[f"{part}_images"] = _decode(paths, f"decoding {part}")
             tensors[f"{part}_labels"] = torch.repeat_interleave(torch.arange(len(classes)), counts)
-        _check_equal_shapes(path, tensors)
+        _unify_shapes(path, tensors)
         if cache:
             with replacing(decoded) as temporary:
                 save_file(tensors, temporary)
     return Source(path.name, classes, **tensors)
 
 
-def parts(path: str | Path) -> tuple[Path, Path]:
-    """PATH/train and PATH/test of an image folder, whose images may be of any size. Raises DataError as `folder`."""
+def train_and_test_folders(path: str | Path) -> tuple[Path, Path]:
+    """Return PATH/train and PATH/test of an image folder, whose images may have any size.
+
+    Raises:
+        DataError: A folder or class is missing; the message names it.
+    """
     path = Path(path).expanduser().resolve()
     for part in ("train", "test"):
         _listing(path, part)
@@ -130,11 +157,11 @@ def parts(path: str | Path) -> tuple[Path, Path]:
 
 
 def _listing(path: Path, part: str) -> dict[str, list[os.DirEntry[str]]]:
-    """Class name -> its image files in name order, classes in name order."""
+    """Return the image files of every class; classes and files are in the order of their names."""
     if not path.is_dir():
-        raise DataError(f"data folder {path} does not exist; {LAYOUT}")
+        raise DataError(f"data folder {path} does not exist; {_LAYOUT}")
     if not (path / part).is_dir():
-        raise DataError(f"data folder {path} has no {part!r} folder; {LAYOUT}")
+        raise DataError(f"data folder {path} has no {part!r} folder; {_LAYOUT}")
     listing: dict[str, list[os.DirEntry[str]]] = {}
     for folder_entry in sorted(os.scandir(path / part), key=lambda entry: entry.name):
         if not folder_entry.is_dir() or folder_entry.name.startswith("."):
@@ -142,20 +169,20 @@ def _listing(path: Path, part: str) -> dict[str, list[os.DirEntry[str]]]:
         files = [
             file
             for file in os.scandir(folder_entry.path)
-            if Path(file.name).suffix.lower() in SUFFIXES and not file.name.startswith(".")
+            if Path(file.name).suffix.lower() in _SUFFIXES and not file.name.startswith(".")
         ]
         if not files:
             raise DataError(
-                f"class folder {folder_entry.path} holds no images ({', '.join(sorted(SUFFIXES))}); {LAYOUT}"
+                f"class folder {folder_entry.path} holds no images ({', '.join(sorted(_SUFFIXES))}); {_LAYOUT}"
             )
         listing[folder_entry.name] = sorted(files, key=lambda file: file.name)
     if len(listing) < 2:
-        raise DataError(f"{path / part} holds {len(listing)} class folders; a classifier needs at least two; {LAYOUT}")
+        raise DataError(f"{path / part} holds {len(listing)} class folders; a classifier needs at least two; {_LAYOUT}")
     return listing
 
 
 def _read_decoded(file: Path) -> dict[str, torch.Tensor] | None:
-    """The cached tensors, None where there are none or the file is damaged: it is then written anew."""
+    """Return the cached tensors, or None if the file is missing or damaged, so that it is written again."""
     if not file.is_file():
         return None
     try:
@@ -166,7 +193,7 @@ def _read_decoded(file: Path) -> dict[str, torch.Tensor] | None:
 
 
 def _decode(files: list[Path], title: str) -> torch.Tensor:
-    """Images uint8 [N, C, H, W]; one channel when all files are grey, three otherwise."""
+    """Return images uint8 [N, C, H, W] with one channel if all files are grey, and with three otherwise."""
     from PIL import Image
 
     images: np.ndarray | None = None
@@ -176,23 +203,24 @@ def _decode(files: list[Path], title: str) -> torch.Tensor:
             with Image.open(file) as image:
                 grey = grey and image.mode in ("1", "L")
                 pixels = np.asarray(image.convert("RGB"))  # [H, W, 3]
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for broken files
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises these for broken files
             raise DataError(f"{file} cannot be read as an image: {error}") from error
         if images is None:
             images = np.empty((len(files), *pixels.shape), np.uint8)
         if pixels.shape != images.shape[1:]:
             (height, width), (first_height, first_width) = pixels.shape[:2], images.shape[1:3]
             raise DataError(
-                f"{file} is {width}x{height} pixels, {files[0]} is {first_width}x{first_height}; all images must "
-                "have one size: resize them first"
+                f"{file} is {width}x{height} pixels, {files[0]} is {first_width}x{first_height}; resize the images to "
+                "one size first"
             )
         images[row] = pixels
-    assert images is not None  # _listing refuses empty classes
+    assert images is not None  # _listing raises for empty classes
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
     return (tensor[:, :1] if grey else tensor).contiguous()
 
 
-def _check_equal_shapes(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def _unify_shapes(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Check that both parts have one image size, and convert both to colour if one is grey."""
     train, test = tensors["train_images"], tensors["test_images"]
     if train.shape[2:] != test.shape[2:]:
         sizes = [f"{images.shape[3]}x{images.shape[2]}" for images in (train, test)]

@@ -1,6 +1,6 @@
-"""A user's own images and labels: read from a Dataset or DataLoader, and checked; what does not fit is told by name.
+"""Read and check a user's own images and labels; errors name the split and the index of the image.
 
-Letters: N images, C channels, H and W pixels, K classes or outputs.
+Letters: N images, C channels, H and W pixels, K targets per image.
 """
 
 from __future__ import annotations
@@ -26,10 +26,18 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 """Images uint8 or float32 [N, C, H, W], and labels int64 [N] or float32 [N] or [N, K]."""
 
 
-def read(data: Any, part: str) -> Pair:
-    """All images and labels of a Dataset or DataLoader, each item read once; what is wrong is told by its index.
+def read_dataset(data: Any, part: str) -> Pair:
+    """Read all images and labels of a Dataset or DataLoader, each item once.
 
-    part  which split they are for, to be named in errors
+    Args:
+        data: The Dataset or DataLoader.
+        part: The split that the images are for: train, test, reward or calibration.
+
+    Returns:
+        Images [N, C, H, W] and labels [N, ...] in the types of the items.
+
+    Raises:
+        DataError: An item cannot be used; the message names its index.
     """
     images: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
@@ -37,11 +45,11 @@ def read(data: Any, part: str) -> Pair:
         where = f"item {index} of the {part} data"
         first, second = _pair(item, where)
         image, label = _image(first, where), _label(second, where)
-        for kind, value, others in (("image", image, images), ("label", label, labels)):
+        for kind, value, others in (("an image", image, images), ("a label", label, labels)):
             if others and (value.shape, value.dtype) != (others[0].shape, others[0].dtype):
                 raise DataError(
-                    f"{where} has {_article(kind)} of {_form(value)}, item 0 has {_article(kind)} of "
-                    f"{_form(others[0])}; all must have one shape and type: resize or convert them first"
+                    f"{where} has {kind} of {_form(value)}, item 0 has {kind} of {_form(others[0])}; resize or convert "
+                    "them to one shape and type first"
                 )
         images.append(image)
         labels.append(label)
@@ -51,7 +59,7 @@ def read(data: Any, part: str) -> Pair:
 
 
 def class_names(data: Any) -> tuple[str, ...] | None:
-    """`classes` of a Dataset, or of the one in a DataLoader or Subset, where it has such names."""
+    """Return `classes` of a Dataset, also of one inside a DataLoader or Subset, or None if it has no such names."""
     while isinstance(data, DataLoader | Subset):
         data = data.dataset
     names = getattr(data, "classes", None)
@@ -60,10 +68,64 @@ def class_names(data: Any) -> tuple[str, ...] | None:
     return None
 
 
-def checked(pair: Any, part: str) -> Pair:
-    """One split's images and labels as the package keeps them. Raises DataError that names split and index."""
+def convert(pair: Any, part: str) -> Pair:
+    """Convert the images and labels of one split to the types of this package.
+
+    Args:
+        pair: Images and labels: tensors, or anything that `torch.as_tensor` converts.
+        part: The split: train, test, reward or calibration.
+
+    Raises:
+        DataError: They cannot be used; the message names the split and the index.
+    """
     images, labels = _pair(pair, f"the {part} split")
     images, labels = _tensor(images, f"{part} images"), _tensor(labels, f"{part} labels")
+    images, labels = _convert_images(images, part), _convert_labels(labels, part)
+    if len(labels) != len(images):
+        raise DataError(f"the {part} split has {len(images)} images and {len(labels)} labels; give one label per image")
+    return images, labels
+
+
+def check_together(parts: Mapping[str, Pair], names: Sequence[str] | None) -> tuple[str, ...]:
+    """Check that converted splits fit together.
+
+    Args:
+        parts: Name of a split -> its images and labels; the other splits must be like `train`.
+        names: Names of the classes; by default their numbers.
+
+    Returns:
+        The names of the classes, `()` where labels are floating-point targets.
+
+    Raises:
+        DataError: Shapes or types differ, or labels do not count from 0 without gaps.
+    """
+    images, labels = parts["train"]
+    for part, (other_images, other_labels) in parts.items():
+        for kind, expected, found in (("images", images, other_images), ("labels", labels, other_labels)):
+            if (found.shape[1:], found.dtype) != (expected.shape[1:], expected.dtype):
+                raise DataError(
+                    f"the {part} {kind} are each of {_form(found[0])}, the train {kind} each of {_form(expected[0])}; "
+                    "convert all splits to one shape and type"
+                )
+    if labels.is_floating_point():
+        if names:
+            raise DataError(f"{len(names)} classes are named, but labels are floating-point targets; drop the names")
+        return ()
+    count = _count_classes(labels)
+    for part, (_, found) in parts.items():
+        if len(unknown := ((found < 0) | (found >= count)).nonzero()):
+            index = int(unknown[0])
+            raise DataError(
+                f"{part} label {int(found[index])} at index {index} is not a class of the train split, which has 0 to "
+                f"{count - 1}"
+            )
+    if names is not None and len(names) != count:
+        raise DataError(f"{len(names)} class names are given for {count} classes; give one name per class")
+    return tuple(names) if names is not None else tuple(map(str, range(count)))
+
+
+def _convert_images(images: torch.Tensor, part: str) -> torch.Tensor:
+    """Return images as uint8 or finite float32 [N, C, H, W]."""
     if images.ndim != 4 or 0 in images.shape[1:]:
         hint = "; add the channel axis: images[:, None]" if images.ndim == 3 else ""
         raise DataError(f"{part} images have shape {tuple(images.shape)}; expected [N, C, H, W]{hint}")
@@ -75,45 +137,28 @@ def checked(pair: Any, part: str) -> Pair:
     elif images.dtype != torch.uint8:
         raise DataError(
             f"{part} images are {images.dtype}; convert them to uint8 from 0 to 255, or to float32 that is normalised "
-            "as the network takes it"
+            "for the network"
         )
+    return images
+
+
+def _convert_labels(labels: torch.Tensor, part: str) -> torch.Tensor:
+    """Return labels as int64 [N], or finite float32 [N] or [N, K]."""
+    expected = "class numbers int64 [N], or targets float32 [N] or [N, K] for several labels at once or a regression"
     if labels.is_floating_point():
         labels = labels.float()
         _check_finite(labels, f"{part} labels")
     elif labels.dtype == torch.bool or labels.is_complex():
-        raise DataError(
-            f"{part} labels are {labels.dtype}; convert them to int64 class numbers [N], or to float32 targets [N] or "
-            "[N, K] for several labels at once or a regression"
-        )
+        raise DataError(f"{part} labels are {labels.dtype}; convert them to {expected}")
     else:
         labels = labels.long()
     if labels.ndim != 1 and not (labels.ndim == 2 and labels.is_floating_point() and labels.shape[1] > 0):
-        raise DataError(
-            f"{part} labels have shape {tuple(labels.shape)} of {labels.dtype}; expected class numbers [N], or float32 "
-            "targets [N] or [N, K] for several labels at once or a regression"
-        )
-    if len(labels) != len(images):
-        raise DataError(f"the {part} split has {len(images)} images and {len(labels)} labels; give one label an image")
-    return images, labels
+        raise DataError(f"{part} labels have shape {tuple(labels.shape)} of {labels.dtype}; expected {expected}")
+    return labels
 
 
-def check_together(parts: Mapping[str, Pair], names: Sequence[str] | None) -> tuple[str, ...]:
-    """The class names of checked splits, `()` where labels are targets; `train` says what the others must be like.
-
-    names  of the classes; by default their numbers
-    """
-    images, labels = parts["train"]
-    for part, (other_images, other_labels) in parts.items():
-        for kind, mine, its in (("images", images, other_images), ("labels", labels, other_labels)):
-            if (its.shape[1:], its.dtype) != (mine.shape[1:], mine.dtype):
-                raise DataError(
-                    f"one of the {part} {kind} is of {_form(its[0])}, one of the train {kind} of {_form(mine[0])}; all "
-                    "splits must agree"
-                )
-    if labels.is_floating_point():
-        if names:
-            raise DataError(f"{len(names)} classes are named, but labels are floating-point targets; drop the names")
-        return ()
+def _count_classes(labels: torch.Tensor) -> int:
+    """Return the number of classes of training labels, after a check that they count from 0 without gaps."""
     if int(labels.min()) < 0:
         index = int((labels < 0).nonzero()[0])
         raise DataError(f"train label {int(labels[index])} at index {index} is negative; classes count from 0")
@@ -127,50 +172,44 @@ def check_together(parts: Mapping[str, Pair], names: Sequence[str] | None) -> tu
         )
     if count < 2:
         raise DataError("the train split has one class; a classifier needs at least two")
-    for part, (_, its) in parts.items():
-        if len(strange := ((its < 0) | (its >= count)).nonzero()):
-            index = int(strange[0])
-            raise DataError(
-                f"{part} label {int(its[index])} at index {index} is no class of the train split, which has 0 to "
-                f"{count - 1}"
-            )
-    if names is not None and len(names) != count:
-        raise DataError(f"{len(names)} class names are given for {count} classes; give one for each")
-    return tuple(names) if names is not None else tuple(map(str, range(count)))
+    return count
 
 
 def _items(data: Any, part: str) -> Iterator[Any]:
-    """One item after the other; a loader over an iterable data set is the only one whose batches are taken apart."""
-    batched = False
-    if isinstance(data, DataLoader):
-        batched = isinstance(data.dataset, IterableDataset) and data.batch_size is not None
-        data = data if isinstance(data.dataset, IterableDataset) else _behind(data, part)
-    if batched:
-        for number, batch in enumerate(data):
-            images, labels = _pair(batch, f"batch {number} of the {part} data")
-            if len(images) != len(labels):
-                raise DataError(
-                    f"batch {number} of the {part} data has {len(images)} images and {len(labels)} labels; give one "
-                    "label an image"
-                )
-            yield from zip(images, labels, strict=True)
+    """Yield the items one by one; only the batches of a loader over an iterable Dataset are taken apart."""
+    if isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset):
+        data = _dataset_of(data, part)
+    if isinstance(data, DataLoader) and data.batch_size is not None:
+        yield from _batch_items(data, part)
     elif isinstance(data, IterableDataset | DataLoader):
         yield from data
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         for index in tqdm(range(len(data)), f"reading {part}", disable=len(data) < 1000):
             try:
                 item = data[index]
-            except Exception as error:  # whatever the user's transforms raise; the index is what helps
+            except Exception as error:  # a user's transforms can raise anything; the index helps to find the cause
                 raise DataError(
                     f"item {index} of the {part} data cannot be read: {type(error).__name__}: {error}"
                 ) from error
             yield item
     else:
-        raise DataError(f"the {part} data are a {type(data).__name__}; expected a Dataset or a DataLoader")
+        raise DataError(f"the {part} data are of type {type(data).__name__}; expected a Dataset or a DataLoader")
 
 
-def _behind(loader: DataLoader[Any], part: str) -> Any:
-    """The data set of a loader, or the part of it that the loader is for: validation often shares one with training."""
+def _batch_items(loader: DataLoader[Any], part: str) -> Iterator[Any]:
+    """Yield the items of all batches of a loader."""
+    for number, batch in enumerate(loader):
+        images, labels = _pair(batch, f"batch {number} of the {part} data")
+        if len(images) != len(labels):
+            raise DataError(
+                f"batch {number} of the {part} data has {len(images)} images and {len(labels)} labels; give one label "
+                "per image"
+            )
+        yield from zip(images, labels, strict=True)
+
+
+def _dataset_of(loader: DataLoader[Any], part: str) -> Any:
+    """Return a loader's Dataset, or the part that its sampler selects (training and validation may share a Dataset)."""
     sampler = loader.sampler
     if type(loader.batch_sampler) in (BatchSampler, type(None)):
         if isinstance(sampler, SubsetRandomSampler):
@@ -178,9 +217,9 @@ def _behind(loader: DataLoader[Any], part: str) -> Any:
         if isinstance(sampler, SequentialSampler | RandomSampler):
             return loader.dataset
     raise DataError(
-        f"the {part} DataLoader draws with a sampler of its own ({type(sampler).__name__} in "
-        f"{type(loader.batch_sampler).__name__}), so which images are meant is unknown; give the Dataset, or a "
-        "torch.utils.data.Subset of it"
+        f"the {part} DataLoader has a custom sampler ({type(sampler).__name__} in "
+        f"{type(loader.batch_sampler).__name__}), so it is unclear which images belong to the split; give the Dataset, "
+        "or a torch.utils.data.Subset of it"
     )
 
 
@@ -192,7 +231,7 @@ def _pair(item: Any, where: str) -> tuple[Any, Any]:
 
 
 def _image(image: Any, where: str) -> torch.Tensor:
-    """A tensor [C, H, W]; a PIL image becomes uint8, with one channel where it is grey and three otherwise."""
+    """Return a tensor [C, H, W]; a PIL image becomes uint8 with one channel if it is grey, and three otherwise."""
     from PIL import Image
 
     if isinstance(image, Image.Image):
@@ -207,7 +246,7 @@ def _image(image: Any, where: str) -> torch.Tensor:
         raise DataError(f"{where} has a {type(image).__name__} as image; expected a tensor [C, H, W] or a PIL image")
     if image.ndim != 3:
         raise DataError(f"{where} has an image of shape {tuple(image.shape)}; expected [C, H, W]")
-    return image.detach().cpu().as_subclass(torch.Tensor)  # torchvision's transforms give a subclass
+    return image.detach().cpu().as_subclass(torch.Tensor)  # torchvision's transforms return a subclass
 
 
 def _label(label: Any, where: str) -> torch.Tensor:
@@ -223,19 +262,15 @@ def _tensor(values: Any, what: str) -> torch.Tensor:
     try:
         return torch.as_tensor(values).detach().cpu().as_subclass(torch.Tensor)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{what} are a {type(values).__name__} that is no tensor: {error}") from error
+        raise DataError(f"{what} of type {type(values).__name__} cannot be made a tensor: {error}") from error
 
 
 def _check_finite(values: torch.Tensor, what: str) -> None:
     finite = values.isfinite()
     if not bool(finite.all()):
         index = int((~finite).flatten(1).any(1).nonzero()[0]) if values.ndim > 1 else int((~finite).nonzero()[0])
-        raise DataError(f"{what} hold NaN or infinity, first at index {index}; remove or repair it")
+        raise DataError(f"{what} contain NaN or infinity, first at index {index}; remove or repair it")
 
 
 def _form(tensor: torch.Tensor) -> str:
-    return f"shape {tuple(tensor.shape)} and {tensor.dtype}"
-
-
-def _article(kind: str) -> str:
-    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+    return f"shape {tuple(tensor.shape)} and type {tensor.dtype}"

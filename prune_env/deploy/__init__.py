@@ -1,1 +1,1 @@
-"""Networks that leave and enter: saved records, exported files, imported factories."""
+"""Networks as files: saved pruned networks, exported programs, and factories that are imported by name."""

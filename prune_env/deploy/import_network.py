@@ -1,7 +1,6 @@
-"""A network from the name of what makes it: PACKAGE.MODULE:FUNCTION, or FILE.py:FUNCTION.
+"""Import a network by name: PACKAGE.MODULE:FUNCTION, or FILE.py:FUNCTION.
 
-FUNCTION is a function or a class that is called without arguments, or a network itself. Torch's random state is left
-alone.
+FUNCTION is a function or class that is called without arguments, or a network. torch's random state is restored.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from inspect import signature
 from operator import attrgetter
 from pathlib import Path
 from traceback import extract_tb
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,32 +22,56 @@ from torch import nn
 LIBRARIES = tuple(
     str(Path(file).parent) + os.sep for file in (os.__file__, Path(torch.__file__).parent, Path(__file__).parent)
 )
-"""Where Python, installed packages and this one lie: what runs there is not the user's code."""
+"""Folders of Python, of installed packages and of this package, whose code is not the user's."""
 
 
-def imported(path: str) -> nn.Module:
-    """The network of `package.module:factory`. Raises ValueError where it cannot be imported or makes none."""
+def import_network(spec: str) -> nn.Module:
+    """Import or make the network that a name stands for.
+
+    Args:
+        spec: package.module:function, or FILE.py:function.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: The module cannot be imported, or does not make a network.
+    """
+    file, _, function = (spec, "", "") if spec.endswith(".py") else spec.rpartition(":")
+    return network_from_file(file, function) if file.endswith(".py") else network_from_path(spec)
+
+
+def network_from_path(path: str) -> nn.Module:
+    """Import or make the network of an import path 'package.module:factory'.
+
+    Raises:
+        ValueError: The path cannot be imported, or does not make a network.
+    """
     module, _, name = path.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), *name.split(".")]):
-        raise ValueError(f"import path {path!r} must read 'package.module:factory'")
+        raise ValueError(f"import path {path!r} must have the form 'package.module:factory'")
     if module == "__main__":
-        raise ValueError(f"import path {path!r} means another module in every program; move the factory to a file")
+        raise ValueError(f"import path {path!r} is another module in every program; move the factory to a file")
     try:
         with torch.random.fork_rng(devices=[]):
             factory = attrgetter(name)(import_module(module))
-    except Exception as error:  # whatever the user's module raises when it is run
+    except Exception as error:  # a user's module can raise anything
         raise ValueError(
-            f"import path {path!r} cannot be imported ({_told(error)}); install its package, or run Python where it "
-            "can be imported"
+            f"import path {path!r} cannot be imported ({_describe(error)}); install its package, or run Python in a "
+            "folder from which it can be imported"
         ) from error
-    return _made_by(factory, f"import path {path!r}")
+    return _make(factory, f"import path {path!r}")
 
 
-def from_file(file: str, name: str) -> nn.Module:
-    """The network of FILE.py:FUNCTION. Raises FileNotFoundError, or ValueError that says what the file defines."""
+def network_from_file(file: str, name: str) -> nn.Module:
+    """Import or make the network `name` of a Python file.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: The file cannot be imported, or `name` does not make a network; the message lists what the file
+            defines.
+    """
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file} does not exist")
-    title = "prune_env_inspected"  # a name of its own: the file's may be that of an installed module
+    title = "prune_env_inspected"  # a name that no installed module has, unlike the file's
     spec = spec_from_file_location(title, file)
     assert spec is not None
     assert spec.loader is not None
@@ -55,51 +79,58 @@ def from_file(file: str, name: str) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
             spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever the file raises when it is run
-        raise ValueError(f"{file} cannot be imported ({_told(error)})") from error
+    except (Exception, SystemExit) as error:  # a user's file can raise anything
+        raise ValueError(f"{file} cannot be imported ({_describe(error)})") from error
     try:
         factory = attrgetter(name)(module)
     except AttributeError:
-        own = [
-            key
-            for key, value in vars(module).items()
-            if not key.startswith("_")
-            and (isinstance(value, nn.Module) or (callable(value) and getattr(value, "__module__", title) == title))
-        ]
+        fault = f"{file} has no {name!r}" if name else f"{file} does not name the function that makes the network"
         raise ValueError(
-            (f"{file} has no {name!r}" if name else f"{file} alone does not say what makes the network")
-            + f"; give {file}:FUNCTION, a function that makes it without arguments. The file defines "
-            + (", ".join(own) or "none")
+            f"{fault}; give {file}:FUNCTION, a function that makes it without arguments. The file defines "
+            + (", ".join(_candidates(module)) or "none")
         ) from None
-    return _made_by(factory, f"{file}:{name}")
+    return _make(factory, f"{file}:{name}")
 
 
-def _made_by(factory: Any, title: str) -> nn.Module:
-    """The network that is named, or what the function or class of that name makes."""
+def _candidates(module: ModuleType) -> list[str]:
+    """Return the names of the networks, functions and classes that a module defines itself."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (
+            isinstance(value, nn.Module)
+            or (callable(value) and getattr(value, "__module__", module.__name__) == module.__name__)
+        )
+    ]
+
+
+def _make(factory: Any, title: str) -> nn.Module:
+    """Return the factory if it is a network, and otherwise the network that it makes."""
     if isinstance(factory, nn.Module):
         return factory
     try:
         signature(factory).bind()
     except TypeError as error:
         raise ValueError(
-            f"{title} cannot be called without arguments ({error}); name a function that makes the unpruned network"
+            f"{title} cannot be called without arguments ({error}); name a function that makes the original network"
         ) from error
-    except ValueError:  # built in, without a signature
+    except ValueError:  # a built-in function without a signature
         pass
     try:
         with torch.random.fork_rng(devices=[]):
             network = factory()
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{title} failed when it was called ({_told(error)})") from error
+        raise ValueError(f"{title} failed when it was called ({_describe(error)})") from error
     if not isinstance(network, nn.Module):
-        raise ValueError(f"{title} makes a {type(network).__name__}; it must make the unpruned network")
+        raise ValueError(f"{title} makes a {type(network).__name__}; it must make the original network")
     return network
 
 
-def _told(error: BaseException) -> str:
-    """Type and message of an error, and the innermost line of the user's code that it came through."""
-    told = f"{type(error).__name__}: {error}"
+def _describe(error: BaseException) -> str:
+    """Return type and message of an error, and the innermost line of the user's code in its traceback."""
+    text = f"{type(error).__name__}: {error}"
     for frame in reversed(extract_tb(error.__traceback__)):
         if not frame.filename.startswith(("<", *LIBRARIES)):
-            return f"{told}, in {frame.filename}, line {frame.lineno}"
-    return told
+            return f"{text}, in {frame.filename}, line {frame.lineno}"
+    return text

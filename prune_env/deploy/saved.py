@@ -1,14 +1,12 @@
-"""A pruned network on disk: weights as safetensors, structure and everything known about it as JSON. No pickles.
+"""Save and load a pruned network: weights as safetensors, structure and metadata as JSON. No pickles.
 
-pruned.json holds the channels that stay, module by module, so a saved network depends on no ranking being computed
-again, on no tracing, and on no order or names of groups.
+The record lists the channels that remain, module by module. A saved network therefore does not depend on recomputing a
+ranking, on tracing, or on the order or names of groups.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,68 +16,62 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
+from ..common.expect import expect
 from ..common.files import replacing
 from ..data import DataSplits
-from ..networks.registry import NETWORKS, create, image_size
-from ..pruning import Member, Plan, PruningGroup, build_from_indices, kept_indices
-from ..pruning.surgery import channels
-from .import_network import imported
-
-FORMAT_VERSION = 2
-WEIGHTS, RECORD = "pruned.safetensors", "pruned.json"
-
-_TEXT_OR_NONE, _NUMBER = (str, type(None)), (int, float)
-_SCHEMA: dict[str, Any] = {
-    "network": {"name": _TEXT_OR_NONE, "base": _TEXT_OR_NONE, "num_classes": int, "in_channels": int},
-    "modules": {str: str},
-    "data": {"name": str, "classes": [str], "image_shape": [int, int, int], "digest": str},
-    "normalisation": {"mean": [_NUMBER], "std": [_NUMBER]},
-    "plan": {str: int},
-    "kept_channels": [{"module": str, "side": str, "of": int, "kept": [int]}],
-    "weights_digest": str,
-    "metrics": {},
-}
-"""What pruned.json must hold: {name: ...} those keys at least, {str: ...} any keys, [x] any number of x, [x, x] two."""
+from ..networks.registry import create, image_size, list_networks
+from ..pruning import Member, Plan, PruningGroup, build_from_indices, channels, kept_indices
+from ..pruning.problem import PruningProblem
+from .import_network import network_from_path
+from .record import FORMAT_VERSION, RECORD, WEIGHTS, read_record, to_json
 
 
 def save_pruned(
     directory: str | Path,
     model: nn.Module,
     plan: Plan,
+    problem: PruningProblem,
     *,
-    groups: Sequence[PruningGroup],
-    ranking: Mapping[str, torch.Tensor],
-    data: DataSplits,
-    network: str | None = None,
     base: str | nn.Module | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes `pruned.safetensors` and `pruned.json` into `directory`; each file appears whole or not at all.
+    """Write a pruned network as `pruned.safetensors` and `pruned.json`; each file is written completely or not at all.
 
-    model    the pruned network, as `build` made it from `plan`, fine-tuned or not; tensors keep their dtype
-    network  its name in the registry
-    base     for a user's own network, `package.module:factory`: the unpruned one, or what makes it without arguments.
-             `load_pruned` imports it, so it must be importable there. Or the unpruned network itself: it is not
-             recorded, the model is checked against it. With neither `network` nor a path `load_pruned` needs
-             `base_model`, and what of the model is not the plan's may be noticed only then
-    metrics  numbers to keep with it
-    Raises ValueError for a model that is not the plan's, a base that cannot be imported or is another network, or a
-    metric that is not finite; nothing is written then.
+    Args:
+        directory: The folder to write to; it is created if it does not exist.
+        model: The network that `problem.build(plan)` made, trained further or not; tensors keep their types.
+        plan: The plan of the network.
+        problem: The pruning problem: its groups, their ranking, and the data.
+        base: How `load_pruned` makes the original network: the name of a registered network, or an import path
+            'package.module:factory' of a network or of a function that makes one. If it is the original network
+            itself, `model` is checked against it, and `load_pruned` needs the argument `base_model`. With None,
+            `load_pruned` needs `base_model`, too, and some mistakes are only found then.
+        metrics: Numbers to store with the network.
+
+    Raises:
+        TypeError: An argument is of another type.
+        ValueError: `model` is not a network of `plan`, `base` cannot be imported or is another network, or a metric is
+            not finite. Nothing is written then.
+
+    Example:
+        >>> save_pruned("runs/mine", network, plan, env.problem, base="resnet20", metrics={"test_accuracy": 0.91})
+        >>> network = load_pruned("runs/mine")
     """
     directory = Path(directory)
-    if network is not None and base is not None:
-        raise ValueError(f"network {network!r} is in the registry and makes its own base; give network or base")
-    sides = _kept_channels(model, groups, kept_indices(groups, ranking, plan))
+    expect(problem, PruningProblem, "problem must be a PruningProblem", "an environment has one: env.problem")
+    name, import_path = _named(base)
+    groups, data = problem.groups, problem.data
+    sides = _kept_channels(model, groups, kept_indices(groups, problem.ranking, plan))
     layers = {layer for group in groups for layer in group.layers}
     record: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "network": {
-            "name": network,
-            "base": base if isinstance(base, str) else None,
+            "name": name,
+            "base": import_path,
             "num_classes": _head_width(model, data),
             "in_channels": data.image_shape[0],
         },
-        "modules": _classes(model),
+        "modules": _class_names(model),
         "data": {
             "name": data.name,
             "classes": data.classes,
@@ -91,63 +83,39 @@ def save_pruned(
         "kept_channels": sides,
         "metrics": dict(metrics or {}),
     }
-    unpruned = base if isinstance(base, nn.Module) else _recorded_base(record)
-    if unpruned is not None:
+    original = base if isinstance(base, nn.Module) else _recorded_base(record)
+    if original is not None:
         try:
-            _check_fit(_cut(unpruned, sides), record["modules"], model.state_dict())
+            _check_fit(_cut(original, sides), record["modules"], model.state_dict())
         except ValueError as error:
-            raise ValueError(f"the model is not what the plan makes of {network or base!r}: {error}") from error
+            raise ValueError(f"the model is not a network of this plan and base: {error}") from error
     weights = _weights(model)
     record["weights_digest"] = _digest(weights)
-    text = _json(record)  # before anything is written
+    text = to_json(record)  # can raise, so before anything is written
     with replacing(directory / WEIGHTS) as temporary:
         temporary.write_bytes(weights)
     with replacing(directory / RECORD) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def file_bytes(model: nn.Module) -> int:
-    """Size of the network's weights on disk, as safetensors."""
-    return len(_weights(model))
-
-
-def read_record(directory: str | Path) -> dict[str, Any]:
-    """What `pruned.json` says, checked against the format.
-
-    Raises FileNotFoundError, NotADirectoryError for a file in place of its folder, or ValueError for a broken file,
-    another version, a missing key or a value of the wrong type.
-    """
-    directory = Path(directory)
-    file = directory / RECORD
-    if directory.is_file():
-        raise NotADirectoryError(f"{directory} is a file; give the folder that {RECORD} and {WEIGHTS} are in")
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; a saved network is a folder with {RECORD} and {WEIGHTS}")
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}; save the network again") from error
-    version = record.get("format_version") if isinstance(record, dict) else None
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{file} has format version {version}, this release reads version {FORMAT_VERSION}; load it with the "
-            "release that wrote it, or save the network again"
-        )
-    try:
-        _check_types(record, _SCHEMA, "")
-    except ValueError as error:
-        raise ValueError(f"{file} {error}; it was not written by save_pruned, or was edited") from error
-    return record
-
-
 def load_pruned(directory: str | Path, base_model: nn.Module | None = None) -> nn.Module:
-    """The saved network, in eval mode on the CPU, in the dtypes it was saved in.
+    """Load a saved network.
 
-    base_model  the unpruned network, for one that is neither in the registry nor saved with an import path; only its
-                structure matters. It wins over what the record names
-    A record with an import path imports and calls what it names: load such folders from sources you trust.
-    Raises as `read_record` does, FileNotFoundError for missing weights, ValueError for damaged ones or a base that does
-    not fit.
+    A record with an import path imports and calls the function of that name: only load such folders from sources that
+    you trust.
+
+    Args:
+        directory: The folder that `save_pruned` wrote.
+        base_model: The original network, for a network that was saved without a `base` that can be made again. Only its
+            structure matters. It takes precedence over the record's base.
+
+    Returns:
+        The network, in eval mode on the CPU, in the precision in which it was saved.
+
+    Raises:
+        FileNotFoundError: A file does not exist.
+        NotADirectoryError: `directory` is a file.
+        ValueError: A file is damaged, or the base does not fit.
     """
     directory = Path(directory)
     record = read_record(directory)
@@ -158,7 +126,7 @@ def load_pruned(directory: str | Path, base_model: nn.Module | None = None) -> n
         raise ValueError(f"{directory / RECORD}: {error}") from error
     if base is None:
         raise ValueError(
-            f"{directory / RECORD} names no network of the registry and no import path; pass the unpruned network as "
+            f"{directory / RECORD} names neither a registered network nor an import path; pass the original network as "
             "base_model"
         )
     try:
@@ -166,54 +134,84 @@ def load_pruned(directory: str | Path, base_model: nn.Module | None = None) -> n
         _check_fit(network, record["modules"], tensors)
         for layer, filters in record["plan"].items():
             if (found := channels(network.get_submodule(layer), "out")) != filters:
-                raise ValueError(f"layer {layer} has {found} filters, the plan says {filters}")
+                raise ValueError(f"layer {layer} has {found} filters, the plan has {filters}")
     except (ValueError, AttributeError) as error:
         raise ValueError(
             f"{directory / RECORD} does not fit the base network: {error}; pass the network that was pruned as "
             "base_model"
         ) from error
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-        if name in tensors:  # not for a buffer that is no part of the state
+        if name in tensors:  # buffers that are not part of the state keep their type
             tensor.data = tensor.data.to(tensors[name].dtype)
     network.load_state_dict(tensors)
     return network.cpu().eval()
 
 
+def file_bytes(model: nn.Module) -> int:
+    """Return the number of bytes of a network's weights as a safetensors file."""
+    return len(_weights(model))
+
+
+def _named(base: str | nn.Module | None) -> tuple[str | None, str | None]:
+    """Return the registered name and the import path of a base; at least one of them is None."""
+    expect(base, (str, nn.Module, type(None)), "base must be a name, an import path or a network (nn.Module)")
+    if not isinstance(base, str):
+        return None, None
+    if ":" in base:
+        return None, base
+    if base not in list_networks():
+        raise ValueError(
+            f"base {base!r} is neither a registered network ({', '.join(list_networks())}) nor an import path "
+            "'package.module:factory'"
+        )
+    return base, None
+
+
 def _recorded_base(record: Mapping[str, Any]) -> nn.Module | None:
-    """The unpruned network that a record names, None if it names none. Raises ValueError where it cannot be made."""
+    """Make the original network of a record, or return None if the record has none.
+
+    Raises:
+        ValueError: It cannot be made.
+    """
     network = record["network"]
     name = network["name"]
     if network["base"] is not None:
-        return imported(network["base"])
+        return network_from_path(network["base"])
     if name is None:
         return None
-    if name not in NETWORKS:
-        raise ValueError(f"network {name!r} is not in the registry ({', '.join(NETWORKS)}); name its base instead")
+    if name not in list_networks():
+        raise ValueError(
+            f"network {name!r} is not registered ({', '.join(list_networks())}); register it with register_network "
+            "before loading, or name its base instead"
+        )
     expected, size = image_size(name), tuple(record["data"]["image_shape"][1:])
     if size != expected:
-        raise ValueError(f"network {name!r} takes {expected} pixels, the record says {size}")
+        raise ValueError(f"network {name!r} takes images of {expected} pixels, the data have {size}")
     return create(name, network["num_classes"], network["in_channels"])
 
 
 def _kept_channels(
     model: nn.Module, groups: Sequence[PruningGroup], kept: Mapping[str, torch.Tensor]
 ) -> list[dict[str, Any]]:
-    """For every module side that a group covers: its channels in the unpruned network, and which of them stay.
+    """List, for every module side with channels of a group, the original channels and those that remain.
 
-    In the order of the model's modules. What no group covers stays. Raises ValueError for a model that is too small.
+    The entries are in the order of the model's modules. Channels of no group remain.
+
+    Raises:
+        ValueError: The model lacks a module or has too few channels.
     """
     removed: dict[tuple[str, str], set[int]] = {}
     highest: dict[tuple[str, str], int] = {}
     for group in groups:
-        goes = torch.ones(group.filters, dtype=torch.bool)
-        goes[kept[group.name]] = False
+        removes = torch.ones(group.filters, dtype=torch.bool)
+        removes[kept[group.name]] = False
         for member in group.members:
             key = (member.module, member.side)
-            removed.setdefault(key, set()).update(member.index[goes].flatten().tolist())
+            removed.setdefault(key, set()).update(member.index[removes].flatten().tolist())
             highest[key] = max(highest.get(key, 0), int(member.index.max()))
     modules = dict(model.named_modules())
     if absent := sorted({module for module, _ in removed} - modules.keys()):
-        raise ValueError(f"the model is not the plan's: it has no module {absent[0]!r}")
+        raise ValueError(f"the model is not a network of this plan: it has no module {absent[0]!r}")
     entries = []
     for module in modules:
         for side in ("out", "in"):
@@ -223,18 +221,19 @@ def _kept_channels(
             size = found + len(gone)
             if highest[module, side] >= size:
                 raise ValueError(
-                    f"the model is not the plan's: {module} has {found} channels on its {side} side, the plan leaves "
-                    f"at least {highest[module, side] + 1 - len(gone)}"
+                    f"the model is not a network of this plan: {module} has {found} channels on its {side} side, the "
+                    f"plan keeps at least {highest[module, side] + 1 - len(gone)}"
                 )
-            stays = [position for position in range(size) if position not in gone]
-            entries.append({"module": module, "side": side, "of": size, "kept": stays})
+            remaining = [position for position in range(size) if position not in gone]
+            entries.append({"module": module, "side": side, "of": size, "kept": remaining})
     return entries
 
 
 def _cut(base: nn.Module, sides: Sequence[Mapping[str, Any]]) -> nn.Module:
-    """The base without the channels that do not stay: to surgery, every module side is a group of its own.
+    """Remove the channels that do not remain from the base; every module side is treated as a group.
 
-    Raises ValueError for a base with other modules or channels.
+    Raises:
+        ValueError: The base has other modules or channels.
     """
     modules = dict(base.named_modules())
     groups, kept = [], {}
@@ -250,80 +249,58 @@ def _cut(base: nn.Module, sides: Sequence[Mapping[str, Any]]) -> nn.Module:
     return build_from_indices(base, groups, kept)
 
 
-def _classes(model: nn.Module) -> dict[str, str]:
-    """Path of every module -> name of its class."""
+def _class_names(model: nn.Module) -> dict[str, str]:
+    """Return path of every module -> name of its class."""
     return {path: type(module).__name__ for path, module in model.named_modules()}
 
 
 def _check_fit(network: nn.Module, classes: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raises ValueError unless the network has modules of these classes and tensors of these shapes, and no others."""
+    """Check that a network has exactly these module classes and tensor shapes.
+
+    Raises:
+        ValueError: It has others; the message names the first difference.
+    """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    own_classes, own_shapes = _classes(network), {name: tuple(t.shape) for name, t in network.state_dict().items()}
+    own_shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     comparisons: list[tuple[str, Mapping[str, Any], Mapping[str, Any]]] = [
-        ("module", own_classes, classes),
+        ("module", _class_names(network), classes),
         ("tensor", own_shapes, shapes),
     ]
-    for kind, mine, other in comparisons:
-        for name in sorted(mine.keys() | other.keys()):
-            if mine.get(name) != other.get(name):
+    for kind, own, other in comparisons:
+        for name in sorted(own.keys() | other.keys()):
+            if own.get(name) != other.get(name):
                 raise ValueError(
-                    f"{kind} {name or '(the network itself)'} of the base, once cut, is {mine.get(name, 'absent')}; "
-                    f"of the saved network it is {other.get(name, 'absent')}"
+                    f"{kind} {name or '(the network itself)'} of the cut base is {own.get(name, 'absent')}, of the "
+                    f"saved network {other.get(name, 'absent')}"
                 )
 
 
-def _check_types(value: Any, expected: Any, where: str) -> None:
-    """Raises ValueError unless a value read from JSON is as `_SCHEMA` says."""
-    kind = type(expected) if isinstance(expected, (dict, list)) else expected
-    kinds: tuple[type, ...] = kind if isinstance(kind, tuple) else (kind,)
-    if isinstance(value, bool) or not any(isinstance(value, kind) for kind in kinds):  # True is an int, not a count
-        names = " or ".join({"dict": "mapping", "NoneType": "null"}.get(kind.__name__, kind.__name__) for kind in kinds)
-        raise ValueError(f"has a wrong type: {where} must be {names}, got {value!r:.60}")
-    if isinstance(expected, dict):
-        if str not in expected and (lacks := expected.keys() - value.keys()):
-            raise ValueError(f"lacks {', '.join(sorted(f'{where}.{key}'.lstrip('.') for key in lacks))}")
-        pairs = [(key, expected.get(key, expected.get(str))) for key in value if key in expected or str in expected]
-        for key, inner in pairs:
-            _check_types(value[key], inner, f"{where}.{key}".lstrip("."))
-    elif isinstance(expected, list):
-        if len(expected) > 1 and len(value) != len(expected):
-            raise ValueError(f"has a wrong length: {where} must hold {len(expected)} values, got {value!r:.60}")
-        for number, inner in enumerate(value):
-            _check_types(inner, expected[0], f"{where}[{number}]")
-
-
 def _head_width(model: nn.Module, data: DataSplits) -> int:
-    """How many logits the network gives: registered networks end in a linear layer."""
+    """Return the number of logits: registered networks end in a linear layer."""
     widths = [module.out_features for module in model.modules() if isinstance(module, nn.Linear)]
     return widths[-1] if widths else len(data.classes)
 
 
-def _json(record: Mapping[str, Any]) -> str:
-    """Indented, with lists of whole numbers on one line. Raises ValueError for what JSON cannot hold."""
-    for name, value in record["metrics"].items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"metric {name!r} is {value!r} of type {type(value).__name__}; give finite Python numbers and text"
-            ) from error
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    return re.sub(r"\[\n[\s\d,]+\]", lambda numbers: " ".join(numbers[0].split()), text)
-
-
 def _weights(model: nn.Module) -> bytes:
-    """The state as safetensors. Every tensor is copied, as safetensors refuses those that share memory."""
+    """Return the state as safetensors; tensors are copied, because safetensors refuses tensors that share memory."""
     state = model.state_dict()
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
-            raise ValueError(f"{name} in the model's state is no tensor but {type(value).__name__}; it cannot be saved")
+            raise ValueError(
+                f"{name} in the model's state is a {type(value).__name__}, not a tensor; it cannot be saved"
+            )
     return save({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()})
 
 
 def _read_weights(file: Path, digest: str) -> dict[str, torch.Tensor]:
-    """The tensors of a saved network. Raises FileNotFoundError, or ValueError where they are not the record's."""
+    """Read the tensors of a saved network.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, or not the one of the record.
+    """
     if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; {RECORD} describes it")
+        raise FileNotFoundError(f"{file} does not exist, although there is a {RECORD}")
     weights = file.read_bytes()
     if _digest(weights) != digest:
         raise ValueError(f"{file} is truncated or belongs to another run: its digest is not the one in {RECORD}")

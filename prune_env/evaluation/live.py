@@ -18,7 +18,7 @@ from ..data.objective import check_loss
 from ..pruning import Plan
 from ..pruning.problem import PruningProblem
 from ..training.finetune import Finetuner
-from ..training.fit import learning_fingerprint
+from ..training.trainable import learning_fingerprint
 from .config import EvaluationConfig
 from .engine import fused_conv
 from .measurer import Measurer, Task
@@ -189,14 +189,7 @@ def _task(problem: PruningProblem, config: EvaluationConfig, device: torch.devic
     split = data.reward.balanced(config.reward_images)
     finetuner = None
     if config.finetune_batches:
-        finetuner = Finetuner(
-            problem.model,
-            data,
-            config.finetune_batches,
-            loss=problem.loss,
-            seed=config.problem_seed,
-            device=device,
-        )
+        finetuner = Finetuner(problem, config.finetune_batches, seed=config.problem_seed, device=device)
     return Task(
         model=problem.model,
         groups=problem.groups,

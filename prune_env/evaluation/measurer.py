@@ -18,8 +18,8 @@ from ..common.device import channels_last
 from ..data import Split
 from ..data.objective import Metric
 from ..pruning import Plan, PruningGroup, build
-from ..scoring.batchnorm import fold, folding_pairs, near_equal, recalibrate
-from ..scoring.metric import measure
+from ..scoring.batchnorm import even_batches, fold, folding_pairs, recalibrate
+from ..scoring.metric import apply_metric, count_correct
 from ..training.finetune import Finetuner
 from .engine.cuda_recording import Recording, recording
 from .engine.program import Program
@@ -90,8 +90,8 @@ class Measurer:
         else:
             self._program.load(task.ranking, what)
         if recalibrated:
-            self._program.recalibrate(near_equal(task.calibration, self.batch_size))
-        return measure(self._top1, self._program.network, task.split)
+            self._program.recalibrate(even_batches(task.calibration, self.batch_size))
+        return apply_metric(self._top1, self._program.network, task.split)
 
     def network(self, plan: Plan) -> nn.Module:
         """Return the network that `accuracy` measures, on the device and in eval mode."""
@@ -105,7 +105,7 @@ class Measurer:
         device, dtype = self.task.device, self.task.dtype
         channels_last(network.to(device))
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            recalibrate(network, near_equal(self.task.calibration, self.batch_size))
+            recalibrate(network, even_batches(self.task.calibration, self.batch_size))
 
     def _build(self, plan: Plan) -> nn.Module:
         return build(self.task.model, self.task.groups, self.task.ranking, plan)
@@ -129,12 +129,11 @@ class Measurer:
             self.recalibrate(network)
         network.eval().to(task.device)
         fold(network, self._pairs)
-        return measure(task.metric, channels_last(network.to(task.dtype)), task.split)
+        return apply_metric(task.metric, channels_last(network.to(task.dtype)), task.split)
 
     def _top1(self, network: nn.Module, split: Split) -> float:
         images, labels = split.images.split(self.batch_size), split.labels.split(self.batch_size)
-        correct = sum(int((network(x).argmax(1) == y).sum()) for x, y in zip(images, labels, strict=True))
-        return correct / len(split)
+        return count_correct(network, zip(images, labels, strict=True)) / len(split)
 
 
 def make_recording(task: Task, batch_size: int) -> Recording | None:
@@ -146,6 +145,6 @@ def make_recording(task: Task, batch_size: int) -> Recording | None:
     """
     if task.metric is not None or task.finetuner is not None or task.device.type != "cuda":
         return None
-    calibration = near_equal(task.calibration, batch_size)
+    calibration = even_batches(task.calibration, batch_size)
     batches = list(zip(task.split.images.split(batch_size), task.split.labels.split(batch_size), strict=True))
     return recording(task.model, task.groups, task.ranking, task.example_input, calibration, batches)

@@ -14,6 +14,7 @@ from torch import nn
 from ..pruning import Plan, build, restrict
 from ..pruning.problem import PruningProblem
 from ..training.distillation import DistillationConfig, distill
+from ..training.fit import RunOptions
 
 
 class CarriedWeights:
@@ -50,6 +51,7 @@ class CarriedWeights:
             min_steps=0,
             batch_size=batch_size,
             ema_decay=0.0,
+            select_best=False,
             seed=self._problem.config.problem_seed + round_number,
         )
         self._network = distill(
@@ -58,9 +60,7 @@ class CarriedWeights:
             self._problem.data,
             config,
             loss=self._problem.loss,
-            select_best=False,
-            device=self._device,
-            progress=False,
+            run=RunOptions(self._device, progress=False),
         )
 
     def network(self) -> nn.Module:

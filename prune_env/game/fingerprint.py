@@ -6,7 +6,7 @@ import hashlib
 
 from ..common.fingerprints import function_fingerprint, weights_fingerprint
 from ..pruning.problem import PruningProblem
-from ..training.fit import learning_fingerprint
+from ..training.trainable import learning_fingerprint
 from .config import EnvConfig
 
 

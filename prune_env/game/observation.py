@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..pruning import Plan
+from ..pruning import Plan, channels
 from ..pruning.problem import PruningProblem
-from ..pruning.surgery import channels
 from .budget import Budget
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)

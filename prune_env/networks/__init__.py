@@ -1,5 +1,6 @@
-"""Get networks by name."""
+"""Get networks by name, and register your own."""
 
-from .registry import NETWORKS, create
+from . import alexnet, resnet, small_cnn, vgg  # noqa: F401  registers them
+from .registry import NetworkEntry, create, list_networks, network_entry, register_network
 
-__all__ = ["NETWORKS", "create"]
+__all__ = ["NetworkEntry", "create", "list_networks", "network_entry", "register_network"]

@@ -1,13 +1,15 @@
 """AlexNet (Krizhevsky et al., NeurIPS 2012) for 32x32 images.
 
-Five convolutions and three fully connected layers as in the paper; the strides are adapted to 32x32
-(the first convolution keeps the resolution) and BatchNorm takes the place of local response normalisation.
+As in the paper, the network has five convolutions and three fully connected layers. The first convolution keeps the
+resolution because the images are small, and BatchNorm replaces local response normalisation.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+
+from .registry import register_network
 
 
 def _block(channels: int, filters: int, kernel: int) -> list[nn.Module]:
@@ -18,8 +20,9 @@ def _block(channels: int, filters: int, kernel: int) -> list[nn.Module]:
     ]
 
 
+@register_network("alexnet", recipe={"lr": 0.05, "cutout": 8})
 class AlexNet(nn.Module):
-    """Filters 64, 192, 384, 256, 256; 256 x 4 x 4 features are flattened into Linear 1024, 1024, classes."""
+    """Convolutions of 64, 192, 384, 256 and 256 filters; linear layers of 1024, 1024 and `num_classes` units."""
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3, hidden: int = 1024) -> None:
         super().__init__()
@@ -44,5 +47,5 @@ class AlexNet(nn.Module):
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [B, C, 32, 32] -> logits [B, K]."""
+        """Return the logits [B, K] of images [B, C, 32, 32]."""
         return self.classifier(torch.flatten(self.features(images), 1))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .registry import register_network
+
 CONFIGURATION_D = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
-"""Filters of each convolution, 'M' for a 2x2 maximum pooling."""
+"""Filters of each convolution; 'M' stands for 2x2 max pooling."""
 
 
+@register_network("vgg16", recipe={"batch_size": 512, "muon_lr": 0.1, "cutout": 8, "ema_decay": 0.992})
 class VGG16(nn.Module):
-    """Thirteen convolutions under `features`, indexed as in torchvision's vgg16_bn, and one linear head."""
+    """Thirteen convolutions in `features`, with the parameter names of torchvision's vgg16_bn, and a linear head."""
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()
@@ -20,7 +23,7 @@ class VGG16(nn.Module):
             if isinstance(entry, str):
                 layers.append(nn.MaxPool2d(2))
                 continue
-            # The bias is torchvision's: BatchNorm makes it redundant, but its files then load.
+            # BatchNorm makes the bias redundant; it is here so that weights of torchvision can be loaded.
             layers += [
                 nn.Conv2d(channels, entry, 3, padding=1),
                 nn.BatchNorm2d(entry),
@@ -36,5 +39,5 @@ class VGG16(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [B, C, 32, 32] -> logits [B, K]."""
+        """Return the logits [B, K] of images [B, C, 32, 32]."""
         return self.classifier(torch.flatten(self.features(images), 1))

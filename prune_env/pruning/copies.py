@@ -1,8 +1,8 @@
-"""Copies of a network that take other tensors in place of its own, and no hooks.
+"""Copy a network without its hooks, with other tensors instead of some of its own.
 
-`copy.deepcopy` of every module is half of what building a small network would cost; modules of the ordinary kind are
-copied attribute by attribute instead. What deepcopy does, with two exceptions: buffers that are views of one another
-come apart, and a second name for a module's own dictionary of children becomes a dictionary of its own.
+`copy.deepcopy` of every module would take half of the time that building a small network takes, so ordinary modules are
+copied attribute by attribute. The result equals that of deepcopy with two exceptions: buffers that are views of each
+other become independent, and a second reference to a module's own dictionary of children becomes a new dictionary.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .errors import PruningError
+
 HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -24,64 +26,59 @@ HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
-HELD = ("_parameters", "_buffers", "_modules")
+CONTENTS = ("_parameters", "_buffers", "_modules")
 COMPILED = "_compiled_call_impl"
-"""What `Module.compile` leaves: code for the sizes of the original, which `Module.__getstate__` leaves out, too."""
-UNCHANGING = frozenset((int, float, complex, bool, str, bytes, type(None), torch.Size, torch.dtype, torch.device))
-
-
-class PruningError(ValueError):
-    """The network cannot be copied, traced or pruned."""
+"""Attribute of `Module.compile`: code for the sizes of the original, which `Module.__getstate__` leaves out as well."""
+IMMUTABLE = frozenset((int, float, complex, bool, str, bytes, type(None), torch.Size, torch.dtype, torch.device))
 
 
 @torch.inference_mode(False)
-def twin(model: nn.Module) -> nn.Module:
-    """A copy without hooks that shares the parameters' storage and owns its buffers: to trace, hook and look at."""
+def shared_copy(model: nn.Module) -> nn.Module:
+    """Return a copy without hooks that shares the storage of the parameters and has its own buffers.
+
+    Such a copy can be run, traced and given hooks without an effect on the original.
+
+    Raises:
+        PruningError: The network cannot be copied.
+    """
     model = uncompiled(model)
-    return copied(model, {}, share=True)[id(model)]
+    return copy_modules(model, {}, share=True)[id(model)]
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """What torch.compile was given, if it was: compiled code knows the sizes that it was compiled for."""
+    """Return the network that torch.compile was called with, because compiled code only works for the old sizes."""
     original = getattr(model, "_orig_mod", model)
     assert isinstance(original, nn.Module)
     return original
 
 
-def copied(model: nn.Module, tensors: Mapping[int, torch.Tensor], share: bool) -> dict[int, nn.Module]:
-    """A deep copy in which `tensors` (by the original's id) take the originals' place: id of a module -> its copy.
+def copy_modules(model: nn.Module, replaced: Mapping[int, torch.Tensor], share: bool) -> dict[int, nn.Module]:
+    """Return deep copies of a network's modules, by the id of the original module.
 
-    No tensor is copied in vain: parameters that are not replaced are cloned, or share their storage. Buffers are always
-    the copy's own, because a forward pass may write to them.
+    Args:
+        model: The network.
+        replaced: Id of a parameter or buffer -> the tensor that its copy takes instead.
+        share: Whether other parameters share their storage with the original; otherwise they are cloned. Buffers are
+            always cloned, because a forward pass may write to them.
+
+    Raises:
+        PruningError: A module cannot be copied.
     """
     paths = {module: path for path, module in model.named_modules()}
-    memo: dict[int, Any] = {}  # what deepcopy takes for an object it meets, by the object's id
+    memo: dict[int, Any] = {}  # id of an object -> its copy, as deepcopy uses it
     ordinary: dict[type[nn.Module], bool] = {}
     for module, path in paths.items():
-        attributes, kind = vars(module), type(module)
-        if attributes["_forward_pre_hooks"] and "weight" in attributes:  # computed before every call
-            raise PruningError(
-                f"the network cannot be copied (a hook of {path} computes its weight); it must be made permanent first "
-                "by torch.nn.utils.prune.remove or remove_spectral_norm; parametrizations need no such step"
-            )
-        for parameter in attributes["_parameters"].values():
-            if parameter is not None and id(parameter) not in memo:
-                data = tensors.get(id(parameter))
-                if data is None:
-                    data = parameter.detach()
-                    data = data if share and not data.is_inference() else data.clone()
-                memo[id(parameter)] = nn.Parameter(data, requires_grad=parameter.requires_grad)
-        for buffer in attributes["_buffers"].values():
-            if buffer is not None and id(buffer) not in memo:
-                memo[id(buffer)] = tensors[id(buffer)] if id(buffer) in tensors else buffer.detach().clone()
+        kind = type(module)
+        _copy_tensors(module, path, replaced, share, memo)
         if kind not in ordinary:
             ordinary[kind] = _is_ordinary(kind)
         if ordinary[kind]:
             memo[id(module)] = object.__new__(kind)
         else:
-            memo.update({id(attributes[name]): type(attributes[name])() for name in HOOKS if name in attributes})
+            hooks = [vars(module)[name] for name in HOOKS if name in vars(module)]
+            memo.update({id(hook): type(hook)() for hook in hooks})
     try:
-        for module in reversed(paths):  # children first: a parent's own way of copying may look into them
+        for module in reversed(paths):  # children first: a parent's own way of copying may use them
             if ordinary[type(module)]:
                 memo[id(module)].__setstate__(_attributes(module, memo))
             else:
@@ -89,21 +86,44 @@ def copied(model: nn.Module, tensors: Mapping[int, torch.Tensor], share: bool) -
     except Exception as error:
         raise PruningError(
             f"the network cannot be copied ({type(error).__name__}: {error}); masks, weight norms and other computed "
-            "weights must be made permanent first, for instance by torch.nn.utils.prune.remove"
+            "weights must be made permanent first, for instance with torch.nn.utils.prune.remove"
         ) from error
     return memo
 
 
+def _copy_tensors(
+    module: nn.Module, path: str, replaced: Mapping[int, torch.Tensor], share: bool, memo: dict[int, Any]
+) -> None:
+    """Add copies of a module's own parameters and buffers to `memo`."""
+    attributes = vars(module)
+    if attributes["_forward_pre_hooks"] and "weight" in attributes:  # computed before every call
+        raise PruningError(
+            f"the network cannot be copied (a hook of {path} computes its weight); it must be made permanent first "
+            "with torch.nn.utils.prune.remove or remove_spectral_norm; parametrizations need no such step"
+        )
+    for parameter in attributes["_parameters"].values():
+        if parameter is not None and id(parameter) not in memo:
+            data = replaced.get(id(parameter))
+            if data is None:
+                data = parameter.detach()
+                data = data if share and not data.is_inference() else data.clone()
+            memo[id(parameter)] = nn.Parameter(data, requires_grad=parameter.requires_grad)
+    for buffer in attributes["_buffers"].values():
+        if buffer is not None and id(buffer) not in memo:
+            memo[id(buffer)] = replaced[id(buffer)] if id(buffer) in replaced else buffer.detach().clone()
+
+
 def _attributes(module: nn.Module, memo: dict[int, Any]) -> dict[str, Any]:
+    """Copies of all attributes of an ordinary module."""
     state = vars(module).copy()
     state.pop(COMPILED, None)
     for name, value in state.items():
         kind = type(value)
-        if kind in UNCHANGING or (kind is tuple and UNCHANGING.issuperset(map(type, value))):
+        if kind in IMMUTABLE or (kind is tuple and IMMUTABLE.issuperset(map(type, value))):
             continue
         if kind in (dict, OrderedDict, set, list) and (not value or name in HOOKS):
             state[name] = memo.setdefault(id(value), kind())
-        elif name in HELD and kind in (dict, OrderedDict):
+        elif name in CONTENTS and kind in (dict, OrderedDict):
             state[name] = kind(
                 (key, memo[id(item)] if id(item) in memo else copy.deepcopy(item, memo)) for key, item in value.items()
             )
@@ -113,7 +133,7 @@ def _attributes(module: nn.Module, memo: dict[int, Any]) -> dict[str, Any]:
 
 
 def _is_ordinary(kind: type) -> bool:
-    """Whether deepcopy would do what we do: attributes of one dictionary, and no say of the class's own."""
+    """Whether modules of a class consist of a dictionary of attributes that deepcopy would copy in the same way."""
     if hasattr(kind, "__deepcopy__") or any(vars(base).get("__slots__") for base in kind.__mro__):
         return False
     methods = ("__reduce_ex__", "__reduce__", "__new__", "__getstate__")

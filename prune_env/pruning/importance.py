@@ -1,13 +1,22 @@
-"""Which filters matter: one score for each filter of a group, computed once on the unpruned network.
+"""How important filters are: one score for each filter of a group, computed once on the original network.
 
-A group may span several layers (a residual stream). Each layer's scores are divided by their mean, so that no layer
-drowns the others, and the group's score is the mean over its layers: 1 is an average filter. In a group of one layer
-this is the layer's own score up to a factor. Letters: C filters, K weights of a filter.
+A group may contain several layers (a residual stream). The scores of each layer are divided by their mean, so that all
+layers count alike, and the group's score is the mean over its layers: 1 is an average filter. In a group of one layer
+this is the layer's own score up to a factor.
+Letters: C filters of a group, K filters of a layer, W weights of a filter.
+
+Example:
+    Scores of your own, for `EnvConfig(importance="max_weight")` or `scores("max_weight", ...)`:
+
+    >>> @register_importance("max_weight")
+    ... def max_weight(model, groups, batches, seed):
+    ...     return by_layer(groups, lambda path: filter_weights(model, path).abs().amax(1))
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -15,88 +24,160 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from .copies import twin
+from ..common.device import with_gradients
+from ..common.fingerprints import qualified_name
+from .copies import shared_copy
 from .groups import PruningGroup
-from .surgery import channels
+from .modules import channels
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 """Normalised images [B, C, H, W] and their labels [B]."""
 
+Function = Callable[[nn.Module, Sequence[PruningGroup], Batches, int], Mapping[str, torch.Tensor]]
+"""(model, groups, batches, seed) -> name of a group -> scores of its filters [C]. The model must not be changed."""
 
-def scores(
-    method: str, model: nn.Module, groups: Sequence[PruningGroup], *, batches: Batches = (), seed: int = 0
-) -> dict[str, torch.Tensor]:
-    """Agent id -> importance of its filters, float32 [C] on the CPU; more is more important. The model is not changed.
 
-    method   a name in METHODS
-    batches  for `taylor`
-    seed     for `random`
-    Raises ValueError for an unknown method, a group that the method cannot score, or scores that are not finite.
+@dataclass(frozen=True)
+class Importance:
+    """A way to score filters."""
+
+    function: Function
+    needs_batches: bool = False
+    """Whether it uses images and labels; otherwise an environment passes none."""
+
+
+IMPORTANCES: dict[str, Importance] = {}
+"""Name -> importance."""
+
+
+def register_importance(name: str, *, needs_batches: bool = False) -> Callable[[Function], Function]:
+    """Return a decorator that registers a function that scores filters.
+
+    The function is called with the network, its pruning groups, batches of normalised images and labels, and a seed. It
+    returns scores for every group, float [C]; more is more important. `by_layer` combines scores of a group's layers.
+
+    Args:
+        name: The name for `EnvConfig.importance`.
+        needs_batches: Whether the function uses the batches, which are empty otherwise.
+
+    Raises:
+        ValueError: Another function has the name.
     """
-    if method not in METHODS:
-        raise ValueError(f"importance {method!r} is unknown; choose one of {', '.join(METHODS)}")
-    result = METHODS[method](model, groups, batches, seed)
+
+    def register(function: Function) -> Function:
+        known = IMPORTANCES.get(name)
+        if known is not None and qualified_name(known.function) != qualified_name(function):
+            raise ValueError(f"importance {name!r} is already registered; choose another name")
+        IMPORTANCES[name] = Importance(function, needs_batches)
+        return function
+
+    return register
+
+
+@with_gradients
+def scores(
+    name: str, model: nn.Module, groups: Sequence[PruningGroup], *, batches: Batches = (), seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """Return the importance of the filters of every group.
+
+    Args:
+        name: A name in `IMPORTANCES`.
+        model: The original network, which does not change.
+        groups: Its pruning groups.
+        batches: Normalised images and labels, for `taylor` and others that need them.
+        seed: Seed for `random`.
+
+    Returns:
+        Name of a group -> scores of its filters, float32 [C] on the CPU; more is more important.
+
+    Raises:
+        ValueError: The name is unknown, the importance cannot score a group, or its scores have another shape or are
+            not finite.
+    """
+    if name not in IMPORTANCES:
+        raise ValueError(f"importance {name!r} is unknown; choose one of {', '.join(IMPORTANCES)}")
+    found = IMPORTANCES[name].function(model, groups, batches, seed)
+    result = {}
     for group in groups:
-        if not result[group.name].isfinite().all():
+        where = f"importance {name!r} of group {group.name} ({', '.join(group.layers)})"
+        if group.name not in found:
+            raise ValueError(f"{where} is missing; return scores for every group")
+        result[group.name] = score = torch.as_tensor(found[group.name]).detach().float().cpu()
+        if score.shape != (group.filters,):
             raise ValueError(
-                f"importance {method!r} of group {group.name} ({', '.join(group.layers)}) is not finite; "
-                "check the network's weights"
+                f"{where} has shape {tuple(score.shape)}, expected ({group.filters},): one for each filter"
             )
+        if not score.isfinite().all():
+            raise ValueError(f"{where} is not finite; check the network's weights")
     return result
 
 
 def ranking(scores: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Agent id -> filter indices, the most important first, int64 [C]; equals in the order of their index."""
-    return {agent: score.argsort(descending=True, stable=True) for agent, score in scores.items()}
+    """Return the order of the filters: name of a group -> indices, the most important filter first, int64 [C].
+
+    Filters with equal scores keep the order of their indices.
+    """
+    return {name: score.argsort(descending=True, stable=True) for name, score in scores.items()}
+
+
+def by_layer(groups: Sequence[PruningGroup], score: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the scores of every group, averaged over its layers.
+
+    Args:
+        groups: The pruning groups.
+        score: Path of a convolution -> non-negative scores of its filters, float [K].
+
+    Returns:
+        Name of a group -> scores of its filters [C].
+    """
+    return {group.name: _mean_over_layers(group, group.layers, score) for group in groups}
+
+
+def filter_weights(model: nn.Module, path: str) -> torch.Tensor:
+    """Return the weights of a convolution or linear layer with a row for every filter, detached, float32 [K, W]."""
+    return _rows(model, path, _weight(model, path).detach()).float()
 
 
 def l1_norm(weight: torch.Tensor) -> torch.Tensor:
-    """[C, K] -> [C]: sum of absolute weights (Li et al., ICLR 2017, section 3.1)."""
+    """Return the sum of the absolute weights of every filter, [K, W] -> [K] (Li et al., ICLR 2017, section 3.1)."""
     return weight.abs().sum(1)
 
 
 def l2_norm(weight: torch.Tensor) -> torch.Tensor:
-    """[C, K] -> [C]: Euclidean norm (He et al., IJCAI 2018, equation 2)."""
+    """Return the Euclidean norm of every filter, [K, W] -> [K] (He et al., IJCAI 2018, equation 2)."""
     return weight.square().sum(1).sqrt()
 
 
 def geometric_median(weight: torch.Tensor) -> torch.Tensor:
-    """[C, K] -> [C]: sum of distances to all filters of the layer (FPGM, He et al., CVPR 2019, equation 4).
+    """Return the sum of the distances to all filters of the layer, [K, W] -> [K] (FPGM, He et al., CVPR 2019, eq. 4).
 
-    A filter near the geometric median can be replaced by the others, so the smallest sums go first.
+    A filter near the geometric median can be replaced by the others, so small sums are unimportant.
     """
-    weight = weight.double()  # cdist multiplies matrices: fast, and exact enough only in double precision
+    weight = weight.double()  # cdist multiplies matrices, which is fast but exact enough only in double precision
     return torch.cdist(weight, weight).sum(1).float()
 
 
 def taylor_expansion(weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """[C, K], [C, K] -> [C]: squared first-order change of the loss without each weight, summed over a filter's
-    weights (Molchanov et al., CVPR 2019, equations 6 and 7)."""
+    """Return the squared first-order change of the loss without each weight, summed over a filter: [K, W] x 2 -> [K].
+
+    Molchanov et al., CVPR 2019, equations 6 and 7.
+    """
     return (weight * gradient).square().sum(1)
 
 
-def _by_filter(measure: Callable[[torch.Tensor], torch.Tensor]) -> Method:
-    """A method that looks at one layer's filters at a time."""
-
-    def method(
-        model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, seed: int
-    ) -> dict[str, torch.Tensor]:
-        def layer(path: str) -> torch.Tensor:
-            return measure(_by_output(model, path, _weight(model, path).detach()).float())
-
-        return {group.name: _mean_over_layers(group, group.layers, layer) for group in groups}
-
-    return method
+@register_importance("l1")
+def _l1(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, seed: int) -> dict[str, torch.Tensor]:
+    return by_layer(groups, lambda path: l1_norm(filter_weights(model, path)))
 
 
+@register_importance("l2")
+def _l2(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, seed: int) -> dict[str, torch.Tensor]:
+    return by_layer(groups, lambda path: l2_norm(filter_weights(model, path)))
+
+
+@register_importance("bn_scale")
 def _bn_scale(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, seed: int) -> dict[str, torch.Tensor]:
     """Absolute BatchNorm scale (network slimming, Liu et al., ICCV 2017)."""
-
-    def scale(path: str) -> torch.Tensor:
-        weight = model.get_submodule(path).weight
-        assert isinstance(weight, torch.Tensor)
-        return weight.detach().float().abs()
-
     result = {}
     for group in groups:
         members = {member.module: model.get_submodule(member.module) for member in group.members}
@@ -106,14 +187,19 @@ def _bn_scale(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches
                 f"importance 'bn_scale' needs a BatchNorm with a scale behind every convolution; group "
                 f"{group.name} ({', '.join(group.layers)}) has none: choose another importance"
             )
-        result[group.name] = _mean_over_layers(group, norms, scale)
+        result[group.name] = _mean_over_layers(group, norms, lambda path: _weight(model, path).detach().float().abs())
     return result
 
 
-@torch.inference_mode(False)  # a caller's mode, no_grad too, ends here: gradients are on
+@register_importance("fpgm")
+def _fpgm(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, seed: int) -> dict[str, torch.Tensor]:
+    return by_layer(groups, lambda path: geometric_median(filter_weights(model, path)))
+
+
+@register_importance("taylor", needs_batches=True)
 def _taylor(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, seed: int) -> dict[str, torch.Tensor]:
     """First-order Taylor expansion of the cross-entropy in eval mode, averaged over batches."""
-    copy = twin(model).eval().requires_grad_(False)
+    copy = shared_copy(model).eval().requires_grad_(False)
     weights = {path: _weight(copy, path).requires_grad_() for group in groups for path in group.layers}
     total = {
         path: torch.zeros(channels(copy.get_submodule(path), "out"), device=weight.device)
@@ -125,15 +211,16 @@ def _taylor(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, 
         loss = F.cross_entropy(copy(images.to(device)), labels.to(device))
         gradients = torch.autograd.grad(loss, list(weights.values()))
         for (path, weight), gradient in zip(weights.items(), gradients, strict=True):
-            total[path] += taylor_expansion(*(_by_output(copy, path, tensor.detach()) for tensor in (weight, gradient)))
+            total[path] += taylor_expansion(*(_rows(copy, path, tensor.detach()) for tensor in (weight, gradient)))
         count += 1
     if count == 0:
-        raise ValueError("importance 'taylor' needs batches of (normalised images, labels); none were given")
-    return {group.name: _mean_over_layers(group, group.layers, lambda path: total[path] / count) for group in groups}
+        raise ValueError("importance 'taylor' needs batches of (normalised images, labels), but there are none")
+    return by_layer(groups, lambda path: total[path] / count)
 
 
+@register_importance("random")
 def _random(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, seed: int) -> dict[str, torch.Tensor]:
-    """Uniform numbers: what any other method should beat."""
+    """Uniform random numbers, a baseline for the others."""
     generator = torch.Generator().manual_seed(seed)
     return {group.name: torch.rand(group.filters, generator=generator) for group in groups}
 
@@ -141,7 +228,7 @@ def _random(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, 
 def _mean_over_layers(group: PruningGroup, layers: Sequence[str], score: Callable[[str], torch.Tensor]) -> torch.Tensor:
     """Scores of the layers' output channels, each divided by its mean, averaged over the layers: [C].
 
-    A filter that has several channels in a layer sums them; a layer whose scores are all 0 says nothing.
+    Scores of several channels that belong to one filter are summed. A layer whose scores are all 0 adds nothing.
     """
     total = torch.zeros(group.filters)
     for member in group.members:
@@ -157,19 +244,6 @@ def _weight(model: nn.Module, path: str) -> torch.Tensor:
     return weight
 
 
-def _by_output(model: nn.Module, path: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A weight or its gradient with a row for every filter: [C, K]. Transposed convolutions have them second."""
+def _rows(model: nn.Module, path: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A weight or its gradient with a row for every filter, [K, W]. Transposed convolutions have filters second."""
     return (tensor.transpose(0, 1) if isinstance(model.get_submodule(path), _ConvTransposeNd) else tensor).flatten(1)
-
-
-Method = Callable[[nn.Module, Sequence[PruningGroup], Batches, int], dict[str, torch.Tensor]]
-
-METHODS: dict[str, Method] = {
-    "l1": _by_filter(l1_norm),
-    "l2": _by_filter(l2_norm),
-    "bn_scale": _bn_scale,
-    "fpgm": _by_filter(geometric_median),
-    "taylor": _taylor,
-    "random": _random,
-}
-"""Name -> (model, groups, batches, seed) -> scores."""

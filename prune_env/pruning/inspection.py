@@ -8,34 +8,47 @@ from dataclasses import dataclass
 from torch import nn
 
 from .cost import Cost
-from .groups import NOTHING, Protected, PruningGroup, groups_and_protected, tell
+from .forward import Example
+from .grouping import NOTHING_TO_PRUNE, groups_and_protected, require_groups, warn_protected
+from .groups import Protected, PruningGroup
 from .proof import JOINT, proven_and_failed
-from .trace import Example
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """The groups of a network that can be trusted; `str` gives a table.
-
-    groups        what can go, in forward order; proven, if a proof was asked for
-    protected     what stays, and why
-    differences   agent id -> relative difference between cut and switched off; 'joint' for all together; None without
-                  a proof
-    macs_shares   each group's share of the network's MACs: those of the layers that lose its filters
-    removable     the largest fraction of the MACs that can go: one filter of every group stays
-    """
+    """The pruning groups of a network, and its protected filters; printed as a table."""
 
     groups: tuple[PruningGroup, ...]
+    """What can be pruned, in forward order. With a proof, only the groups for which it succeeded."""
     protected: tuple[Protected, ...]
+    """What cannot be pruned, and why."""
     differences: dict[str, float] | None
+    """Name of a group -> relative difference between cutting and masking its filters; 'joint' for all groups together.
+    None without a proof."""
     macs_shares: tuple[float, ...]
+    """Share of the network's MACs in the layers of each group."""
     removable: float
+    """Largest fraction of the MACs that can be removed, when every group keeps one filter."""
+
+    def warn_protected(self) -> None:
+        """Warn of all layers that cannot be pruned."""
+        warn_protected(self.protected)
+
+    def require_groups(self) -> None:
+        """Check that the network has something to prune.
+
+        Raises:
+            PruningError: It has no group; the message names the protected layers.
+        """
+        require_groups(self.groups, self.protected)
 
     def __str__(self) -> str:
         protected = [f"protected  {_short(e.layers)} ({e.filters} filters): {e.reason}" for e in self.protected]
         if not self.groups:
-            return "\n".join([*protected, NOTHING if protected else f"{NOTHING}; it has no convolution"])
-        rows: list[Sequence[str]] = [("agent", "layers", "filters", "MACs %", "difference")]
+            return "\n".join(
+                [*protected, NOTHING_TO_PRUNE if protected else f"{NOTHING_TO_PRUNE}; it has no convolution"]
+            )
+        rows: list[Sequence[str]] = [("group", "layers", "filters", "MACs %", "difference")]
         for group, share in zip(self.groups, self.macs_shares, strict=True):
             proof = "not proven" if self.differences is None else f"{self.differences[group.name]:.1e}"
             rows.append((group.name, _short(group.layers), str(group.filters), f"{100 * share:.1f}", proof))
@@ -43,16 +56,29 @@ class Inspection:
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines += protected
         joint = "" if not self.differences else f", largest difference of all together {self.differences[JOINT]:.1e}"
-        lines.append(f"{len(self.groups)} agents; at most {100 * self.removable:.1f} % of the MACs can go{joint}")
+        lines.append(
+            f"{len(self.groups)} groups; at most {100 * self.removable:.1f} % of the MACs can be removed{joint}"
+        )
         return "\n".join(lines)
 
 
 def inspect(model: nn.Module, example_input: Example, *, prove: bool = True, progress: bool = True) -> Inspection:
-    """Finds the groups, proves each and all together on the example, and counts what they cost.
+    """Find the pruning groups of a network, prove that they can be cut, and count what they cost.
 
-    example_input  float [B, C_in, H, W], or a sequence of tensors for a network that takes several
-    progress       where it takes longer than five seconds, stderr shows what is being done
-    The model is not changed. Raises PruningError where it cannot be copied, traced or run.
+    Args:
+        model: The network, which does not change.
+        example_input: float [B, C_in, H, W], or a sequence of tensors for a network with several inputs.
+        prove: Whether to check for every group, and for all together, that cutting its filters equals masking them.
+        progress: Whether to show a progress bar on stderr if it takes longer than five seconds.
+
+    Returns:
+        The report; its `groups` are empty if nothing can be pruned.
+
+    Raises:
+        PruningError: The network cannot be copied, traced or run.
+
+    Example:
+        >>> print(inspect(model, torch.zeros(2, 3, 32, 32)))
     """
     groups, protected = groups_and_protected(model, example_input, progress=progress)
     differences = None
@@ -65,13 +91,6 @@ def inspect(model: nn.Module, example_input: Example, *, prove: bool = True, pro
     shares = tuple(float(sum(macs[layer] for layer in group.layers)) for group in groups)
     removable = 1 - cost.macs((1,) * len(groups)) / cost.macs(full)
     return Inspection(tuple(groups), tuple(protected), differences, shares, removable)
-
-
-def trusted(model: nn.Module, example_input: Example, *, prove: bool = True) -> Inspection:
-    """`inspect`, with a warning for everything that is protected; raises PruningError where nothing can be pruned."""
-    inspection = inspect(model, example_input, prove=prove)
-    tell(inspection.groups, inspection.protected)
-    return inspection
 
 
 def _short(layers: Sequence[str], most: int = 3) -> str:

@@ -16,7 +16,7 @@ from ..data.objective import Loss, Metric, check_metric
 from . import importance
 from .cost import Cost
 from .groups import Plan, PruningGroup
-from .inspection import Inspection, trusted
+from .inspection import Inspection, inspect
 from .surgery import build
 
 TAYLOR_BATCH = 125
@@ -31,7 +31,8 @@ class ProblemConfig:
     """
 
     importance: str = "l1"
-    """Ranks the filters of a group: l1, l2, bn_scale, fpgm (geometric median), taylor (first order), random."""
+    """Ranks the filters of a group: l1, l2, bn_scale, fpgm (geometric median), taylor (first order), random, or a name
+    of your own, see `register_importance`."""
     calibration_images: int = 500
     """Images of the calibration split for BatchNorm statistics and for the importance `taylor`."""
     # 1000 change nothing that 5,000 reward images show on VGG-16 and ResNet-20; 250 cost the original networks 0.1 to
@@ -42,9 +43,9 @@ class ProblemConfig:
     """Seed of the crops for recalibration, of the importance `random` and of fine-tuning. `reset` has its own seed."""
 
     def __post_init__(self) -> None:
-        if self.importance not in importance.METHODS:
+        if self.importance not in importance.IMPORTANCES:
             raise ValueError(
-                f"importance {self.importance!r} is unknown; choose one of {', '.join(importance.METHODS)}, or "
+                f"importance {self.importance!r} is unknown; choose one of {', '.join(importance.IMPORTANCES)}, or "
                 "register your own with prune_env.pruning.importance.register_importance"
             )
         check_whole(self, "calibration_images", 1)
@@ -116,7 +117,9 @@ class PruningProblem:
         check_metric(metric, data)
         original = build(model, (), {}, ()).cpu().float().eval()  # a plan without groups: a copy without hooks
         _check_output(original, data)
-        inspection = trusted(original, data.example_input, prove=config.prove)
+        inspection = inspect(original, data.example_input, prove=config.prove)
+        inspection.warn_protected()
+        inspection.require_groups()
         scores = importance.scores(
             config.importance,
             original,
@@ -167,9 +170,9 @@ def check_whole(config: object, name: str, least: int) -> None:
 @with_gradients  # tensors of inference mode could not be differentiated through
 def _labelled_batches(data: DataSplits, config: ProblemConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return normalised calibration images and their labels where the importance needs them."""
-    if config.importance != "taylor":
+    if not importance.IMPORTANCES[config.importance].needs_batches:
         return []
-    if not data.classes:
+    if config.importance == "taylor" and not data.classes:
         raise ValueError(
             f"importance 'taylor' differentiates the cross-entropy, which needs classes; data {data.name!r} has "
             "floating-point targets: choose another importance"

@@ -1,7 +1,7 @@
-"""The proof that surgery is right: cutting filters out equals switching them off.
+"""Check that cutting filters equals masking them.
 
-A filter is switched off where its output is read: zeros at the inputs of every layer that consumes it, behind
-BatchNorm and activation, so that a shift (beta != 0) does not leak. Runs on the CPU, in eval mode.
+A filter is masked where its output is read: the inputs of every layer that consumes it are set to zero there. This is
+behind BatchNorm and activation, so that a shift (beta != 0) has no effect. Checks run on the CPU in eval mode.
 """
 
 from __future__ import annotations
@@ -14,23 +14,26 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
-from .copies import PruningError, twin
+from .copies import shared_copy
+from .errors import PruningError
+from .forward import Example, first_input, inputs_for, output_tensors, progress_bar
 from .groups import Protected, PruningGroup
-from .surgery import Removed, cut, first_input, removed_channels
-from .trace import Example, inputs_for, output_tensors, progress_bar
+from .modules import spec_of
+from .surgery import Removed, cut, removed_channels
 
 TOLERANCE = 1e-4
+"""Largest difference between cutting and masking that counts as equal, as a fraction of the largest output."""
 VISIBLE = 1e-3
-"""An effect on the output, as a fraction of it, below which float32 could not tell a wrong cut from a right one."""
-EXACT = 1e-9
-"""The same for float64."""
+"""Effect of masking on the output, as a fraction of it, below which float32 cannot show a wrong cut."""
+VISIBLE_IN_FLOAT64 = 1e-9
 PLANS = 24
-"""How many plans are drawn before filters count as invisible: behind ReLU and GroupNorm, some show in few draws."""
+"""Number of random plans until filters count as invisible; some filters behind ReLU and GroupNorm show in few of them.
+"""
 JOINT = "joint"
-NOT_THE_SAME = "cutting their filters is not the same as switching them off"
-INVISIBLE = "their filters do not show at the output, whatever the weights, so nothing can be proven of cutting them"
+"""Key of the difference for all groups together."""
+NOT_THE_SAME = "cutting their filters is not the same as masking them"
+INVISIBLE = "their filters have no effect on the output, whatever the weights, so cutting them cannot be checked"
 
 
 def prove(
@@ -41,71 +44,117 @@ def prove(
     plans_per_group: int = 2,
     seed: int = 0,
 ) -> dict[str, float]:
-    """How far the cut network is from the one with the same filters switched off, for random plans.
+    """Return how much cutting differs from masking the same filters, for random plans.
 
-    samples  float [B, C, H, W], the network's input; a sequence of tensors for a network that takes several
-    ranking  which filters go first; None for random filters
-    Returns the largest difference of outputs as a fraction of the unpruned network's largest output: for each group
-    alone under its agent id, for all groups together under 'joint'. Infinite where the cut network does not run, and
-    where filters show in none of the draws.
-    Filters that hardly show at the output are compared in float64, as a fraction of what switching them off changes,
-    and those that do not show at all with noise on all weights.
+    Filters that hardly affect the output are compared in float64, as a fraction of the effect of masking them. Filters
+    that do not affect it at all are compared with noise on all weights.
+
+    Args:
+        model: The network, which does not change.
+        groups: Its pruning groups.
+        samples: Inputs of the network, float [B, C, H, W], or a sequence of tensors for several inputs.
+        ranking: Name of a group -> indices of its filters, the first of which are kept; None for random filters.
+        plans_per_group: Number of random plans for each group, and for all together.
+        seed: Seed of the plans.
+
+    Returns:
+        Name of a group, or 'joint' for all groups together -> the largest difference of the outputs, as a fraction of
+        the largest output of the original network. Infinite if the cut network does not run, or if the filters do not
+        affect the output in any of the plans.
+
+    Raises:
+        PruningError: The network does not run on the CPU in float32.
     """
-    check = _Check(model, groups, samples, ranking, seed)
+    comparison = _Comparison(model, groups, samples, ranking, seed)
     result = {}
     for number, group in enumerate(groups):
-        result[group.name] = max(check.difference([number])[0] for _ in range(plans_per_group))
-    result[JOINT] = max(check.difference(range(len(groups)))[0] for _ in range(plans_per_group))
+        result[group.name] = max(comparison.difference([number])[0] for _ in range(plans_per_group))
+    result[JOINT] = max(comparison.difference(range(len(groups)))[0] for _ in range(plans_per_group))
     return result
 
 
 def proven_and_failed(
     model: nn.Module, groups: Sequence[PruningGroup], samples: Example, *, seed: int = 0, progress: bool = False
 ) -> tuple[list[PruningGroup], list[Protected], dict[str, float]]:
-    """The groups for which cutting equals switching off to 1e-4, renumbered conv_0, conv_1, ...; those that fail, and
-    why; and the difference found for each that holds, by its new agent id, and for all together under 'joint'."""
-    proven: dict[int, float] = {}
-    failed = []
+    """Separate the groups for which cutting equals masking from the others.
 
-    def fails(number: int, reason: str) -> None:
-        group = groups[number]
-        failed.append(Protected(group.layers, group.filters, reason))
+    Args:
+        model: The network, which does not change.
+        groups: Its pruning groups.
+        samples: Inputs of the network, as for `prove`.
+        seed: Seed of the random plans.
+        progress: Whether to show a progress bar on stderr.
 
+    Returns:
+        The proven groups, renamed conv_0, conv_1, ...; the filters of the other groups, with the reason; and the
+        difference found for each proven group by its new name, and for all of them together under 'joint'.
+
+    Raises:
+        PruningError: The network does not run on the CPU in float32.
+    """
     with progress_bar(total=len(groups), desc="proving", unit="group", disable=not progress) as bar:
-        check = _Check(model, groups, samples, None, seed, tick=partial(bar.update, 0))
-        for number in range(len(groups)):
-            difference, reason = check.difference([number])
-            if difference <= TOLERANCE:
-                proven[number] = difference
-            else:
-                fails(number, reason)
-            bar.update()
+        comparison = _Comparison(model, groups, samples, None, seed, after_each_run=partial(bar.update, 0))
+        proven, failed = _proven_alone(comparison, groups, bar)
         bar.set_description("proving all together", refresh=False)
-        joint, _ = check.difference(list(proven))
-        if not joint <= TOLERANCE:  # one at a time, then: what breaks those before it stays whole
+        joint, _ = comparison.difference(list(proven))
+        if not joint <= TOLERANCE:
             bar.total += len(proven)
-            together: list[int] = []
-            for number in proven:
-                difference, reason = check.difference([*together, number])
-                if difference <= TOLERANCE:
-                    together.append(number)
-                    joint = difference
-                else:
-                    fails(number, f"together with other groups, {reason}")
-                bar.update()
+            together, joint, reasons = _proven_together(comparison, list(proven), bar)
+            failed |= reasons
             proven = {number: proven[number] for number in together}
     kept = [replace(groups[number], name=f"conv_{place}") for place, number in enumerate(proven)]
     differences = {group.name: value for group, value in zip(kept, proven.values(), strict=True)}
-    return kept, failed, differences | ({JOINT: joint} if kept else {})
+    protected = [Protected(groups[number].layers, groups[number].filters, failed[number]) for number in failed]
+    return kept, protected, differences | ({JOINT: joint} if kept else {})
+
+
+def _proven_alone(
+    comparison: _Comparison, groups: Sequence[PruningGroup], bar: Any
+) -> tuple[dict[int, float], dict[int, str]]:
+    """Number of a group that can be cut alone -> difference; number of one that cannot -> reason."""
+    proven, failed = {}, {}
+    for number in range(len(groups)):
+        difference, reason = comparison.difference([number])
+        if difference <= TOLERANCE:
+            proven[number] = difference
+        else:
+            failed[number] = reason
+        bar.update()
+    return proven, failed
+
+
+def _proven_together(
+    comparison: _Comparison, numbers: Sequence[int], bar: Any
+) -> tuple[list[int], float, dict[int, str]]:
+    """Add one group after another, leaving out those that cannot be cut together with the ones before."""
+    together: list[int] = []
+    joint, failed = float("inf"), {}
+    for number in numbers:
+        difference, reason = comparison.difference([*together, number])
+        if difference <= TOLERANCE:
+            together.append(number)
+            joint = difference
+        else:
+            failed[number] = f"together with other groups, {reason}"
+        bar.update()
+    return together, joint, failed
 
 
 @contextmanager
 def masked(
     model: nn.Module, groups: Sequence[PruningGroup], keep: Mapping[str, torch.Tensor | Sequence[int]]
 ) -> Iterator[nn.Module]:
-    """Within the block, `model` computes as if only the filters in `keep` (agent id -> indices) were there.
+    """Let a network compute as if it had only some of its filters, within a block.
 
-    Its shape stays; hooks at the inputs of the consuming layers put zeros, and are gone after the block.
+    Hooks at the inputs of the consuming layers set the other channels to zero; they are removed at the end.
+
+    Args:
+        model: The network, with its shape unchanged.
+        groups: Its pruning groups.
+        keep: Name of a group -> indices of the filters to keep, ascending.
+
+    Yields:
+        The network.
     """
     with zeros_at_consumers(model, removed_channels(groups, keep)):
         yield model
@@ -113,7 +162,7 @@ def masked(
 
 @contextmanager
 def zeros_at_consumers(model: nn.Module, removed: Removed) -> Iterator[None]:
-    """Within the block, layers of `model` read zeros at the removed positions of their inputs."""
+    """Set the removed channels of layers' inputs to zero, within a block."""
     handles = [
         model.get_submodule(path).register_forward_pre_hook(partial(_zero_channels, gone), with_kwargs=True)
         for (path, side), gone in removed.items()
@@ -127,19 +176,14 @@ def zeros_at_consumers(model: nn.Module, removed: Removed) -> Iterator[None]:
 
 
 def _zero_channels(gone: torch.Tensor, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    images = first_input(args, kwargs)
-    if isinstance(module, nn.Linear):
-        axis = -1
-    elif isinstance(module, _ConvNd):
-        axis = -1 - len(module.kernel_size)
-    else:
-        axis = 1
-    images = images.index_fill(axis, gone.to(images.device), 0.0)
+    images, spec = first_input(args, kwargs), spec_of(module)
+    assert spec is not None, "groups contain registered modules only"
+    images = images.index_fill(spec.channel_axis, gone.to(images.device), 0.0)
     return ((images, *args[1:]), kwargs) if args else ((), {**kwargs, next(iter(kwargs)): images})
 
 
-class _Check:
-    """Draws plans and compares the two networks."""
+class _Comparison:
+    """Draws random plans and compares the cut network with the masked one."""
 
     def __init__(
         self,
@@ -148,27 +192,26 @@ class _Check:
         samples: Example,
         ranking: Mapping[str, torch.Tensor] | None,
         seed: int,
-        tick: Callable[[], object] = lambda: None,
+        after_each_run: Callable[[], object] = lambda: None,
     ) -> None:
-        """`tick` is called after every pass."""
-        self._groups, self._ranking, self._tick = groups, ranking, tick
+        self._groups, self._ranking, self._after_each_run = groups, ranking, after_each_run
         self._generator = torch.Generator().manual_seed(seed)
         self._samples = samples
-        self._network = twin(model).cpu().float().eval()
+        self._network = shared_copy(model).cpu().float().eval()
         try:
-            self._unpruned = self._run(self._network)
+            self._original = self._run(self._network)
         except Exception as error:
             raise PruningError(
                 f"a copy of the network does not run in float32 on the CPU ({type(error).__name__}: {error}), where "
                 "groups are proven; turn the proof off, or do not cast inside the network"
             ) from error
-        # The unpruned network's outputs are the scale: those of a pruned one may all but vanish.
-        self._scale = max(_largest(self._unpruned), torch.finfo(torch.float32).tiny)
+        # Differences are relative to the original outputs, because those of a pruned network may be almost zero.
+        self._scale = max(_largest(self._original), torch.finfo(torch.float32).tiny)
 
     def difference(self, chosen: Sequence[int]) -> tuple[float, str]:
-        """Relative difference for one random plan of the chosen groups, and what it says against cutting them.
+        """The relative difference for one random plan of the chosen groups, and why they are not cut if it is large.
 
-        A plan whose filters do not show at the output (dead ones, say) says nothing: others are drawn.
+        Other plans are drawn if masking the filters of one has no effect on the output.
         """
         if not chosen:
             return 0.0, "nothing is cut"
@@ -178,7 +221,7 @@ class _Check:
                 keep[self._groups[number].name] = self._draw(self._groups[number])
             try:
                 worst = self._difference(removed_channels(self._groups, keep))
-            except _Differs as error:
+            except _OtherShape as error:
                 return float("inf"), f"{NOT_THE_SAME} ({error})"
             except Exception as error:
                 return float("inf"), f"{NOT_THE_SAME} (the cut network does not run: {type(error).__name__}: {error})"
@@ -188,53 +231,52 @@ class _Check:
         return float("inf"), INVISIBLE
 
     def _difference(self, removed: Removed) -> float | None:
-        """Of one plan; None if switching its filters off changes nothing, not even with other weights."""
-        difference, effect = self._compare(self._network, self._unpruned, removed)
+        """The difference for one plan; None if masking its filters has no effect, not even with other weights."""
+        difference, effect = self._compare(self._network, self._original, removed)
         if difference > TOLERANCE * self._scale or effect >= VISIBLE * self._scale or difference != difference:
             return difference / self._scale
-        # In float64, then; and where that shows nothing (a branch that begins at zero), with noise on all weights.
-        lively = self._lively()
+        # Then in float64; and if that shows no effect either (a branch whose weights are zero), with other weights.
+        noisy = self._with_noise()
         for network, least in (
-            (twin(self._network).double(), EXACT),
-            (twin(lively).double(), EXACT),
-            (lively, VISIBLE),
+            (shared_copy(self._network).double(), VISIBLE_IN_FLOAT64),
+            (shared_copy(noisy).double(), VISIBLE_IN_FLOAT64),
+            (noisy, VISIBLE),
         ):
             try:
-                unpruned = self._run(network)
-                difference, effect = self._compare(network, unpruned, removed)
+                original = self._run(network)
+                difference, effect = self._compare(network, original, removed)
             except RuntimeError:
-                if network is lively:
+                if network is noisy:
                     raise
-                continue  # the network casts, and would mix precisions
-            if effect > least * _largest(unpruned):
+                continue  # the network casts to float32, which cannot be combined with float64
+            if effect > least * _largest(original):
                 return difference / effect
         return None
 
-    def _lively(self) -> nn.Module:
-        """The network with fresh noise on all weights and statistics, so that no branch is silent."""
+    def _with_noise(self) -> nn.Module:
+        """The network with noise on all weights and statistics, so that no branch is zero."""
         network = cut(self._network, {})
-        generator = self._generator
         state = {name: tensor for name, tensor in network.state_dict().items() if tensor.is_floating_point()}
         with torch.no_grad():
             for name, tensor in state.items():
                 spread = float(tensor.std(correction=0)) or float(tensor.abs().max()) or 0.3
-                noise = spread * torch.randn(tensor.shape, generator=generator)
+                noise = spread * torch.randn(tensor.shape, generator=self._generator)
                 tensor.copy_((tensor + noise).abs() + 0.1 if name.endswith("running_var") else tensor + noise)
         return network
 
-    def _compare(self, network: nn.Module, unpruned: list[torch.Tensor], removed: Removed) -> tuple[float, float]:
-        """Largest differences between cut and switched off, and between switched off and unpruned."""
+    def _compare(self, network: nn.Module, original: list[torch.Tensor], removed: Removed) -> tuple[float, float]:
+        """Largest differences between cut and masked outputs, and between masked and original ones."""
         with zeros_at_consumers(network, removed):
             expected = self._run(network)
         found = self._run(cut(network, removed, share=True))
         shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (expected, found)]
         if shapes[0] != shapes[1]:
-            raise _Differs(f"the output changes its shape from {shapes[0]} to {shapes[1]}")
-        effect = _largest([off - full for off, full in zip(expected, unpruned, strict=True)])
+            raise _OtherShape(f"the output changes its shape from {shapes[0]} to {shapes[1]}")
+        effect = _largest([masked - full for masked, full in zip(expected, original, strict=True)])
         return _largest([one - other for one, other in zip(found, expected, strict=True)]), effect
 
     def _draw(self, group: PruningGroup) -> torch.Tensor:
-        """Indices that stay, ascending: between a quarter and three quarters of the filters, at least one."""
+        """Indices of a quarter to three quarters of a group's filters, at least one, ascending."""
         low, high = max(1, group.filters // 4), max(1, 3 * group.filters // 4)
         count = int(torch.randint(low, high + 1, (), generator=self._generator))
         if self._ranking is None:
@@ -244,18 +286,17 @@ class _Check:
         return order[:count].sort().values
 
     def _run(self, network: nn.Module) -> list[torch.Tensor]:
-        """All tensors that the network returns."""
         with torch.inference_mode():
             outputs = output_tensors(network(*inputs_for(network, self._samples)))
-        self._tick()
+        self._after_each_run()
         return outputs
 
 
-class _Differs(Exception):
-    """The two networks cannot be compared; the message says why."""
+class _OtherShape(Exception):
+    """The cut network's outputs have other shapes; the message says which."""
 
 
 def _largest(tensors: Sequence[torch.Tensor]) -> float:
-    """Largest absolute value of all; infinite where one is not a number."""
+    """Largest absolute value in some tensors; infinite if one is not a number."""
     values = [float(tensor.abs().max()) for tensor in tensors if tensor.numel()]
     return float("inf") if any(value != value for value in values) else max(values, default=0.0)

@@ -8,7 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common.figure_style import BLUE, GREEN, GREY, INK, ORANGE, PALE, PURPLE, dress, heading, legend, new_figure, save
+from ..common.figure_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PALE,
+    PURPLE,
+    add_legend,
+    add_title,
+    new_figure,
+    save_figure,
+    style_axes,
+)
 from .summary import percent, scale
 
 if TYPE_CHECKING:
@@ -61,8 +74,8 @@ def plot_learning(
 
     panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for panel in panels:
-        dress(panel)
-    heading(figure, title)
+        style_axes(panel)
+    add_title(figure, title)
     upper, rest = panels[0], list(panels[1:])
     x, y = list(returns), list(returns.values())
     upper.plot(x, y, ".", color=BLUE, alpha=0.35, markersize=5, markeredgewidth=0, label="episode")
@@ -73,7 +86,7 @@ def plot_learning(
         upper.plot(list(evaluations), list(evaluations.values()), **style)
     upper.set_ylabel("Return", color=INK)
     _leave_out_the_lowest(upper, x, y, [*smooth, *evaluations.values()], "{:.3g}")
-    legend(upper)
+    add_legend(upper)
     if best:
         _plot_best(rest.pop(0), best, references or {})
     if epsilon:
@@ -83,7 +96,7 @@ def plot_learning(
     panels[-1].set_xlabel("Episode", color=INK)
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.align_ylabels()
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_layers(
@@ -109,8 +122,8 @@ def plot_layers(
     left.set_xlabel("Filters", color=INK)
     right.set_xlabel(f"MACs{unit} (layers shown: {percent(after / before, 1)} stay)", color=INK)
     right.tick_params(labelleft=False)
-    heading(figure, title)
-    save(figure, path)
+    add_title(figure, title)
+    save_figure(figure, path)
 
 
 def plot_tradeoff(
@@ -141,7 +154,7 @@ def plot_tradeoff(
         raise ValueError("nothing to plot: points is empty; give (macs_ratio, accuracy) of every evaluated plan")
     figure = new_figure(7.5, 5.2)
     axes = figure.add_subplot()
-    dress(axes)
+    style_axes(axes)
     x, y = [100 * macs for macs, _ in points], [100 * accuracy for _, accuracy in points]
     count = len(points)
     colours: dict[str, Any] = {"c": range(1, count + 1), "cmap": "viridis", "vmin": 1, "vmax": max(2, count)}
@@ -178,9 +191,9 @@ def plot_tradeoff(
     bar.set_label("Order of evaluation", color=INK)
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=GREY, labelsize=8, labelcolor=INK)
-    heading(figure, title)
-    legend(axes)
-    save(figure, path)
+    add_title(figure, title)
+    add_legend(axes)
+    save_figure(figure, path)
 
 
 def _leave_out_the_lowest(axes: Axes, x: list[Any], y: list[float], shown: Sequence[float], written: str) -> None:
@@ -207,11 +220,11 @@ def _plot_best(axes: Axes, best: Mapping[int, float], references: Mapping[str, f
         label = f"{name}: {percent(accuracy, 1)}"
         axes.axhline(100 * accuracy, color=colour, linewidth=1.2, linestyle=dashes, label=label)
     axes.set_ylabel("Best accuracy on\nreward images, %", color=INK)
-    legend(axes)
+    add_legend(axes)
 
 
 def _plot_bars(axes: Axes, pairs: Sequence[tuple[float, float]], colour: str, notes: Sequence[str]) -> None:
-    dress(axes)
+    style_axes(axes)
     axes.grid(False)  # the notes give the numbers
     rows, before, after = range(len(pairs)), [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     axes.barh(rows, before, height=0.76, color=PALE[colour], linewidth=0, label="original")
@@ -221,7 +234,7 @@ def _plot_bars(axes: Axes, pairs: Sequence[tuple[float, float]], colour: str, no
         axes.annotate(note, (length, row), va="center", color=INK, fontsize=7, **offset)
     axes.set_xlim(0, 1.2 * max(before))
     axes.tick_params(axis="y", length=0)
-    legend(axes)
+    add_legend(axes)
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:

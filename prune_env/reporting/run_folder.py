@@ -18,7 +18,7 @@ from ..deploy.export import ExportError, to_onnx
 from ..game.config import differences
 from ..game.env import FilterPruneEnv
 from ..pruning import Plan
-from ..scoring.latency import interleaved
+from ..scoring.latency import latencies
 from .plots import LayerRow, plot_layers, plot_learning, plot_tradeoff
 from .summary import NetworkRow
 
@@ -106,7 +106,7 @@ def network_rows(folder: Path, env: FilterPruneEnv, contestants: Sequence[Contes
         timed: dict[str, nn.Module | Path] = {**networks, **{f"{name} as ONNX": file for name, file in onnx.items()}}
         shape = env.problem.data.image_shape
         at_1, at_100 = (
-            {name: timing.median_ms for name, timing in interleaved(timed, shape, batch).items()} for batch in (1, 100)
+            {name: timing.median_ms for name, timing in latencies(timed, shape, batch).items()} for batch in (1, 100)
         )
         return [
             NetworkRow(

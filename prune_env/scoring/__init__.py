@@ -1,1 +1,1 @@
-"""How good one network is, as it stands: accuracy, BatchNorm statistics, latency."""
+"""Measurements of one network: accuracy, BatchNorm statistics, latency."""

@@ -1,7 +1,9 @@
-"""BatchNorm statistics: estimating them anew, and folding them into the convolutions.
+"""Re-estimate BatchNorm statistics, and fold BatchNorm layers into the convolutions before them.
 
-Recalibration as in EagleEye (Li et al., ECCV 2020): after filters are gone, the stored statistics describe inputs
+Recalibration follows EagleEye (Li et al., ECCV 2020): once filters are removed, the stored statistics describe inputs
 that no longer exist. Statistics are averaged over all batches with equal weight.
+
+Letters: N images, B images in a batch, C channels, H and W pixels.
 """
 
 from __future__ import annotations
@@ -19,28 +21,35 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from ..common.device import exact_convolutions
 
 TOLERANCE = 1e-3
-"""How far two float32 computations of one thing may be apart."""
+"""Largest relative difference between two float32 computations of the same value."""
 
 
-def near_equal(images: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
-    """Batches of at most `size` images and nearly one length: all count alike in the average."""
+def even_batches(images: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
+    """Divide images [N, C, H, W] into batches of at most `size` images whose sizes differ by at most one.
+
+    Recalibration averages over batches, so each image gets nearly the same weight.
+    """
     return images.tensor_split(-(-len(images) // size))
 
 
 def recalibrate(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
-    """Replaces the running statistics of every BatchNorm in `model` by those of `batches` [B, C, H, W]."""
-    with estimating(model) as any_there, torch.inference_mode():
-        if any_there:
+    """Replace the running statistics of every BatchNorm by those of `batches` [B, C, H, W], in place."""
+    with estimate_statistics(model) as has_batchnorm, torch.inference_mode():
+        if has_batchnorm:
             for batch in batches:
                 model(batch)
 
 
 @contextmanager
-def estimating(model: nn.Module) -> Iterator[bool]:
-    """Every BatchNorm takes the statistics of the batches that run inside; gives whether there is any.
+def estimate_statistics(model: nn.Module) -> Iterator[bool]:
+    """Let every BatchNorm estimate its running statistics from the batches that run inside the block.
 
-    Only the BatchNorm layers run in training mode: dropout stays off. Every module's mode and momentum are restored.
-    All calls of a layer count alike, as with a momentum of None, whose counter a GPU would have to be waited for.
+    Only the BatchNorm layers are in training mode: dropout stays off. Modes and momenta are restored afterwards. All
+    calls of a layer have equal weight, as with a momentum of None, but without that option's counter, whose value
+    would have to be read from the GPU.
+
+    Yields:
+        Whether the model has a BatchNorm with running statistics.
     """
     calls: Counter[nn.Module] = Counter()
 
@@ -68,18 +77,24 @@ def estimating(model: nn.Module) -> Iterator[bool]:
 
 
 def folding_pairs(model: nn.Module, example_input: torch.Tensor) -> list[tuple[str, str]]:
-    """Paths of every (convolution, BatchNorm) pair that one can fold, found by watching one forward pass.
+    """Find the BatchNorm layers that can be folded into a convolution, by observing one forward pass.
 
-    The BatchNorm takes the very tensor that the convolution returned, both run once, and folding all pairs leaves the
-    output as it was, whatever the BatchNorms do; otherwise there are none.
+    In each pair the BatchNorm takes exactly the tensor that the convolution returned, and both run once.
+
+    Args:
+        model: The network; it is not changed.
+        example_input: Normalised images [B, C, H, W].
+
+    Returns:
+        Pairs of module paths (convolution, BatchNorm). Empty if folding all pairs would change the output.
     """
-    model = stirred(copy.deepcopy(model).eval())
+    model = randomise_batchnorms(copy.deepcopy(model).eval())
     producer: dict[int, str] = {}
-    outputs: list[torch.Tensor] = []  # kept alive, so that no id is given twice
+    outputs: list[torch.Tensor] = []  # kept alive so that no id is used twice
     calls: Counter[str] = Counter()
     pairs: list[tuple[str, str]] = []
 
-    def watch(name: str) -> Callable[..., None]:
+    def observe(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             calls[name] += 1
             if type(module) is nn.Conv2d:
@@ -91,7 +106,7 @@ def folding_pairs(model: nn.Module, example_input: torch.Tensor) -> list[tuple[s
         return hook
 
     handles = [
-        module.register_forward_hook(watch(name))
+        module.register_forward_hook(observe(name))
         for name, module in model.named_modules()
         if type(module) in (nn.Conv2d, nn.BatchNorm2d)
     ]
@@ -101,13 +116,15 @@ def folding_pairs(model: nn.Module, example_input: torch.Tensor) -> list[tuple[s
             handle.remove()
         pairs = [pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == 1]
         fold(model, pairs)
-        same = agree(model(example_input), expected)
+        same = outputs_agree(model(example_input), expected)
     return pairs if same else []
 
 
-def stirred(model: nn.Module) -> nn.Module:
-    """The model with noise on everything that its BatchNorms know, in place: a fresh one does nothing, and so shows no
-    fault of what is done to it."""
+def randomise_batchnorms(model: nn.Module) -> nn.Module:
+    """Add noise to parameters and statistics of every BatchNorm, in place, and return the model.
+
+    A new BatchNorm is nearly the identity, so an error in how it is treated would not show in the output.
+    """
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, _BatchNorm):
@@ -121,8 +138,14 @@ def stirred(model: nn.Module) -> nn.Module:
     return model
 
 
-def agree(found: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERANCE) -> bool:
-    """Whether two outputs [B, ...] are equal to a fraction of every column's largest value."""
+def outputs_agree(found: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERANCE) -> bool:
+    """Return whether two outputs [B, ...] are nearly equal.
+
+    Args:
+        found: An output.
+        expected: The output that it is compared with.
+        tolerance: Allowed difference, as a fraction of the largest value in each column of `expected`.
+    """
     if found.shape != expected.shape or not torch.equal(found.isfinite(), expected.isfinite()):
         return False
     scale = expected.nan_to_num(0.0, 0.0, 0.0).abs().amax(0, keepdim=True)
@@ -131,7 +154,12 @@ def agree(found: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERA
 
 
 def fold(model: nn.Module, pairs: Iterable[tuple[str, str]]) -> None:
-    """Folds, in place, every BatchNorm into its convolution. For eval mode: statistics become weights."""
+    """Fold BatchNorm layers into convolutions, in place; the result is only valid in eval mode.
+
+    Args:
+        model: The network.
+        pairs: Pairs of module paths (convolution, BatchNorm), as `folding_pairs` returns them.
+    """
     for conv_path, norm_path in pairs:
         conv, norm = model.get_submodule(conv_path), model.get_submodule(norm_path)
         assert isinstance(conv, nn.Conv2d)

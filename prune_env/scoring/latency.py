@@ -1,6 +1,8 @@
-"""How long a network takes: medians of whole forward passes, several networks measured in turn.
+"""Measure latencies: medians of whole forward passes, with several networks measured in turn.
 
 A network is a module, which torch runs, or the path of an ONNX file, which onnxruntime runs on the CPU.
+
+Letters: B images in a batch, C channels, H and W pixels.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..common import onnx_session as onnx_runtime
 from ..common.device import channels_last
+from ..common.onnx_session import open_session
 
-TURN = 4
-"""Timed runs of one network before the next has its turn."""
+RUNS_PER_TURN = 4
+"""Timed runs of one network before the turn of the next."""
 
 
 @dataclass(frozen=True)
@@ -28,83 +30,99 @@ class Latency:
     """Median wall-clock time of one forward pass, and how it was measured."""
 
     median_ms: float
+    """Milliseconds."""
     batch_size: int
+    """Images per forward pass."""
     runs: int
+    """Number of timed forward passes."""
     threads: int
-    """of the CPU, inside an operation"""
+    """CPU threads per operation."""
     dtype: str
-    """of weights and inputs, by torch's name: float32, bfloat16"""
+    """Type of weights and inputs: float32, bfloat16, ..."""
     runtime: Literal["torch", "onnxruntime"] = "torch"
+    """The library that ran the network."""
+
+
+@dataclass(frozen=True)
+class TimingConfig:
+    """How latencies are measured.
+
+    Raises:
+        ValueError: A number is too small; the message names the field.
+    """
+
+    warmup: int = 5
+    """Untimed runs of every network at the start. One more run precedes each turn, because the previous network has
+    replaced the contents of the caches."""
+    seconds: float = 1.0
+    """Minimum time of measuring per network."""
+    min_runs: int = 20
+    """Minimum number of timed runs per network."""
+    threads: int | None = None
+    """CPU threads per operation, for both runtimes; None for as many as torch uses now. The number is restored
+    afterwards."""
+    device: torch.device | str = "cpu"
+    """Device that the networks run on; ONNX files only run on the CPU."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("warmup", 0), ("min_runs", 1), ("threads", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def latency(
     model: nn.Module | Path,
     example_shape: tuple[int, int, int],
     batch_size: int,
-    *,
-    warmup: int = 5,
-    seconds: float = 1.0,
-    min_runs: int = 20,
-    threads: int | None = None,
-    device: torch.device | str = "cpu",
+    config: TimingConfig | None = None,
 ) -> Latency:
-    """The latency of one network. `interleaved` explains the arguments; use it to compare networks."""
-    settings = {"warmup": warmup, "seconds": seconds, "min_runs": min_runs, "threads": threads, "device": device}
-    return interleaved({"model": model}, example_shape, batch_size, **settings)["model"]  # type: ignore[arg-type]
+    """Measure the latency of one network. To compare networks use `latencies`, which also explains the arguments."""
+    return latencies({"model": model}, example_shape, batch_size, config)["model"]
 
 
-def interleaved(
+def latencies(
     models: Mapping[str, nn.Module | Path],
     example_shape: tuple[int, int, int],
     batch_size: int,
-    *,
-    warmup: int = 5,
-    seconds: float = 1.0,
-    min_runs: int = 20,
-    threads: int | None = None,
-    device: torch.device | str = "cpu",
+    config: TimingConfig | None = None,
 ) -> dict[str, Latency]:
-    """Latencies of several networks, measured round-robin so that a drift of the machine hits all alike.
+    """Measure the latencies of several networks in turn, so that a drift of the machine affects all alike.
 
-    Copies are timed, in eval mode, channels_last and the precision of their weights; the models stay as they are.
-    ONNX files (by Path, as `prune_env.export.to_onnx` writes them) are timed in float32, with images in NumPy's order.
+    Modules are copied and timed in eval mode, in channels-last memory format and in the precision of their weights.
+    ONNX files are timed in float32, with images in contiguous memory format.
 
-    example_shape  (C, H, W) of one image; images are noise, the same at every call
-    warmup         untimed runs of every network at first; one more precedes each turn, as the network before has
-                   emptied the caches
-    seconds        measuring goes on for at least this long per network, and for at least `min_runs` runs
-    threads        of the CPU, for both runtimes; None for as many as torch uses now. The number is put back afterwards
+    Args:
+        models: Name -> module, or path of an ONNX file that `prune_env.export.to_onnx` wrote.
+        example_shape: Shape of one image, (C, H, W). The images are noise, the same in every call.
+        batch_size: Images per forward pass.
+        config: How to measure.
 
-    Raises ValueError that names the argument, FileNotFoundError for a missing ONNX file, ImportError without
-    onnxruntime.
+    Returns:
+        Name -> latency.
+
+    Raises:
+        ValueError: An argument is wrong; the message names it.
+        FileNotFoundError: An ONNX file is missing.
+        ImportError: There is an ONNX file, and onnxruntime is not installed.
     """
-    _check(models, example_shape, batch_size, warmup, min_runs, threads)
-    device = torch.device(device)
+    _check(models, example_shape, batch_size)
+    config = config or TimingConfig()
     noise = torch.randn((batch_size, *example_shape), generator=torch.Generator().manual_seed(0))  # [B, C, H, W]
-    times: dict[str, list[float]] = {name: [] for name in models}
-    runs, threads_before = 0, torch.get_num_threads()
+    threads_before = torch.get_num_threads()
     try:
-        if threads is not None:
-            torch.set_num_threads(threads)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
         threads = torch.get_num_threads()
-        networks = {name: _ready(model, noise, device) for name, model in models.items()}
-        with torch.inference_mode():
-            for network, images in networks.values():
-                for _ in range(warmup):
-                    _timed(network, images)
-            start = time.perf_counter()
-            while runs < min_runs or time.perf_counter() - start < seconds * len(networks):
-                for name, (network, images) in networks.items():
-                    turn = [_timed(network, images) for _ in range(1 + TURN)]
-                    times[name] += turn[1:]
-                runs += TURN
+        networks = {name: _prepared(model, noise, torch.device(config.device)) for name, model in models.items()}
+        times = _measure(networks, config)
     finally:
         torch.set_num_threads(threads_before)
     return {
         name: Latency(
             median_ms=1000 * median(times[name]),
             batch_size=batch_size,
-            runs=runs,
+            runs=len(times[name]),
             threads=threads,
             dtype=str(images.dtype).removeprefix("torch."),
             runtime="onnxruntime" if isinstance(models[name], Path) else "torch",
@@ -113,50 +131,55 @@ def interleaved(
     }
 
 
-def _ready(
-    model: nn.Module | Path, noise: torch.Tensor, device: torch.device
-) -> tuple[Callable[[torch.Tensor], Any], torch.Tensor]:
-    """What is timed, and its images, in the memory format that suits it."""
-    if isinstance(model, Path):
-        if device.type != "cpu":
-            raise ValueError(f"device must be cpu to time the ONNX file {model}, got {device}")
-        return onnx_runtime.runner(model), noise
-    network = channels_last(copy.deepcopy(model).eval().to(device))
-    return network, noise.to(device, _dtype(network), memory_format=torch.channels_last)
-
-
-def _timed(model: Callable[[torch.Tensor], Any], images: torch.Tensor) -> float:
-    """Seconds of one forward pass, to the end of the device's work."""
+def time_forward(network: Callable[[torch.Tensor], Any], images: torch.Tensor) -> float:
+    """Return the seconds of one forward pass on images [B, C, H, W], including all work on their device."""
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
     start = time.perf_counter()
-    model(images)
+    network(images)
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
     return time.perf_counter() - start
+
+
+def _measure(
+    networks: Mapping[str, tuple[Callable[[torch.Tensor], Any], torch.Tensor]], config: TimingConfig
+) -> dict[str, list[float]]:
+    """Time networks on their images in turn; return the seconds of every timed run."""
+    times: dict[str, list[float]] = {name: [] for name in networks}
+    with torch.inference_mode():
+        for network, images in networks.values():
+            for _ in range(config.warmup):
+                time_forward(network, images)
+        runs, start = 0, time.perf_counter()
+        while runs < config.min_runs or time.perf_counter() - start < config.seconds * len(networks):
+            for name, (network, images) in networks.items():
+                turn = [time_forward(network, images) for _ in range(1 + RUNS_PER_TURN)]
+                times[name] += turn[1:]
+            runs += RUNS_PER_TURN
+    return times
+
+
+def _prepared(
+    model: nn.Module | Path, noise: torch.Tensor, device: torch.device
+) -> tuple[Callable[[torch.Tensor], Any], torch.Tensor]:
+    """Return the function to time, and its images in the right precision and memory format."""
+    if isinstance(model, Path):
+        if device.type != "cpu":
+            raise ValueError(f"device must be cpu to time the ONNX file {model}, got {device}")
+        return open_session(model), noise
+    network = channels_last(copy.deepcopy(model).eval().to(device))
+    return network, noise.to(device, _dtype(network), memory_format=torch.channels_last)
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
     return next((weights.dtype for weights in model.parameters() if weights.is_floating_point()), torch.float32)
 
 
-def _check(
-    models: Mapping[str, nn.Module | Path],
-    example_shape: tuple[int, ...],
-    batch_size: int,
-    warmup: int,
-    min_runs: int,
-    threads: int | None,
-) -> None:
+def _check(models: Mapping[str, nn.Module | Path], example_shape: tuple[int, ...], batch_size: int) -> None:
     if not models:
-        raise ValueError("models is empty; give at least one network to measure, by name")
+        raise ValueError("models is empty; give at least one network")
     if len(example_shape) != 3 or min(example_shape) < 1:
         raise ValueError(f"example_shape must be (C, H, W) of one image, without the batch; got {example_shape}")
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("warmup", warmup, 0),
-        ("min_runs", min_runs, 1),
-        ("threads", 1 if threads is None else threads, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")

@@ -1,9 +1,12 @@
-"""How good a network is on a split: top-1 accuracy, or a function of the user's."""
+"""Score a network on a split: top-1 accuracy, or a user's metric.
+
+Letters: B images in a batch, C channels, H and W pixels.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,59 +17,70 @@ from ..common.fingerprints import qualified_name
 from ..data import DataSplits, Split
 from ..data.objective import Metric, check_metric
 
-
-def correct(
-    model: nn.Module,
-    data: DataSplits,
-    split: Split,
-    device: torch.device | str = "cpu",
-    batch_size: int = 500,
-) -> int:
-    """How many images of `split` the model on `device` gets right (top-1), in its own precision and eval mode."""
-    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
-    count = 0
-    with evaluating(model), torch.inference_mode():
-        for start in range(0, len(split), batch_size):
-            images = data.normalise(split.images[start : start + batch_size].to(device)).to(dtype)
-            labels = split.labels[start : start + batch_size].to(device)
-            count += int((model(images).argmax(1) == labels).sum())
-    return count
+BATCH_SIZE = 500
+"""Images per forward pass of `accuracy`."""
 
 
-def score(
-    model: nn.Module,
+def accuracy(
+    network: nn.Module,
     data: DataSplits,
     split: Split,
     metric: Metric | None = None,
     device: torch.device | str = "cpu",
 ) -> float:
-    """Top-1 accuracy of the model on `device`, or what `metric` says of it, in its own precision and eval mode.
+    """Return the top-1 accuracy of a network on a split, or its score by a metric.
 
-    A metric is given the whole split as normalised inputs, so that has to fit into the device's memory.
+    The network runs in eval mode and in its own precision; its modes are restored afterwards.
+
+    Args:
+        network: The network, which must be on `device`.
+        data: The data set, which normalises the images.
+        split: The images and labels to score on.
+        metric: Scores the network instead of top-1 accuracy. It gets the whole split as normalised inputs, which must
+            fit into the device's memory.
+        device: The device of the network.
+
+    Returns:
+        The fraction of correctly classified images, or the metric's score.
+
+    Raises:
+        ValueError: The labels are no classes and there is no metric, or the metric does not return a finite number.
     """
     check_metric(metric, data)
-    if metric is None:
-        return correct(model, data, split, device) / len(split)
-    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
-    inputs = Split(data.normalise(split.images.to(device)).to(dtype), split.labels.to(device))
-    with evaluating(model):
-        return measure(metric, model, inputs)
+    dtype = next((parameter.dtype for parameter in network.parameters()), torch.float32)
+
+    def inputs(images: torch.Tensor) -> torch.Tensor:
+        return data.normalise(images.to(device)).to(dtype)
+
+    with eval_mode(network):
+        if metric is not None:
+            return apply_metric(metric, network, Split(inputs(split.images), split.labels.to(device)))
+        batches = zip(split.images.split(BATCH_SIZE), split.labels.split(BATCH_SIZE), strict=True)
+        return count_correct(network, ((inputs(images), labels.to(device)) for images, labels in batches)) / len(split)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode within the block; afterwards every module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+@torch.inference_mode()
+def count_correct(network: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> int:
+    """Return the number of images that a network classifies correctly (top-1).
+
+    Args:
+        network: The network, which should be in eval mode.
+        batches: Normalised inputs [B, C, H, W] in the network's precision and class numbers [B], on its device.
+    """
+    return sum(int((network(images).argmax(1) == labels).sum()) for images, labels in batches)
 
 
-def measure(metric: Metric, network: nn.Module, split: Split) -> float:
-    """What the metric says, checked. Raises ValueError that names the metric and its value."""
+def apply_metric(metric: Metric, network: nn.Module, split: Split) -> float:
+    """Return a metric's score of a network, after a check that it is a finite number.
+
+    Args:
+        metric: The metric.
+        network: The network, which should be in eval mode; it returns float32 while the metric runs.
+        split: Normalised inputs in the network's precision, and labels, on its device.
+
+    Raises:
+        ValueError: The metric does not return a finite number; the message names the metric and its value.
+    """
     handle = network.register_forward_hook(_to_float32)
     try:
         with torch.inference_mode():
@@ -80,6 +94,18 @@ def measure(metric: Metric, network: nn.Module, split: Split) -> float:
     if not math.isfinite(number):
         raise ValueError(f"metric {qualified_name(metric)} must return a finite number, it returned {number}")
     return number
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Set eval mode within the block, and restore the mode of every module afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _to_float32(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:

@@ -1,1 +1,1 @@
-"""Training and distillation: one loop, two losses."""
+"""Training, distillation and short finetuning of networks."""

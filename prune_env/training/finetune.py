@@ -1,89 +1,116 @@
-"""A few steps of distillation, the same for every network: what a pruned network may learn before it is measured.
+"""Finetuning: a few steps of distillation, the same for every pruned network, before its accuracy is measured.
 
 NetAdapt (Yang et al. 2018, arXiv:1804.03230) ranks its proposals after such a short-term fine-tuning. The images are
-fixed and the teacher's answers to them are computed once, so what comes out is a function of the network that goes in:
-to the bit on a processor with the same number of threads, else up to the order in which sums are taken.
+fixed and the teacher's answers are computed once, so the result is a function of the network: bit-identical on a CPU
+with the same number of threads, and otherwise equal up to the order of sums.
+
+Letters: B images in a batch, C channels, H and W pixels, K outputs.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from ..common.device import seeded, with_gradients
-from ..data import DataSplits
-from ..data.objective import Loss, check_loss
-from .distillation import DistillationConfig, Teacher, loss_to
-from .fit import one_cycle, optimizers_of, trainable, training_dtype
+from ..data.objective import check_loss
+from ..pruning.problem import PruningProblem
+from .distillation import CombinedLoss, DistillationConfig, Teacher
+from .optimizers import make_optimizers, one_cycle
 from .step import Step
+from .trainable import trainable_copy, training_dtype
 
-BATCH = 128
+BATCH_SIZE = 128
 RECIPE = DistillationConfig(lr=0.02, ema_decay=0.0)
-"""Its learning rate, schedule, momentum, weight decay and loss are used."""
+"""Gives the learning rate, schedule, momentum, weight decay and loss."""
+
+
+class TaughtBatch(NamedTuple):
+    """A batch of training images with the teacher's answer."""
+
+    images: torch.Tensor
+    """Augmented, normalised images [B, C, H, W] in the precision that convolutions compute in."""
+    teacher_logits: torch.Tensor
+    """float32 [B, K]."""
+    labels: torch.Tensor
+    """[B] or [B, K]."""
 
 
 class Finetuner:
-    """Calling it with a network gives a trained copy, in training mode and on the device.
+    """Finetunes networks, always on the same batches; call it with a network.
 
-    Pickles, if the user's loss does. Raises ValueError where labels without classes lack a loss.
+    It can be pickled if the user's loss can.
+
+    Args:
+        problem: The original network, which is the teacher, the data, and the loss.
+        batches: Number of batches of up to 128 images.
+        seed: Seed of the order of images, of their augmentation, and of dropout.
+        device: Device to train on.
+
+    Raises:
+        ValueError: Data without classes lack a loss.
     """
 
     @with_gradients
     def __init__(
-        self,
-        teacher: nn.Module,
-        data: DataSplits,
-        batches: int,
-        *,
-        loss: Loss | None = None,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
+        self, problem: PruningProblem, batches: int, *, seed: int = 0, device: torch.device | str = "cpu"
     ) -> None:
-        check_loss(loss, data)
-        self.loss, self._classes, self._seed = loss, bool(data.classes), seed
+        data = problem.data
+        check_loss(problem.loss, data)
+        self.loss, self._classes, self._seed = problem.loss, bool(data.classes), seed
         self._device, generator = torch.device(device), torch.Generator().manual_seed(seed)
-        size = min(BATCH, len(data.train))
+        size = min(BATCH_SIZE, len(data.train))
         passes = -(-batches * size // len(data.train))
         order = torch.cat([torch.randperm(len(data.train), generator=generator) for _ in range(passes)])
-        # Smaller networks have the same maps, kernels and strides, so this holds for all of them.
-        self._dtype = training_dtype(trainable(teacher, self._device), data.example_input.to(self._device))
-        answer = Teacher(teacher, self._device, memory=0)
-        self._batches = []
-        """Normalised images [B, C, H, W], what the teacher says of them [B, K], labels [B] or [B, K]."""
+        # Pruned networks have the same maps, kernels and strides, so this type is right for all of them.
+        self._dtype = training_dtype(trainable_copy(problem.model, self._device), data.example_input.to(self._device))
+        teacher = Teacher(problem.model, self._device, memory=0)
+        self.batches: list[TaughtBatch] = []
         for rows in order[: batches * size].split(size):
             images = data.augmented(data.train.images[rows], generator).to(self._device)
-            # In the precision that convolutions are given anyway.
-            self._batches.append((images.to(self._dtype), answer(images), data.train.labels[rows].to(self._device)))
+            labels = data.train.labels[rows].to(self._device)
+            self.batches.append(TaughtBatch(images.to(self._dtype), teacher(images), labels))
 
     @property
     def settings(self) -> tuple[object, ...]:
-        """What the result depends on, besides network, teacher and data."""
-        return len(self._batches), BATCH, self._seed, RECIPE
+        """Everything that the result depends on, besides network, teacher and data."""
+        return len(self.batches), BATCH_SIZE, self._seed, RECIPE
 
     @with_gradients
     def __call__(self, network: nn.Module) -> nn.Module:
-        """Raises FloatingPointError where the loss or a weight is no longer finite."""
-        example = self._batches[0][0][:2].float()
-        tuned = trainable(network, self._device).train()
-        answers = (taught for _, taught, _ in self._batches)
-        taught_loss = loss_to(RECIPE, self.loss, classes=self._classes)
+        """Return a finetuned copy of a network, in training mode and on the device.
+
+        Raises:
+            FloatingPointError: The loss or a weight is no longer finite.
+        """
+        example = self.batches[0].images[:2].float()
+        tuned = trainable_copy(network, self._device).train()
+        answers = (batch.teacher_logits for batch in self.batches)
+        combined = CombinedLoss(RECIPE, self.loss, classes=self._classes)
 
         def loss(logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            return taught_loss(next(answers), logits, images, labels)
+            return combined(next(answers), logits, images, labels)
 
-        with seeded(self._device, self._seed ^ 1):  # what dropout draws; not the draws of order and augmentation again
-            step = Step(tuned, loss, optimizers_of(tuned, RECIPE, example), self._device, self._dtype, replay=False)
-            for number, (images, _, labels) in enumerate(self._batches, 1):
-                step.set_learning_rates(one_cycle(number / (len(self._batches) + 1), RECIPE.warmup))
+        with seeded(self._device, self._seed ^ 1):  # another seed, so that dropout does not repeat used numbers
+            optimizers = make_optimizers(tuned, RECIPE, example)
+            step = Step(tuned, loss, optimizers, self._device, self._dtype, replay=False)
+            for number, (images, _, labels) in enumerate(self.batches, 1):
+                step.set_learning_rates(one_cycle(number / (len(self.batches) + 1), RECIPE.warmup))
                 value = step(images.float().contiguous(memory_format=torch.channels_last), labels)
-        learned = ((name, parameter) for name, parameter in tuned.named_parameters() if parameter.requires_grad)
-        for name, tensor in (("the loss", value), *learned):  # the last step's effect shows in no loss
-            if not torch.isfinite(tensor).all():
-                raise FloatingPointError(
-                    f"{name} is not finite after {len(self._batches)} batches at learning rate {RECIPE.lr}: this "
-                    "network does not take it; set finetune_batches=0"
-                )
+        self._check_finite(tuned, value)
         tuned.zero_grad(set_to_none=True)
         for parameter, original in zip(tuned.parameters(), network.parameters(), strict=True):
             parameter.requires_grad_(original.requires_grad)
         return tuned
+
+    def _check_finite(self, network: nn.Module, loss: torch.Tensor) -> None:
+        """Check the last loss, and the trained weights, because the last step's effect shows in no loss."""
+        trained = ((name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad)
+        for name, tensor in (("the loss", loss), *trained):
+            if not torch.isfinite(tensor).all():
+                raise FloatingPointError(
+                    f"{name} is not finite after {len(self.batches)} batches at learning rate {RECIPE.lr}, so this "
+                    "network cannot be finetuned; set finetune_batches=0"
+                )

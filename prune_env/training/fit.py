@@ -1,75 +1,45 @@
-"""The training loop: one-cycle SGD with Nesterov momentum (or Muon), bf16 where it is fast, weights averaged.
+"""The training loop: one-cycle SGD with Nesterov momentum (or Muon), bfloat16 where it is fast, averaged weights.
 
-Pretraining uses it with cross-entropy, distillation with a loss that also asks a teacher. A run with a checkpoint
-file goes on where it was killed and ends with the same weights: the order and augmentation of an epoch follow from
-(seed, epoch) alone, and so does what dropout and the like draw.
+Pretraining uses it with cross-entropy, distillation with a loss that also compares with a teacher. A killed run that
+wrote a checkpoint resumes, and on the same machine the result is bit-identical: the order and augmentation of images in
+an epoch, and the random numbers of dropout, depend only on (seed, epoch).
+
+Letters: N images, B images in a batch, C channels, H and W pixels, K outputs.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ..common.device import channels_last, fast_dtype, seeded, with_gradients
+from ..common.device import seeded, with_gradients
 from ..common.expect import expect
 from ..common.files import replacing
 from ..common.fingerprints import function_fingerprint, weights_fingerprint
 from ..data import DataSplits, check_data
 from ..data.objective import Loss, Metric, check_loss, check_metric
-from ..scoring.batchnorm import folding_pairs, near_equal, recalibrate
-from ..scoring.metric import evaluating, score
-from .muon import Muon
-from .step import WORTH_RECORDING, Step, first_tensor
+from ..scoring.batchnorm import even_batches, recalibrate
+from ..scoring.metric import accuracy
+from .config import FitConfig, RunOptions
+from .optimizers import make_optimizers, one_cycle
+from .step import WORTH_RECORDING, Step
+from .trainable import trainable_copy, training_dtype
 
+__all__ = ["FitConfig", "RunOptions", "check_training", "cross_entropy", "fit"]
 
-@dataclass(frozen=True)
-class FitConfig:
-    """How to train."""
-
-    epochs: float = 20
-    """Passes over the training split; a fraction ends within a pass."""
-    min_steps: int = 0
-    """Optimizer steps at least, whatever `epochs` says: a small data set's epochs are short."""
-    batch_size: int = 128
-    """Images in a step."""
-    lr: float = 0.1
-    """Peak learning rate of the one-cycle schedule (Smith & Topin 2019), linear up and down."""
-    warmup: float = 0.2
-    """Share of the steps that go up."""
-    muon_lr: float = 0.0
-    """Peak learning rate of Muon, for all convolutions before a BatchNorm but the first; 0: SGD for all."""
-    momentum: float = 0.9
-    """Of SGD."""
-    weight_decay: float = 5e-4
-    """On weights of convolutions and linear layers; never on biases and BatchNorm."""
-    label_smoothing: float = 0.1
-    """Share of the target that goes to all classes alike."""
-    ema_decay: float = 0.998
-    """Per step, of the averaged weights that are returned; 0 returns the last weights."""
-    cutout: int = 0
-    """Side in pixels of a random grey square in every image (DeVries & Taylor 2017); 0 for none."""
-    seed: int = 0
-    """Of the order of images and their augmentation."""
-
-    def __post_init__(self) -> None:
-        if self.epochs <= 0 or self.batch_size < 2 or self.lr <= 0 or self.muon_lr < 0:
-            raise ValueError(
-                f"training needs epochs > 0, batch_size >= 2, lr > 0 and muon_lr >= 0; got epochs={self.epochs}, "
-                f"batch_size={self.batch_size}, lr={self.lr}, muon_lr={self.muon_lr}"
-            )
-        if not 0 <= self.warmup < 1 or not 0 <= self.ema_decay < 1:
-            raise ValueError(f"warmup and ema_decay lie in [0, 1), got {self.warmup} and {self.ema_decay}")
+STATISTICS_IMAGES = 5000
+"""Training images from which the BatchNorm statistics of a trained network are estimated."""
+STATISTICS_BATCH = 250
 
 
 @with_gradients
@@ -80,259 +50,240 @@ def fit(
     *,
     loss: Loss | None = None,
     metric: Metric | None = None,
-    recipe: str = "",
-    select_best: bool = False,
-    checkpoint: Path | None = None,
-    device: torch.device | str = "cpu",
-    replay: bool | None = None,
-    progress: bool = True,
-    title: str = "training",
+    run: RunOptions | None = None,
 ) -> nn.Module:
-    """Trains a copy of `model` on the training split and returns it in eval mode, on the CPU.
+    """Train a copy of a network on the training split.
 
-    The result holds the averaged weights, with BatchNorm statistics estimated for these weights: averaging the
-    statistics of weights that moved gives those of no network. With `select_best` the epoch with the highest accuracy
-    on the reward split wins, the last of equal ones; without it the last. A network that returns several tensors in
-    training mode (auxiliary heads) is trained through the first; the others' own parameters stay as they are.
+    The result has the averaged weights, with BatchNorm statistics that are estimated for these weights; averaged
+    statistics would not fit the averaged weights. A network that returns several tensors in training mode (auxiliary
+    heads) is trained through the first one; parameters that only affect the others keep their values.
 
-    loss        default: cross-entropy with label smoothing; labels without classes need one
-    metric      what `select_best` goes by, in place of accuracy
-    recipe      what `loss` depends on, in words, if its code does not say it: what makes a checkpoint that of one run
-    checkpoint  written after every epoch; an existing one of the same run is resumed
-    replay      on a GPU, record the step and replay it: up to three times as fast for a small network. Not for a
-                network or a loss whose Python code does something else from step to step; None: not with a `loss`
-    Raises FloatingPointError when the loss is no longer finite, TypeError for what is no network, data or config, and
-    ValueError for a checkpoint of another run, for labels without classes that lack a loss or a metric, and for a
-    muon_lr that has no convolution to work on.
+    Args:
+        model: The network, on any device; it is not changed. If all of it is frozen, all of its copy is trained.
+        data: The data set.
+        config: How to train.
+        loss: Trains the network instead of cross-entropy with label smoothing. Data without classes need one.
+        metric: Selects the best epoch instead of top-1 accuracy, if `config.select_best` is set.
+        run: Where and how to run; the result is resumed from `run.checkpoint` if that file exists.
+
+    Returns:
+        The trained network, in eval mode on the CPU.
+
+    Raises:
+        TypeError: `model`, `data` or `config` is of another type.
+        ValueError: The checkpoint belongs to another run, data without classes lack a loss or metric, or
+            `config.muon_lr` is set for a network without suitable convolutions.
+        FloatingPointError: The loss is no longer finite.
+
+    Example:
+        >>> model = fit(create("small_cnn", 10, 1), load("digits"), FitConfig(epochs=10))
     """
     check_training(model, data, config, FitConfig)
-    config = config or FitConfig()
-    device = torch.device(device)
     check_loss(loss, data)
-    if loss is not None:
-        recipe = recipe or function_fingerprint(loss)
-    if select_best:
+    config, run = config or FitConfig(), run or RunOptions()
+    if config.select_best:
         check_metric(metric, data)
-        recipe += f" by {function_fingerprint(metric)}" if metric else ""
-    replay = loss is None if replay is None else replay
-    loss = loss or cross_entropy(config.label_smoothing)
-    model = trainable(model, device)
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-    # Momentum is kept in new buffers, for the parameters of this very copy.
-    example = data.example_input.to(device)
-    optimizers = optimizers_of(model, config, example)
-    steps_per_epoch = max(1, len(data.train) // config.batch_size)
-    steps = max(1, config.min_steps, round(config.epochs * steps_per_epoch))
-    step, best = 0, (-math.inf, model.state_dict())
-    run = repr((sorted(asdict(config).items()), data.fingerprint, weights_fingerprint(model), select_best, recipe))
-    if checkpoint is not None and checkpoint.is_file():
-        step, best = _restore(checkpoint, run, model, averaged, optimizers)
-    dtype = training_dtype(model, example)
-    # Every image is seen both ways in any two epochs (alternating flip, Jordan 2024): better than chance in short runs.
-    first_flip = torch.rand(len(data.train), generator=torch.Generator().manual_seed(config.seed)) < 0.5
-
-    take_step = Step(model, loss, optimizers, device, dtype, replay and steps - step >= WORTH_RECORDING)
-    bar = tqdm(total=steps, initial=step, desc=title, unit="step", disable=not progress, mininterval=1)
-    while step < steps:
-        epoch = step // steps_per_epoch
-        generator = torch.Generator().manual_seed(_mix(config.seed, epoch))
-        model.train()
-        with seeded(device, _mix(config.seed, epoch) ^ 1):  # not the draws of order and augmentation again
-            for rows in _batches(len(data.train), config.batch_size, generator):
-                if step == steps:
-                    break
-                images, labels = data.train.images[rows].to(device), data.train.labels[rows].to(device)
-                images = data.augmented(images, generator, first_flip[rows] ^ bool(epoch % 2))
-                if config.cutout:
-                    images = _cut_out(images, config.cutout, generator)
-                take_step.set_learning_rates(one_cycle((step + 1) / (steps + 1), config.warmup))
-                value = take_step(images, labels)
-                if not torch.isfinite(value):
-                    raise FloatingPointError(
-                        f"{title}: the loss is {value.item()} at step {step}; lower lr ({config.lr})"
-                    )
-                averaged.update_parameters(model)
-                step += 1
-                bar.update()
-                if step % 20 == 0:
-                    bar.set_postfix(loss=f"{value.item():.3f}", refresh=False)
-        if select_best or step == steps:
-            candidate = _finished(averaged if config.ema_decay else model, data, device)
-            accuracy = score(candidate, data, data.reward, metric, device) if select_best else 1.0
-            if accuracy >= best[0]:
-                best = (accuracy, candidate.state_dict())
-        if checkpoint is not None:
-            _save(checkpoint, run, model, averaged, optimizers, step, best)
-    bar.close()
-    model.load_state_dict(best[1])
-    model.zero_grad(set_to_none=True)
-    return model.eval().cpu()
+    training = _Training(model, data, config, run, loss, metric)
+    if run.checkpoint is not None and run.checkpoint.is_file():
+        training.restore(run.checkpoint)
+    training.run()
+    return training.result()
 
 
 def check_training(model: nn.Module, data: DataSplits, config: FitConfig | None, kind: type[FitConfig]) -> None:
-    """Raises TypeError for what can be no training's model, data or settings."""
-    expect(model, nn.Module, "what is trained must be a network (nn.Module)")
+    """Check the types of a training's arguments.
+
+    Args:
+        model: Must be a network.
+        data: Must be `DataSplits`.
+        config: Must be a `kind` or None.
+        kind: The config class.
+
+    Raises:
+        TypeError: An argument has another type.
+    """
+    expect(model, nn.Module, "the model to train must be a network (nn.Module)")
     check_data(data)
     expect(config, (kind, type(None)), f"config must be a {kind.__name__}", f"write {kind.__name__}(epochs=1)")
 
 
-def trainable(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy on the device; if all of it was frozen, as for inference, nothing of the copy is."""
-    model = channels_last(copy.deepcopy(model).to(device))
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        model.requires_grad_(True)
-    return model
-
-
-def training_dtype(model: nn.Module, example_input: torch.Tensor) -> torch.dtype:
-    """What autocast computes in where this network is trained: the device's fast precision, if its gradients work."""
-    dtype = fast_dtype(example_input.device)
-    broken = dtype == torch.bfloat16 and _bf16_is_broken(model, example_input)
-    return torch.float32 if broken else dtype
-
-
-def learning_fingerprint(model: nn.Module, example_input: torch.Tensor) -> str:
-    """A fingerprint of how a network learns, beside its weights: which layers do, and what it computes meanwhile.
-
-    Dropout shows in the latter. To three digits, as sums of more threads come in another order.
-    """
-    network = trainable(model, torch.device("cpu")).train()
-    with torch.no_grad(), seeded("cpu", 0):
-        output = first_tensor(network(example_input)).flatten()
-    rounded = (1000 * output / output.abs().max().clamp(min=1e-12)).round().tolist()
-    flags = [parameter.requires_grad for parameter in network.parameters()]
-    return hashlib.blake2b(f"{flags} {rounded}".encode(), digest_size=16).hexdigest()
-
-
-def _finished(averaged: nn.Module, data: DataSplits, device: torch.device, images: int = 5000) -> nn.Module:
-    """A copy of the weights with BatchNorm statistics of the training split, as training sees it."""
-    model: nn.Module = copy.deepcopy(averaged.module if isinstance(averaged, AveragedModel) else averaged)
-    split = data.train.balanced(images)
-    generator = torch.Generator().manual_seed(0)
-    chunks = near_equal(split.images[torch.randperm(len(split), generator=generator)], 250)
-    recalibrate(model, (data.augmented(chunk.to(device), generator) for chunk in chunks))
-    return model
-
-
 def cross_entropy(label_smoothing: float) -> Loss:
+    """Return the cross-entropy loss of logits [B, K] and class numbers [B]."""
+
     def loss(logits: torch.Tensor, _images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
     return loss
 
 
-def one_cycle(progress: float, warmup: float) -> float:
-    """Share of the peak learning rate at `progress` in (0, 1)."""
-    return progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
+class _Training:
+    """The state of one training run: model, averaged weights, optimizers, number of steps, and the best epoch."""
 
-
-def _bf16_is_broken(model: nn.Module, example_input: torch.Tensor) -> bool:
-    """Whether a convolution with a stride is given maps of a single pixel and a wider kernel.
-
-    oneDNN's bfloat16 gradient of such a weight holds uninitialised memory where the kernel sees padding alone (torch
-    2.14): noise at every run, sometimes not a number.
-    """
-    found = []
-
-    def look(module: _ConvNd, inputs: tuple[torch.Tensor, ...]) -> None:
-        if inputs and inputs[0].shape[2:].numel() == 1 and max(module.kernel_size) > 1 and max(module.stride) > 1:
-            found.append(module)
-
-    handles = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, _ConvNd)]
-    try:
-        with evaluating(model), torch.inference_mode():
-            model(example_input)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return bool(found)
-
-
-def optimizers_of(
-    model: nn.Module, config: FitConfig, example_input: torch.Tensor
-) -> dict[torch.optim.Optimizer, float]:
-    """Fresh optimizers of the model's parameters, and the peak learning rate of each."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    turned: list[torch.Tensor] = []
-    if config.muon_lr:
-        normalised = [model.get_parameter(f"{conv}.weight") for conv, _ in folding_pairs(model, example_input)]
-        turned = [weight for weight in normalised[1:] if weight.requires_grad]
-        if not turned:
-            raise ValueError(
-                f"muon_lr={config.muon_lr} is for convolutions that a BatchNorm follows, and this network has no two "
-                "of them that learn; set it to 0"
+    def __init__(
+        self,
+        model: nn.Module,
+        data: DataSplits,
+        config: FitConfig,
+        run: RunOptions,
+        loss: Loss | None,
+        metric: Metric | None,
+    ) -> None:
+        self._data, self._config, self._options, self._metric = data, config, run, metric
+        self._device = torch.device(run.device)
+        self._loss = loss or cross_entropy(config.label_smoothing)
+        self._replay = loss is None if run.replay is None else run.replay
+        example = data.example_input.to(self._device)
+        self._model = trainable_copy(model, self._device)
+        self._averaged = AveragedModel(self._model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+        self._optimizers = make_optimizers(self._model, config, example)
+        self._dtype = training_dtype(self._model, example)
+        functions = [function for function in (loss, metric if config.select_best else None) if function is not None]
+        self._identity = repr(
+            (
+                sorted(asdict(config).items()),
+                data.fingerprint,
+                weights_fingerprint(self._model),
+                [function_fingerprint(function) for function in functions],
             )
-    of_muon = {id(weight) for weight in turned}
-    rest = [parameter for parameter in parameters if id(parameter) not in of_muon]
-    groups = [
-        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    fused = True if example_input.device.type == "cuda" else None  # takes a learning rate from the GPU's memory
-    sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True, fused=fused)
-    return {sgd: config.lr} | ({Muon(turned, config.muon_lr): config.muon_lr} if turned else {})
+        )
+        """What the result depends on: a checkpoint with another identity is refused."""
+        # Any two successive epochs show every image in both orientations (alternating flip, Jordan 2024), which is
+        # better than random flips in short runs.
+        generator = torch.Generator().manual_seed(config.seed)
+        self._flipped_first = torch.rand(len(data.train), generator=generator) < 0.5  # [N]
+        self._steps_per_epoch = max(1, len(data.train) // config.batch_size)
+        self._steps = max(1, config.min_steps, round(config.epochs * self._steps_per_epoch))
+        self._step = 0
+        self._best_accuracy, self._best = -math.inf, self._model.state_dict()
+
+    def run(self) -> None:
+        """Train until the last step; after every epoch update the best weights and write the checkpoint."""
+        options = self._options
+        replay = self._replay and self._steps - self._step >= WORTH_RECORDING
+        take_step = Step(self._model, self._loss, self._optimizers, self._device, self._dtype, replay)
+        with tqdm(
+            total=self._steps,
+            initial=self._step,
+            desc=options.title,
+            unit="step",
+            disable=not options.progress,
+            mininterval=1,
+        ) as bar:
+            while self._step < self._steps:
+                self._train_epoch(take_step, bar)
+                if self._config.select_best or self._step == self._steps:
+                    self._update_best()
+                if options.checkpoint is not None:
+                    self.save(options.checkpoint)
+
+    def result(self) -> nn.Module:
+        """Return the network with the best weights, in eval mode on the CPU."""
+        self._model.load_state_dict(self._best)
+        self._model.zero_grad(set_to_none=True)
+        return self._model.eval().cpu()
+
+    def save(self, file: Path) -> None:
+        """Write the checkpoint, completely or not at all."""
+        with replacing(file) as temporary:
+            torch.save(
+                {
+                    "run": self._identity,
+                    "step": self._step,
+                    "best_accuracy": self._best_accuracy,
+                    "best": self._best,
+                    "model": self._model.state_dict(),
+                    "averaged": self._averaged.state_dict(),
+                    "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+                },
+                temporary,
+            )
+
+    def restore(self, file: Path) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            ValueError: It belongs to another run.
+        """
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        if state["run"] != self._identity:
+            raise ValueError(
+                f"{file} is the checkpoint of another run (settings, data, network, loss or metric differ); delete it "
+                "to start again"
+            )
+        self._step = state["step"]
+        self._best_accuracy, self._best = state["best_accuracy"], state["best"]
+        self._model.load_state_dict(state["model"])
+        self._averaged.load_state_dict(state["averaged"])
+        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            # Keep this run's settings, as the checkpoint may come from another device.
+            optimizer.load_state_dict({**saved, "param_groups": optimizer.state_dict()["param_groups"]})
+
+    def _train_epoch(self, take_step: Step, bar: Any) -> None:
+        """Take the steps of one epoch, or those that remain."""
+        config, epoch = self._config, self._step // self._steps_per_epoch
+        seed = (config.seed * 1_000_003 + epoch) % 2**63
+        generator = torch.Generator().manual_seed(seed)
+        self._model.train()
+        with seeded(self._device, seed ^ 1):  # another seed, so that dropout does not repeat the generator's numbers
+            for rows in _batches(len(self._data.train), config.batch_size, generator):
+                if self._step == self._steps:
+                    break
+                images, labels = self._inputs(rows, epoch, generator)
+                take_step.set_learning_rates(one_cycle((self._step + 1) / (self._steps + 1), config.warmup))
+                value = take_step(images, labels)
+                if not torch.isfinite(value):
+                    raise FloatingPointError(
+                        f"{self._options.title}: the loss is {value.item()} at step {self._step}; lower lr "
+                        f"({config.lr})"
+                    )
+                self._averaged.update_parameters(self._model)
+                self._step += 1
+                bar.update()
+                if self._step % 20 == 0:
+                    bar.set_postfix(loss=f"{value.item():.3f}", refresh=False)
+
+    def _inputs(self, rows: torch.Tensor, epoch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return augmented, normalised images [B, C, H, W] and labels of the rows [B] of the training split."""
+        train, config = self._data.train, self._config
+        images, labels = train.images[rows].to(self._device), train.labels[rows].to(self._device)
+        images = self._data.augmented(images, generator, self._flipped_first[rows] ^ bool(epoch % 2))
+        if config.cutout:
+            images = _cut_out(images, config.cutout, generator)
+        return images, labels
+
+    def _update_best(self) -> None:
+        """Keep the current weights if they are at least as accurate as the best ones so far."""
+        weights = self._averaged.module if self._config.ema_decay else self._model
+        candidate = _with_fresh_statistics(weights, self._data, self._device)
+        score = 1.0
+        if self._config.select_best:
+            score = accuracy(candidate, self._data, self._data.reward, self._metric, self._device)
+        if score >= self._best_accuracy:
+            self._best_accuracy, self._best = score, candidate.state_dict()
+
+
+def _with_fresh_statistics(model: nn.Module, data: DataSplits, device: torch.device) -> nn.Module:
+    """Return a copy with BatchNorm statistics of augmented training images."""
+    model = copy.deepcopy(model)
+    split = data.train.balanced(STATISTICS_IMAGES)
+    generator = torch.Generator().manual_seed(0)
+    batches = even_batches(split.images[torch.randperm(len(split), generator=generator)], STATISTICS_BATCH)
+    recalibrate(model, (data.augmented(batch.to(device), generator) for batch in batches))
+    return model
 
 
 def _batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Rows [B] of whole batches in a fresh random order; fewer rows than one batch are one batch."""
+    """Yield the rows [B] of complete batches in random order; if there are fewer rows than a batch, yield all once."""
     order = torch.randperm(count, generator=generator)
     for start in range(0, max(1, count - batch_size + 1), batch_size):
         yield order[start : start + batch_size]
 
 
 def _cut_out(images: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
-    """Normalised images [B, C, H, W] with a square set to 0, the mean; it may hang over the edge."""
+    """Set a random square of every normalised image [B, C, H, W] to 0, the mean; it may extend over the edge."""
     batch, _, height, width = images.shape
     centre = torch.rand(2, batch, 1, generator=generator).to(images.device)
     top, left = centre[0] * height - side / 2, centre[1] * width - side / 2  # [B, 1]
     y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     rows, columns = (y >= top) & (y < top + side), (x >= left) & (x < left + side)  # [B, H], [B, W]
     return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0)
-
-
-def _mix(seed: int, epoch: int) -> int:
-    return (seed * 1_000_003 + epoch) % 2**63
-
-
-def _save(
-    file: Path,
-    run: str,
-    model: nn.Module,
-    averaged: AveragedModel,
-    optimizers: Iterable[torch.optim.Optimizer],
-    step: int,
-    best: tuple[float, dict[str, torch.Tensor]],
-) -> None:
-    with replacing(file) as temporary:
-        torch.save(
-            {
-                "run": run,
-                "step": step,
-                "best_accuracy": best[0],
-                "best": best[1],
-                "model": model.state_dict(),
-                "averaged": averaged.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            },
-            temporary,
-        )
-
-
-def _restore(
-    file: Path,
-    run: str,
-    model: nn.Module,
-    averaged: AveragedModel,
-    optimizers: Iterable[torch.optim.Optimizer],
-) -> tuple[int, tuple[float, dict[str, torch.Tensor]]]:
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    if state["run"] != run:
-        raise ValueError(
-            f"{file} is the checkpoint of another run (config, data or network differ); delete it to start anew"
-        )
-    model.load_state_dict(state["model"])
-    averaged.load_state_dict(state["averaged"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        # Settings are this run's: a checkpoint may come from another device.
-        optimizer.load_state_dict({**saved, "param_groups": optimizer.state_dict()["param_groups"]})
-    return state["step"], (state["best_accuracy"], state["best"])

@@ -1,4 +1,4 @@
-"""A trained network: from a file, from the user's cache, or trained once and cached."""
+"""Registered networks with trained weights: from a file, from the user's cache, or trained once and cached."""
 
 from __future__ import annotations
 
@@ -13,31 +13,20 @@ from torch import nn
 
 from ..common.files import cache_dir, replacing
 from ..data import DataSplits, as_splits
-from ..networks.registry import create, image_size
-from .fit import FitConfig, fit
-
-RECIPES = {
-    "small_cnn": FitConfig(epochs=30, batch_size=64, lr=0.1),
-    "alexnet": FitConfig(lr=0.05, cutout=8),
-    "vgg16": FitConfig(batch_size=512, muon_lr=0.1, cutout=8, ema_decay=0.992),
-    "resnet20": FitConfig(epochs=30, lr=0.2),
-    "resnet56": FitConfig(epochs=30, lr=0.2),
-}
-"""How each registered network is trained when there are no weights."""
-
-IMAGENET_NORMALISATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and standard deviation that the public CIFAR ResNet weights were trained with."""
+from ..networks.registry import create, image_size, network_entry
+from .fit import FitConfig, RunOptions, fit
 
 
 def with_network_normalisation(network: str, data: DataSplits) -> DataSplits:
-    """The splits with the normalisation of a registered network.
+    """Return the splits with the normalisation of a registered network, if it has one for as many channels.
 
-    ResNets on colour images take the constants of the public weights, so that those and ours are interchangeable;
-    every other network takes the statistics of its training split.
+    Raises:
+        ValueError: No network has this name.
     """
-    if network.startswith("resnet") and data.image_shape[0] == 3:
-        return data.with_normalisation(*IMAGENET_NORMALISATION)
-    return data
+    constants = network_entry(network).normalisation
+    if constants is None or len(constants[0]) != data.image_shape[0]:
+        return data
+    return data.with_normalisation(*constants)
 
 
 def pretrained(
@@ -49,13 +38,25 @@ def pretrained(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> nn.Module:
-    """A registered network, trained, in eval mode on the CPU.
+    """Return a registered network with trained weights.
 
-    weights  a .safetensors file or a torch file with a state dict (bare, or under 'state_dict'; a 'module.' prefix is
-             dropped). Without it, the user's cache is asked; on a miss the network is trained by `recipe` and cached,
-             keyed by network, recipe and a digest of the data.
-    Raises ValueError where images, classes or weights do not fit the network, FileNotFoundError for a missing file,
-    IsADirectoryError for a folder in its place.
+    Args:
+        network: Name of the network.
+        data: The data set, or a name or folder that `load` takes.
+        weights: A .safetensors file, or a torch file with a state dict (bare or under 'state_dict'; a prefix 'module.'
+            is dropped). Without a file, weights come from the user's cache; if they are not there, the network is
+            trained and cached. The cache is keyed by network, recipe and data.
+        recipe: How to train; by default the recipe of the network.
+        device: Device to train on.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The network, in eval mode on the CPU.
+
+    Raises:
+        ValueError: Images, classes or weights do not fit the network.
+        FileNotFoundError: The weights file does not exist.
+        IsADirectoryError: `weights` is a folder.
     """
     splits = with_network_normalisation(network, as_splits(data))
     channels, height, width = splits.image_shape
@@ -69,22 +70,16 @@ def pretrained(
     if weights is not None:
         load_weights(model, Path(weights))
         return model
-    recipe = recipe or RECIPES.get(network, FitConfig())
-    key = hashlib.blake2b(f"{recipe}{splits.fingerprint}".encode(), digest_size=8).hexdigest()
+    recipe = recipe or FitConfig(**network_entry(network).recipe)
+    selects = "select_best" if recipe.select_best else ""  # not in the recipe's repr
+    key = hashlib.blake2b(f"{recipe}{splits.fingerprint}{selects}".encode(), digest_size=8).hexdigest()
     cached = cache_dir() / "pretrained" / f"{network}-{splits.name}-{key}.safetensors"
     if cached.is_file():
         load_weights(model, cached)
         return model
     checkpoint = cached.with_suffix(".checkpoint")
-    model = fit(
-        model,
-        splits,
-        recipe,
-        checkpoint=checkpoint,
-        device=device,
-        progress=progress,
-        title=f"training {network} on {splits.name}",
-    )
+    title = f"training {network} on {splits.name}"
+    model = fit(model, splits, recipe, run=RunOptions(device, checkpoint, progress, title))
     with replacing(cached) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary)
     checkpoint.unlink(missing_ok=True)
@@ -92,7 +87,29 @@ def pretrained(
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
-    """Loads a state dict strictly. Raises as `pretrained` does, and names what does not fit."""
+    """Load a state dict into a network.
+
+    Args:
+        model: The network; every tensor of its state must be in the file.
+        file: A .safetensors file, or a torch file with a state dict (bare or under 'state_dict'; a prefix 'module.' is
+            dropped).
+
+    Raises:
+        ValueError: The file is not a state dict, or does not fit the network; the message names the first tensor that
+            does not fit.
+        FileNotFoundError: The file does not exist.
+        IsADirectoryError: `file` is a folder.
+    """
+    state = _read_state(file)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"weights file {file} does not fit the network: {_first_misfit(model.state_dict(), state)}"
+        ) from error
+
+
+def _read_state(file: Path) -> dict[str, torch.Tensor]:
     if file.is_dir():
         raise IsADirectoryError(f"weights {file} are a folder; give the file in it (load_pruned reads pruned networks)")
     if not file.is_file():
@@ -103,30 +120,24 @@ def load_weights(model: nn.Module, file: Path) -> None:
             state = load_file(file)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's unpickler raises what it likes on foreign bytes: IndexError, EOFError, ...
-        # What torch says of it is long, and how to read files that run code.
+    except Exception as error:  # torch's unpickler raises many types on foreign bytes: IndexError, EOFError, ...
+        # torch's own message is left out: it is long, and recommends to load files that run code.
         raise ValueError(
             f"weights file {file} cannot be read as a state dict ({type(error).__name__}); write one by "
             "torch.save(model.state_dict(), file) or safetensors"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"weights file {file} holds no state dict of tensors")
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"weights file {file} does not fit the network: {_misfit(model.state_dict(), state)}"
-        ) from error
+        raise ValueError(f"weights file {file} contains no state dict of tensors")
+    return {name.removeprefix("module."): value for name, value in state.items()}
 
 
-def _misfit(wanted: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> str:
-    """The first of the faults, and how many more there are."""
-    common = [name for name in wanted if name in given and wanted[name].shape != given[name].shape]
-    faults = [f"{name} is {tuple(given[name].shape)} in place of {tuple(wanted[name].shape)}" for name in common]
-    remedy = "; if they are of a pruned network, load_pruned reads its folder" if faults else ""
-    faults += [f"{name} is missing" for name in wanted if name not in given]
-    faults += [f"{name} is not of this network" for name in given if name not in wanted]
+def _first_misfit(expected: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> str:
+    """Describe the first tensor that does not fit, and say how many more there are."""
+    common = [name for name in expected if name in given and expected[name].shape != given[name].shape]
+    faults = [f"{name} is {tuple(given[name].shape)} instead of {tuple(expected[name].shape)}" for name in common]
+    remedy = "; if the weights are those of a pruned network, load its folder with load_pruned" if faults else ""
+    faults += [f"{name} is missing" for name in expected if name not in given]
+    faults += [f"{name} is not a tensor of this network" for name in given if name not in expected]
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return faults[0] + more + remedy

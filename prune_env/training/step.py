@@ -1,7 +1,9 @@
 """One step of training: forward, loss, backward, optimizers.
 
-On a GPU a small network's kernels end before the next ones are launched, so the step is recorded once as a CUDA graph
-and replayed: the same kernels on the same memory, launched together.
+On a GPU the kernels of a small network end before the next ones are launched. The step is therefore recorded once as a
+CUDA graph and replayed: the same kernels on the same memory, launched together.
+
+Letters: B images in a batch, C channels, H and W pixels, K outputs.
 """
 
 from __future__ import annotations
@@ -12,22 +14,28 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from ..common.cuda_graphs import aside, capturing, refusing_to_wait
+from ..common.cuda_graphs import capture, forbid_synchronisation, side_stream
 from ..data.objective import Loss
 
-WARM_UP = 3
-"""Steps before the recording: optimizers then have their buffers, and libraries their workspaces."""
+WARMUP_STEPS = 3
+"""Steps before the recording; after them, optimizers have their buffers and libraries their workspaces."""
 WORTH_RECORDING = 30
-"""Steps to come, at least."""
+"""Record only if at least this many steps remain."""
 
 logger = logging.getLogger(__name__)
 
 
 class Step:
-    """Calling it with a batch takes one step and gives the loss, which the next call may overwrite.
+    """Takes one training step per call.
 
-    optimizers  each with its peak learning rate, in the state that training goes on from
-    replay      whether to record the step, where there is a GPU; what waits for the GPU goes on without
+    Args:
+        model: The network to train.
+        loss: The loss.
+        optimizers: Optimizer -> its peak learning rate.
+        device: The device of the network.
+        dtype: The type that autocast computes in.
+        replay: Whether to record and replay the step, if the device is a GPU. A step that waits for the GPU cannot be
+            recorded and is taken normally.
     """
 
     def __init__(
@@ -40,17 +48,17 @@ class Step:
         replay: bool,
     ) -> None:
         self._model, self._loss, self._optimizers = model, loss, optimizers
-        self._device, self._dtype = device, dtype
+        self._device, self.dtype = device, dtype
         self._replay = replay and device.type == "cuda"
         self._steps = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._images = self._labels = self._value = torch.empty(0)
         if self._replay:
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-                group["lr"] = torch.zeros((), device=device)  # a recording reads it from the GPU's memory
+                group["lr"] = torch.zeros((), device=device)  # a recorded step reads it from the GPU's memory
 
     def set_learning_rates(self, share: float) -> None:
-        """Of each optimizer's peak."""
+        """Set every optimizer's learning rate to this fraction of its peak."""
         for optimizer, peak in self._optimizers.items():
             for group in optimizer.param_groups:
                 if self._replay:
@@ -59,15 +67,23 @@ class Step:
                     group["lr"] = peak * share
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Normalised images [B, C, H, W], labels [B] or [B, K] -> the loss before the step, a scalar."""
+        """Take one step.
+
+        Args:
+            images: Normalised images [B, C, H, W].
+            labels: Labels [B] or [B, K].
+
+        Returns:
+            The loss before the step, a scalar that the next call may overwrite.
+        """
         if not self._replay:
-            return self._taken(images, labels)
+            return self._take(images, labels)
         self._steps += 1
-        if self._steps < WARM_UP:
-            with aside(self._device):
-                return self._taken(images, labels)
-        if self._steps == WARM_UP:
-            return self._tried(images, labels)
+        if self._steps < WARMUP_STEPS:
+            with side_stream(self._device):
+                return self._take(images, labels)
+        if self._steps == WARMUP_STEPS:
+            return self._take_and_test(images, labels)
         if self._graph is None:
             self._record(images, labels)
             assert self._graph is not None
@@ -76,8 +92,8 @@ class Step:
         self._graph.replay()
         return self._value
 
-    def _taken(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+    def _take(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self._device.type, self.dtype, enabled=self.dtype != torch.float32):
             value = self._loss(first_tensor(self._model(images)).float(), images, labels)
         self._model.zero_grad(set_to_none=True)
         value.backward()
@@ -85,32 +101,35 @@ class Step:
             optimizer.step()
         return value.detach()
 
-    def _tried(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """One step; if it waits for the GPU, none is recorded."""
+    def _take_and_test(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Take one step; if it waits for the GPU, do not record later ones."""
         try:
-            with aside(self._device), refusing_to_wait():
-                return self._taken(images, labels)
+            with side_stream(self._device), forbid_synchronisation():
+                return self._take(images, labels)
         except RuntimeError as error:
             if "synchroniz" not in str(error):
                 raise
             logger.info("the training step is not recorded: %s", error)
             self._replay = False
-            return self._taken(images, labels)
+            return self._take(images, labels)
 
     def _record(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """Nothing is computed here. Gradients are dropped first: they then belong to the recording's memory."""
+        """Record the step without running it. Old gradients are dropped, so that new ones use the graph's memory."""
         self._model.zero_grad(set_to_none=True)
         self._images, self._labels = images.clone(), labels.clone()
         graph = torch.cuda.CUDAGraph()
-        with capturing(graph, self._device):
-            self._value = self._taken(self._images, self._labels)
+        with capture(graph, self._device):
+            self._value = self._take(self._images, self._labels)
         self._graph = graph
 
 
 def first_tensor(output: object) -> torch.Tensor:
-    """The logits in a network's output: the output itself, or the first of a tuple or list of tensors.
+    """Return the logits in a network's output: the output itself, or the first item of a tuple or list.
 
-    GoogLeNet and Inception return their auxiliary heads behind it in training mode. Raises TypeError for all else.
+    In training mode GoogLeNet and Inception return the outputs of auxiliary heads after the logits.
+
+    Raises:
+        TypeError: The output is neither a tensor nor a sequence that starts with one.
     """
     found = output[0] if isinstance(output, tuple | list) and output else output
     if not isinstance(found, torch.Tensor):

@@ -1,8 +1,9 @@
-"""What is exported computes what the network computes, in one whole file, and leaves nothing else behind."""
+"""An exported file computes the same as the network, and nothing else is written or changed."""
 
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
 import warnings
@@ -16,13 +17,13 @@ import pytest
 import torch
 from torch import nn
 
-from prune_env.common import onnx_session as onnx_runtime
+from prune_env.common.onnx_session import PACKAGES, missing_packages, require_packages
 from prune_env.data import DataSplits
 from prune_env.deploy import export
 from prune_env.export import ExportError, to_onnx, to_torch_export
 from prune_env.networks import NETWORKS, create
 from prune_env.networks.registry import image_size
-from prune_env.pruning import build, find_groups, importance
+from prune_env.pruning.problem import ProblemConfig, PruningProblem
 
 Write = Callable[[nn.Module, Path, torch.Tensor], float]
 WRITERS = pytest.mark.parametrize(("write", "name"), [(to_onnx, "a.onnx"), (to_torch_export, "a.pt2")])
@@ -38,7 +39,7 @@ class Tiny(nn.Module):
 
 
 class Flickering(Tiny):
-    """Computes something else when it is looked at a second time: what an exporter traces is not what runs later."""
+    """Computes something else when it is traced than when it runs, so the exported network is wrong."""
 
     def __init__(self, other: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
@@ -66,19 +67,17 @@ def images(digits: DataSplits) -> torch.Tensor:
 
 @pytest.fixture
 def pruned(trained: nn.Module, digits: DataSplits) -> nn.Module:
-    groups = find_groups(trained, digits.example_input)
-    ranking = importance.ranking(importance.scores("l1", trained, groups))
-    return build(trained, groups, ranking, (16, 20, 30, 40, 100)).eval()
+    return PruningProblem.create(trained, digits, ProblemConfig(prove=False)).build((16, 20, 30, 40, 100)).eval()
 
 
 def test_onnx_runs_at_any_batch_size(pruned: nn.Module, images: torch.Tensor, tmp_path: Path) -> None:
     difference = to_onnx(pruned, tmp_path / "deep" / "a.onnx", images)
     assert 0 <= difference <= 1e-4
-    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["a.onnx"]  # no data file beside it
+    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["a.onnx"]  # and no separate data file
     proto = onnx.load(tmp_path / "deep" / "a.onnx")
     onnx.checker.check_model(proto, full_check=True)
     assert str(tmp_path.parent).encode() not in proto.SerializeToString()
-    assert str(Path(__file__).parents[2]).encode() not in proto.SerializeToString(), "a path of this machine"
+    assert str(Path(__file__).parents[2]).encode() not in proto.SerializeToString(), "a local path is in the file"
     session = onnxruntime.InferenceSession(tmp_path / "deep" / "a.onnx")
     assert [value.name for value in (*session.get_inputs(), *session.get_outputs())] == ["images", "logits"]
     for count in (1, 2, 5, 30):
@@ -91,7 +90,7 @@ def test_onnx_runs_at_any_batch_size(pruned: nn.Module, images: torch.Tensor, tm
 def test_torch_export_runs_without_this_package(pruned: nn.Module, images: torch.Tensor, tmp_path: Path) -> None:
     file = tmp_path / "a.pt2"
     assert to_torch_export(pruned, file, images) <= 1e-6
-    assert str(Path(__file__).parents[2]).encode() not in file.read_bytes(), "a path of this machine"
+    assert str(Path(__file__).parents[2]).encode() not in file.read_bytes(), "a local path is in the file"
     torch.save(images.contiguous(), tmp_path / "images.pt")
     code = (
         "import sys, torch\n"
@@ -117,10 +116,14 @@ def test_every_registered_network(name: str, tmp_path: Path) -> None:
 
 
 @WRITERS
-def test_the_model_and_the_process_stay(
-    write: Write, name: str, images: torch.Tensor, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+def test_the_model_and_the_process_are_not_changed(
+    write: Write,
+    name: str,
+    images: torch.Tensor,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
     untouched_rngs: None,
-) -> None:  # fmt: skip
+) -> None:
     with torch.random.fork_rng(devices=[]):
         model = Tiny()
     model.train()
@@ -131,8 +134,8 @@ def test_the_model_and_the_process_stay(
         switches = torch.is_grad_enabled(), torch.get_num_threads(), torch.get_default_dtype(), len(warnings.filters)
         return loggers, switches, logging.root.manager.disable, logging.root.handlers[:], sys.stdout, sys.stderr
 
-    onnx_runtime.require()
-    import onnxscript  # noqa: F401  (its import sets up a logger, whoever imports it)
+    require_packages()
+    import onnxscript  # noqa: F401  (importing it sets up a logger)
 
     expected = state()
     with warnings.catch_warnings():
@@ -161,20 +164,20 @@ def test_dtypes(images: torch.Tensor, tmp_path: Path) -> None:
 
 @WRITERS
 @pytest.mark.parametrize(
-    ("model", "message"),
+    ("model", "named"),
     [
-        (Flickering(lambda output: 1.01 * output), r"differs from the network by 0\.0(1|099) of the largest output"),
-        (Flickering(lambda output: output * float("nan")), "differs from the network by nan"),
-        (Flickering(lambda output: output[:, :9]), r"gives \(30, 10\) at batch size 30, the network gives \(30, 9\)"),
-        (FixedBatch(), "cannot take this network|fails at batch size 30"),
-        (TwoOutputs(), "must return one tensor, it returns a tuple"),
+        (Flickering(lambda output: 1.01 * output), r"0\.0(1|099) of the largest output"),
+        (Flickering(lambda output: output * float("nan")), "nan of the largest output"),
+        (Flickering(lambda output: output[:, :9]), r"\(30, 10\).*\(30, 9\)"),
+        (FixedBatch(), "batch size"),
+        (TwoOutputs(), "tuple"),
     ],
-    ids=["off", "nan", "shape", "batch", "outputs"],
+    ids=["other values", "nan", "other shape", "fixed batch size", "two outputs"],
 )
-def test_another_function_leaves_no_file(
-    write: Write, name: str, model: nn.Module, message: str, images: torch.Tensor, tmp_path: Path
+def test_a_network_that_cannot_be_exported_leaves_no_file(
+    write: Write, name: str, model: nn.Module, named: str, images: torch.Tensor, tmp_path: Path
 ) -> None:
-    with pytest.raises(ExportError, match=message) as error:
+    with pytest.raises(ExportError, match=named) as error:
         write(model, tmp_path / name, images)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
@@ -183,7 +186,7 @@ def test_another_function_leaves_no_file(
 @WRITERS
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (0, 1, 8, 8), (1, 8, 8)])
 def test_images_must_be_a_batch(write: Write, name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="with at least two images, got"):
+    with pytest.raises(ExportError, match=re.escape(str(shape))):
         write(Tiny(), tmp_path / name, torch.zeros(shape))
 
 
@@ -201,17 +204,17 @@ def test_a_killed_writer_leaves_the_old_file(
 
 def test_too_large_for_onnx(images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "ONNX_LIMIT", 100)
-    with pytest.raises(ExportError, match="an ONNX file holds 100; use to_torch_export"):
+    with pytest.raises(ExportError, match="100; use to_torch_export"):
         to_onnx(Tiny(), tmp_path / "a.onnx", images)
 
 
-@pytest.mark.parametrize("package", onnx_runtime.PACKAGES)
+@pytest.mark.parametrize("package", PACKAGES)
 def test_a_missing_package_is_named(
     package: str, images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not onnx_runtime.missing()
+    assert not missing_packages()
     monkeypatch.setitem(sys.modules, package, None)
-    assert onnx_runtime.missing() == [package]
-    with pytest.raises(ImportError, match=rf"ONNX needs {package}, .*pip install -e \"\.\[export\]\""):
+    assert missing_packages() == [package]
+    with pytest.raises(ImportError, match=rf"{package}.*\[export\]"):
         to_onnx(Tiny(), tmp_path / "a.onnx", images)
     assert to_torch_export(Tiny(), tmp_path / "a.pt2", images) <= 1e-6

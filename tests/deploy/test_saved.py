@@ -23,26 +23,85 @@ from prune_env import load_pruned, save_pruned
 from prune_env.data import DataSplits
 from prune_env.deploy.saved import file_bytes
 from prune_env.networks import create
-from prune_env.pruning import Member, PruningGroup, build, find_groups, importance
+from prune_env.pruning import Member, PruningGroup
+from prune_env.pruning.problem import ProblemConfig, PruningProblem
 
 ROOT = Path(__file__).parents[2]
 PLAN = (16, 20, 30, 40, 100)
 
 
+def make_problem(model: nn.Module, data: DataSplits) -> PruningProblem:
+    return PruningProblem.create(model, data, ProblemConfig(prove=False))
+
+
+@pytest.fixture(scope="module")
+def problem(trained: nn.Module, digits: DataSplits) -> PruningProblem:
+    return make_problem(trained, digits)
+
+
 @pytest.fixture
-def saved(trained: nn.Module, digits: DataSplits, tmp_path: Path) -> tuple[Path, nn.Module]:
-    groups = find_groups(trained, digits.example_input)
-    ranking = importance.ranking(importance.scores("l1", trained, groups))
-    network = build(trained, groups, ranking, PLAN).eval()
-    save_pruned(
-        tmp_path / "run", network, PLAN, groups=groups, ranking=ranking, data=digits, network="small_cnn",
-        metrics={"pruned_accuracy": 0.9},
-    )  # fmt: skip
+def saved(problem: PruningProblem, tmp_path: Path) -> tuple[Path, nn.Module]:
+    network = problem.build(PLAN).eval()
+    metrics = {"pruned_accuracy": 0.9}
+    save_pruned(tmp_path / "run", network, PLAN, problem, base="small_cnn", metrics=metrics)
     return tmp_path / "run", network
 
 
-def test_a_new_process_gives_equal_outputs(saved: tuple[Path, nn.Module], digits: DataSplits, tmp_path: Path) -> None:
-    """Case 4: nothing is needed but the folder."""
+class Own(nn.Module):
+    """A network that is not registered."""
+
+    def __init__(self, filters: int = 12) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, filters, 3), nn.Linear(filters, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x).relu().mean((2, 3)))
+
+
+class Other(Own):
+    """Has the same tensors as Own and computes something else."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -super().forward(x)
+
+
+def own13() -> nn.Module:
+    return Own(13)
+
+
+def fails() -> nn.Module:
+    raise ArithmeticError("no luck")
+
+
+HERE = f"{__name__}:Own"
+
+
+@pytest.fixture(scope="module")
+def own_problem(digits: DataSplits) -> PruningProblem:
+    return make_problem(Own(), digits)
+
+
+@pytest.fixture
+def own(own_problem: PruningProblem, tmp_path: Path) -> Callable[..., tuple[Path, nn.Module]]:
+    """Saves a pruned Own; keywords go to save_pruned."""
+
+    def save(**settings: Any) -> tuple[Path, nn.Module]:
+        network = own_problem.build((5,)).eval()
+        save_pruned(tmp_path / "own", network, (5,), own_problem, **settings)
+        return tmp_path / "own", network
+
+    return save
+
+
+def edit(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    record = json.loads((directory / "pruned.json").read_text())
+    change(record)
+    (directory / "pruned.json").write_text(json.dumps(record))
+
+
+def test_a_new_process_needs_nothing_but_the_folder(
+    saved: tuple[Path, nn.Module], digits: DataSplits, tmp_path: Path
+) -> None:
     directory, network = saved
     images = digits.normalise(digits.test.images[:20])
     torch.save(images, tmp_path / "images.pt")
@@ -59,8 +118,8 @@ def test_a_new_process_gives_equal_outputs(saved: tuple[Path, nn.Module], digits
         assert torch.equal(torch.load(tmp_path / "outputs.pt"), network(images))
 
 
-def test_the_small_network_is_small(saved: tuple[Path, nn.Module], trained: nn.Module) -> None:
-    """Case 3: parameters, shapes and the file on disk shrink; no mask is left."""
+def test_the_saved_network_is_smaller(saved: tuple[Path, nn.Module], trained: nn.Module) -> None:
+    """Parameters, shapes and the file shrink, and there are no masks."""
     directory, network = saved
     assert file_bytes(network) == (directory / "pruned.safetensors").stat().st_size
     assert file_bytes(network) < 0.7 * file_bytes(trained)
@@ -70,69 +129,8 @@ def test_the_small_network_is_small(saved: tuple[Path, nn.Module], trained: nn.M
     assert not [name for name in tensors if "mask" in name]
 
 
-def test_the_record_says_what_it_is(saved: tuple[Path, nn.Module], digits: DataSplits) -> None:
-    record = json.loads((saved[0] / "pruned.json").read_text())
-    assert list(record["plan"].values()) == list(PLAN)
-    assert record["network"]["name"] == "small_cnn"
-    assert record["normalisation"]["mean"] == list(digits.mean)
-    assert record["metrics"] == {"pruned_accuracy": 0.9}
-    first = record["kept_channels"][0]
-    assert (first["module"], first["side"], first["of"], len(first["kept"])) == ("features.0", "out", 32, PLAN[0])
-
-
-class Own(nn.Module):
-    def __init__(self, filters: int = 12) -> None:
-        super().__init__()
-        self.conv, self.head = nn.Conv2d(1, filters, 3), nn.Linear(filters, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.conv(x).relu().mean((2, 3)))
-
-
-class Other(Own):
-    """Equal in every tensor, not in what it computes."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return -super().forward(x)
-
-
-def own13() -> nn.Module:
-    return Own(13)
-
-
-def broken() -> nn.Module:
-    raise ArithmeticError("no luck")
-
-
-HERE = f"{__name__}:Own"
-
-
-def pruned(model: nn.Module, digits: DataSplits, plan: tuple[int, ...]) -> tuple[nn.Module, dict[str, Any]]:
-    groups = find_groups(model, digits.example_input)
-    ranking = importance.ranking(importance.scores("l1", model, groups))
-    return build(model, groups, ranking, plan).eval(), {"groups": groups, "ranking": ranking, "data": digits}
-
-
-@pytest.fixture
-def own(digits: DataSplits, tmp_path: Path) -> Callable[..., tuple[Path, nn.Module]]:
-    """Saves a pruned Own; keywords go to save_pruned."""
-
-    def save(model: nn.Module | None = None, **settings: Any) -> tuple[Path, nn.Module]:
-        network, problem = pruned(Own() if model is None else model, digits, (5,))
-        save_pruned(tmp_path / "own", network, (5,), **problem, **settings)
-        return tmp_path / "own", network
-
-    return save
-
-
-def edit(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    record = json.loads((directory / "pruned.json").read_text())
-    change(record)
-    (directory / "pruned.json").write_text(json.dumps(record))
-
-
 @pytest.mark.slow
-def test_an_own_class_in_a_new_process_by_its_import_path(digits: DataSplits, tmp_path: Path) -> None:
+def test_a_custom_network_in_a_new_process_by_its_import_path(digits: DataSplits, tmp_path: Path) -> None:
     (tmp_path / "somebodys.py").write_text(
         "from torch import nn\n"
         "class Net(nn.Sequential):\n"
@@ -146,18 +144,14 @@ def test_an_own_class_in_a_new_process_by_its_import_path(digits: DataSplits, tm
     save_file({"images": images.contiguous()}, tmp_path / "images.safetensors")
     code = (
         "import sys, torch, prune_env\n"
-        "from safetensors.torch import load_file, save_file, save_file\n"
-        "from prune_env.pruning import Member, PruningGroup, build, find_groups, importance\n"
+        "from safetensors.torch import load_file, save_file\n"
+        "from prune_env.pruning.problem import PruningProblem\n"
         "images = load_file('images.safetensors')['images']\n"
         "if sys.argv[1] == 'save':\n"
         "    import somebodys\n"
-        "    data = prune_env.data.load('digits')\n"
-        "    model = somebodys.make()\n"
-        "    groups = find_groups(model, images)\n"
-        "    ranking = importance.ranking(importance.scores('l1', model, groups))\n"
-        "    network = build(model, groups, ranking, (7,)).eval()\n"
-        "    prune_env.save_pruned('run', network, (7,), groups=groups, ranking=ranking, data=data,\n"
-        "                          base='somebodys:make')\n"
+        "    problem = PruningProblem.create(somebodys.make(), prune_env.data.load('digits'))\n"
+        "    network = problem.build((7,)).eval()\n"
+        "    prune_env.save_pruned('run', network, (7,), problem, base='somebodys:make')\n"
         "else:\n"
         "    network = prune_env.load_pruned('run')\n"
         "with torch.inference_mode():\n"
@@ -172,61 +166,58 @@ def test_an_own_class_in_a_new_process_by_its_import_path(digits: DataSplits, tm
 
 
 def test_records_do_not_depend_on_order_or_names_of_groups(
-    saved: tuple[Path, nn.Module], trained: nn.Module, digits: DataSplits, tmp_path: Path
+    saved: tuple[Path, nn.Module], problem: PruningProblem, tmp_path: Path
 ) -> None:
-    network, problem = pruned(trained, digits, PLAN)
-    backwards = [
+    backwards = tuple(
         replace(group, name=f"x{number}", members=group.members[::-1])
-        for number, group in enumerate(problem["groups"][::-1])
-    ]
+        for number, group in enumerate(problem.groups[::-1])
+    )
     ranking = {
-        renamed.name: problem["ranking"][group.name]
-        for renamed, group in zip(backwards, problem["groups"][::-1], strict=True)
+        renamed.name: problem.ranking[group.name]
+        for renamed, group in zip(backwards, problem.groups[::-1], strict=True)
     }
-    save_pruned(
-        tmp_path / "other", network, PLAN[::-1], groups=backwards, ranking=ranking, data=digits, network="small_cnn",
-        metrics={"pruned_accuracy": 0.9},
-    )  # fmt: skip
+    other = replace(problem, inspection=replace(problem.inspection, groups=backwards), ranking=ranking)
+    metrics = {"pruned_accuracy": 0.9}
+    save_pruned(tmp_path / "other", saved[1], PLAN[::-1], other, base="small_cnn", metrics=metrics)
     for name in ("pruned.json", "pruned.safetensors"):
         assert (tmp_path / "other" / name).read_bytes() == (saved[0] / name).read_bytes()
 
 
-def test_groups_that_cover_a_part_of_a_layer(digits: DataSplits, tmp_path: Path) -> None:
-    """Three units of two channels each, scattered over a layer of 12; six channels are in no group."""
-    model = Own().eval()
+def test_groups_that_cover_a_part_of_a_layer(own_problem: PruningProblem, digits: DataSplits, tmp_path: Path) -> None:
+    """Three filters of two channels each are scattered over a layer of 12; six channels are in no group."""
     index = torch.tensor([[0, 6], [2, 8], [4, 11]])
     members = (Member("conv", "out", index), Member("head", "in", index))
-    problem = {
-        "groups": [PruningGroup("conv_0", ("conv",), 3, members)],
-        "ranking": {"conv_0": torch.tensor([1, 2, 0])},
-        "data": digits,
-    }
-    network = build(model, problem["groups"], problem["ranking"], (1,)).eval()  # type: ignore[arg-type]
-    save_pruned(tmp_path, network, (1,), **problem, base=HERE)  # type: ignore[arg-type]
+    groups = (PruningGroup("conv_0", ("conv",), 3, members),)
+    problem = replace(
+        own_problem,
+        inspection=replace(own_problem.inspection, groups=groups),
+        ranking={"conv_0": torch.tensor([1, 2, 0])},
+    )
+    network = problem.build((1,)).eval()
+    save_pruned(tmp_path, network, (1,), problem, base=HERE)
     assert json.loads((tmp_path / "pruned.json").read_text())["plan"] == {"conv": 8}
     loaded = load_pruned(tmp_path)
     with torch.inference_mode():
         assert torch.equal(loaded(digits.example_input), network(digits.example_input))
-    wrong, _ = pruned(model, digits, (9,))
-    with pytest.raises(ValueError, match="not what the plan makes"):
-        save_pruned(tmp_path, wrong, (1,), **problem, base=HERE)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="conv"):
+        save_pruned(tmp_path, own_problem.build((9,)), (1,), problem, base=HERE)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_dtypes_stay(own: Callable[..., tuple[Path, nn.Module]], digits: DataSplits, dtype: torch.dtype) -> None:
-    directory, network = own(Own(), base=HERE)
-    save = pruned(Own(), digits, (5,))
-    network = save[0].to(dtype)
-    save_pruned(directory, network, (5,), **save[1], base=HERE)
-    loaded = load_pruned(directory)
+def test_precisions_are_kept(
+    own_problem: PruningProblem, digits: DataSplits, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    network = own_problem.build((5,)).eval().to(dtype)
+    save_pruned(tmp_path / "run", network, (5,), own_problem, base=HERE)
+    loaded = load_pruned(tmp_path / "run")
     assert {tensor.dtype for tensor in loaded.state_dict().values()} == {dtype}
     images = digits.example_input.to(dtype)
     with torch.inference_mode():
         assert torch.equal(loaded(images), network(images))
 
 
-def test_tied_and_transient_tensors(digits: DataSplits, tmp_path: Path) -> None:
-    """A parameter that two modules share is written twice and shared again; a transient buffer is the base's."""
+def test_shared_parameters_and_buffers_outside_the_state(digits: DataSplits, tmp_path: Path) -> None:
+    """A parameter of two modules is written twice and shared again; a buffer outside the state is the base's."""
 
     class Tied(nn.Module):
         def __init__(self) -> None:
@@ -239,72 +230,66 @@ def test_tied_and_transient_tensors(digits: DataSplits, tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.factor * self.last(self.again(self.head(self.conv(x).relu().mean((2, 3)))))
 
-    network, problem = pruned(Tied(), digits, (3,))
-    save_pruned(tmp_path, network, (3,), **problem)
+    problem = make_problem(Tied(), digits)
+    network = problem.build((3,)).eval()
+    save_pruned(tmp_path, network, (3,), problem)
     loaded = load_pruned(tmp_path, Tied())
     assert loaded.get_parameter("last.weight") is loaded.get_parameter("again.weight")
     with torch.inference_mode():
         assert torch.equal(loaded(digits.example_input), network(digits.example_input))
 
 
-def test_the_callers_random_state_stays(own: Callable[..., tuple[Path, nn.Module]], untouched_rngs: None) -> None:
-    with torch.random.fork_rng(devices=[]):
-        model = Own()
-    directory, _ = own(model, base=HERE)
+@pytest.mark.usefixtures("own_problem", "untouched_rngs")
+def test_the_random_state_is_not_changed(own: Callable[..., tuple[Path, nn.Module]]) -> None:
+    directory, _ = own(base=HERE)
     load_pruned(directory)
 
 
-class TestWhatIsNotSaved:
+class TestRefusedToSave:
     @pytest.mark.parametrize(
-        ("settings", "message"),
+        ("settings", "named"),
         [
-            ({"base": "nothing"}, "must read 'package.module:factory'"),
-            ({"base": ":Own"}, "must read 'package.module:factory'"),
-            ({"base": "no_such_package.nets:Own"}, "no_such_package.nets:Own' cannot be imported"),
-            ({"base": f"{__name__}:Missing"}, "cannot be imported"),
-            ({"base": "__main__:Own"}, "another module in every program"),
-            (
-                {"base": f"{__name__}:broken"},
-                rf":broken' failed when it was called \(ArithmeticError: no luck, in {re.escape(__file__)}, line \d+\)",
-            ),
-            ({"base": f"{__name__}:pruned"}, "cannot be called without arguments"),
-            ({"base": "builtins:dict"}, "makes a dict"),
-            ({"base": f"{__name__}:own13"}, "conv has 13 channels on its out side in the base, 12 are expected"),
-            ({"base": f"{__name__}:Other"}, r"module \(the network itself\) of the base, once cut, is Other"),
-            ({"base": nn.Conv2d(1, 12, 3)}, "the base has no module 'conv'"),
-            ({"network": "small_cnn"}, "the base has no module 'conv'"),
-            ({"network": "lenet"}, "'lenet' is not in the registry"),
-            ({"network": "vgg16"}, r"takes \(32, 32\) pixels, the record says \(8, 8\)"),
-            ({"network": "small_cnn", "base": HERE}, "give network or base"),
-            ({"metrics": {"loss": float("nan")}}, "metric 'loss' is nan of type float"),
-            ({"metrics": {"loss": torch.ones(1)}}, "metric 'loss' is .* of type Tensor"),
+            ({"base": "lenet"}, "'lenet'"),
+            ({"base": ":Own"}, "':Own'"),
+            ({"base": "no_such_package.nets:Own"}, "no_such_package.nets:Own"),
+            ({"base": f"{__name__}:Missing"}, "Missing"),
+            ({"base": "__main__:Own"}, "__main__:Own"),
+            ({"base": f"{__name__}:fails"}, rf"fails.*ArithmeticError: no luck, in {re.escape(__file__)}, line \d+"),
+            ({"base": f"{__name__}:make_problem"}, "make_problem"),
+            ({"base": "builtins:dict"}, "dict"),
+            ({"base": f"{__name__}:own13"}, "conv .*13.*12"),
+            ({"base": f"{__name__}:Other"}, "Other.*Own"),
+            ({"base": nn.Conv2d(1, 12, 3)}, "'conv'"),
+            ({"base": "small_cnn"}, "'conv'"),
+            ({"base": "vgg16"}, r"'vgg16' .*\(32, 32\).*\(8, 8\)"),
+            ({"metrics": {"loss": float("nan")}}, "'loss' .*nan"),
+            ({"metrics": {"loss": torch.ones(1)}}, "'loss' .*Tensor"),
         ],
     )
-    def test_mistakes_are_told_and_nothing_is_written(
-        self, own: Callable[..., tuple[Path, nn.Module]], tmp_path: Path, settings: dict[str, Any], message: str
+    def test_wrong_settings_are_named_and_nothing_is_written(
+        self, own: Callable[..., tuple[Path, nn.Module]], tmp_path: Path, settings: dict[str, Any], named: str
     ) -> None:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=named):
             own(**settings)
         assert not (tmp_path / "own").exists()
 
     @pytest.mark.parametrize("filters", [4, 6, 12])
     @pytest.mark.parametrize("base", [HERE, Own()])
-    def test_a_model_of_another_plan(
-        self, digits: DataSplits, tmp_path: Path, filters: int, base: str | nn.Module
+    def test_a_network_of_another_plan(
+        self, own_problem: PruningProblem, tmp_path: Path, filters: int, base: str | nn.Module
     ) -> None:
-        network, problem = pruned(Own(), digits, (filters,))
-        with pytest.raises(ValueError, match="the model is not"):
-            save_pruned(tmp_path / "run", network, (5,), **problem, base=base)
+        network = own_problem.build((filters,))
+        with pytest.raises(ValueError, match="conv"):
+            save_pruned(tmp_path / "run", network, (5,), own_problem, base=base)
         assert not (tmp_path / "run").exists()
 
-    def test_a_model_that_is_too_small_without_a_base(self, digits: DataSplits, tmp_path: Path) -> None:
-        network, problem = pruned(Own(), digits, (4,))
-        with pytest.raises(ValueError, match=r"conv has 4 channels on its out side, the plan leaves at least 5"):
-            save_pruned(tmp_path / "run", network, (5,), **problem)
-        with pytest.raises(ValueError, match="it has no module 'conv'"):
-            save_pruned(tmp_path / "run", nn.Linear(2, 2), (5,), **problem)
+    def test_a_network_that_is_too_small_without_a_base(self, own_problem: PruningProblem, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"conv has 4 .* 5"):
+            save_pruned(tmp_path / "run", own_problem.build((4,)), (5,), own_problem)
+        with pytest.raises(ValueError, match="'conv'"):
+            save_pruned(tmp_path / "run", nn.Linear(2, 2), (5,), own_problem)
 
-    def test_state_that_is_no_tensor(self, digits: DataSplits, tmp_path: Path) -> None:
+    def test_state_that_is_not_a_tensor(self, digits: DataSplits, tmp_path: Path) -> None:
         class Noted(Own):
             def get_extra_state(self) -> str:
                 return "a note"
@@ -312,97 +297,87 @@ class TestWhatIsNotSaved:
             def set_extra_state(self, state: Any) -> None:
                 pass
 
-        network, problem = pruned(Noted(), digits, (5,))
-        with pytest.raises(ValueError, match="_extra_state in the model's state is no tensor but str"):
-            save_pruned(tmp_path / "run", network, (5,), **problem)
+        problem = make_problem(Noted(), digits)
+        with pytest.raises(ValueError, match=r"_extra_state .*str"):
+            save_pruned(tmp_path / "run", problem.build((5,)), (5,), problem)
+
+    def test_wrong_types(self, own_problem: PruningProblem, tmp_path: Path) -> None:
+        network = own_problem.build((5,))
+        with pytest.raises(TypeError, match="got Own"):
+            save_pruned(tmp_path / "run", network, (5,), own_problem.model)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="got int"):
+            save_pruned(tmp_path / "run", network, (5,), own_problem, base=3)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="got dict"):
+            save_pruned(tmp_path / "run", network, {"conv": 5}, own_problem)  # type: ignore[arg-type]
 
 
-class TestWhatIsNotLoaded:
-    def test_missing(self, tmp_path: Path, saved: tuple[Path, nn.Module]) -> None:
-        with pytest.raises(FileNotFoundError, match=r"pruned\.json does not exist"):
+class TestRefusedToLoad:
+    def test_missing_files(self, tmp_path: Path, saved: tuple[Path, nn.Module]) -> None:
+        with pytest.raises(FileNotFoundError, match=r"nothing.pruned\.json"):
             load_pruned(tmp_path / "nothing")
-        with pytest.raises(NotADirectoryError, match=r"pruned\.json is a file; give the folder"):
-            load_pruned(saved[0] / "pruned.json")
         (saved[0] / "pruned.safetensors").unlink()
-        with pytest.raises(FileNotFoundError, match=r"pruned\.safetensors does not exist"):
+        with pytest.raises(FileNotFoundError, match=r"pruned\.safetensors"):
             load_pruned(saved[0])
 
-    def test_truncated(self, saved: tuple[Path, nn.Module]) -> None:
+    def test_damaged_weights(self, saved: tuple[Path, nn.Module]) -> None:
         file = saved[0] / "pruned.safetensors"
         file.write_bytes(file.read_bytes()[:-100])
-        with pytest.raises(ValueError, match=r"pruned\.safetensors is truncated"):
+        with pytest.raises(ValueError, match=r"pruned\.safetensors"):
             load_pruned(saved[0])
         weights = b"no safetensors"
         file.write_bytes(weights)
         digest = hashlib.blake2b(weights, digest_size=16).hexdigest()
         edit(saved[0], lambda record: record.update(weights_digest=digest))
-        with pytest.raises(ValueError, match=r"pruned\.safetensors is not a safetensors file"):
-            load_pruned(saved[0])
-
-    def test_broken_json(self, saved: tuple[Path, nn.Module]) -> None:
-        file = saved[0] / "pruned.json"
-        file.write_text(file.read_text()[:-50])
-        with pytest.raises(ValueError, match=r"pruned\.json is not valid JSON"):
+        with pytest.raises(ValueError, match=r"pruned\.safetensors"):
             load_pruned(saved[0])
 
     @pytest.mark.parametrize(
-        ("change", "message"),
+        ("change", "named"),
         [
-            (lambda r: r.update(format_version=99), "format version 99, this release reads version 2"),
-            (lambda r: r.clear(), "format version None"),
-            (lambda r: r.pop("kept_channels"), "lacks kept_channels"),
-            (lambda r: r["network"].pop("base"), r"lacks network\.base"),
-            (lambda r: r.update(plan=[1, 2]), "plan must be mapping, got"),
-            (lambda r: r["plan"].update({"features.0": 2.5}), r"plan\.features\.0 must be int, got 2\.5"),
-            (lambda r: r["plan"].update({"features.0": True}), "must be int, got True"),
-            (lambda r: r["plan"].update({"features.0": 17}), "layer features.0 has 16 filters, the plan says 17"),
-            (lambda r: r["plan"].update(nowhere=2), "no attribute `nowhere`"),
-            (lambda r: r.update(kept_channels={}), "kept_channels must be list"),
-            (lambda r: r["kept_channels"][0].update(kept="all"), r"kept_channels\[0\]\.kept must be list"),
-            (lambda r: r["kept_channels"][0]["kept"].append(99), "must be ascending"),
-            (lambda r: r["kept_channels"][0]["kept"].pop(), r"is \(15, 1, 3, 3\)"),
-            (lambda r: r["kept_channels"][0].update(of=33), "features.0 has 32 channels on its out side in the base"),
-            (lambda r: r["kept_channels"].pop(), "of the base, once cut, is"),
-            (lambda r: r["normalisation"].update(mean="0.5"), r"normalisation\.mean must be list"),
-            (lambda r: r["data"].update(image_shape=[8, 8]), r"data\.image_shape must hold 3 values"),
-            (lambda r: r["data"].update(image_shape=[1, 9, 9]), r"takes \(8, 8\) pixels"),
-            (lambda r: r["network"].update(num_classes=9), "is \\(9,\\); of the saved network it is \\(10,\\)"),
-            (lambda r: r["network"].update(name=3), r"network\.name must be str or null"),
-            (lambda r: r["network"].update(name="lenet"), "'lenet' is not in the registry"),
-            (lambda r: r["network"].update(name=None, base="no_such_package:f"), "cannot be imported"),
-            (lambda r: r["network"].update(name=None, base="os.system"), "must read 'package.module:factory'"),
-            (lambda r: r["modules"].update({"": "Own"}), "once cut, is SmallCNN; of the saved network it is Own"),
+            (lambda r: r.pop("modules"), "modules"),
+            (lambda r: r["plan"].update({"features.0": 17}), r"features\.0 has 16 .*17"),
+            (lambda r: r["plan"].update(nowhere=2), "nowhere"),
+            (lambda r: r["kept_channels"][0]["kept"].append(99), "ascending"),
+            (lambda r: r["kept_channels"][0]["kept"].pop(), r"\(15, 1, 3, 3\)"),
+            (lambda r: r["kept_channels"][0].update(of=33), r"features\.0 has 32 .*33"),
+            (lambda r: r["kept_channels"].pop(), "classifier"),
+            (lambda r: r["data"].update(image_shape=[1, 9, 9]), r"\(8, 8\).*\(9, 9\)"),
+            (lambda r: r["network"].update(num_classes=9), r"\(9,\).*\(10,\)"),
+            (lambda r: r["network"].update(name="lenet"), "'lenet'"),
+            (lambda r: r["network"].update(name=None, base="no_such_package:f"), "no_such_package"),
+            (lambda r: r["network"].update(name=None, base="os.system"), r"'os\.system'"),
+            (lambda r: r["modules"].update({"": "Own"}), "SmallCNN.*Own"),
         ],
     )
-    def test_a_record_that_was_edited(
-        self, saved: tuple[Path, nn.Module], change: Callable[[dict[str, Any]], object], message: str
+    def test_an_edited_record(
+        self, saved: tuple[Path, nn.Module], change: Callable[[dict[str, Any]], object], named: str
     ) -> None:
         edit(saved[0], change)
-        with pytest.raises(ValueError, match=message) as error:
+        with pytest.raises(ValueError, match=named) as caught:
             load_pruned(saved[0])
-        assert str(saved[0] / "pruned.json") in str(error.value)
-        assert "\n" not in str(error.value)
+        assert str(saved[0] / "pruned.json") in str(caught.value)
+        assert "\n" not in str(caught.value)
 
     @pytest.mark.parametrize(
-        ("base", "message"),
+        ("base", "named"),
         [
-            (Own(13), "conv has 13 channels on its out side in the base, 12 are expected"),
-            (Other(), "the base, once cut, is Other; of the saved network it is Own"),
-            (nn.Sequential(nn.Conv2d(1, 12, 3)), "the base has no module 'conv'"),
-            (create("small_cnn", 10, 1), "the base has no module 'conv'"),
+            (Own(13), "conv has 13 .* 12 "),
+            (Other(), "Other.*Own"),
+            (nn.Sequential(nn.Conv2d(1, 12, 3)), "'conv'"),
+            (create("small_cnn", 10, 1), "'conv'"),
         ],
     )
-    def test_a_wrong_base(self, own: Callable[..., tuple[Path, nn.Module]], base: nn.Module, message: str) -> None:
+    def test_a_wrong_base(self, own: Callable[..., tuple[Path, nn.Module]], base: nn.Module, named: str) -> None:
         directory, _ = own()
-        with pytest.raises(ValueError, match=message) as error:
+        with pytest.raises(ValueError, match=named) as caught:
             load_pruned(directory, base)
-        assert "pass the network that was pruned as base_model" in str(error.value)
+        assert "base_model" in str(caught.value)
 
-    def test_base_model_wins_and_is_needed_where_nothing_is_named(
+    def test_base_model_is_needed_where_the_record_has_no_base_and_takes_precedence(
         self, own: Callable[..., tuple[Path, nn.Module]], digits: DataSplits
     ) -> None:
         directory, network = own()
-        with pytest.raises(ValueError, match="names no network of the registry and no import path; pass the unpruned"):
+        with pytest.raises(ValueError, match="base_model"):
             load_pruned(directory)
         edit(directory, lambda record: record["network"].update(base="no_such_package:factory"))
         loaded = load_pruned(directory, Own())
@@ -410,16 +385,14 @@ class TestWhatIsNotLoaded:
             assert torch.equal(loaded(digits.example_input), network(digits.example_input))
 
 
-def test_a_killed_writer_leaves_the_old_file(
-    saved: tuple[Path, nn.Module], digits: DataSplits, monkeypatch: pytest.MonkeyPatch, trained: nn.Module
+def test_a_killed_writer_leaves_the_old_files(
+    saved: tuple[Path, nn.Module], problem: PruningProblem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory, network = saved
     before = shutil.copytree(directory, directory.with_name("before"))
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    groups = find_groups(trained, digits.example_input)
-    ranking = importance.ranking(importance.scores("l1", trained, groups))
     with pytest.raises(KeyboardInterrupt):
-        save_pruned(directory, network, PLAN, groups=groups, ranking=ranking, data=digits, network="small_cnn")
+        save_pruned(directory, network, PLAN, problem, base="small_cnn")
     for file in before.iterdir():
         assert file.read_bytes() == (directory / file.name).read_bytes()
     assert len(list(directory.iterdir())) == 2, "a temporary file was left"

@@ -18,7 +18,7 @@ from prune_env.evaluation.engine.masked import MaskedNetwork
 from prune_env.evaluation.live import LiveEvaluator
 from prune_env.evaluation.measurer import Measurer, Task
 from prune_env.pruning import Plan
-from prune_env.scoring.batchnorm import near_equal, recalibrate
+from prune_env.scoring.batchnorm import even_batches, recalibrate
 
 CONFIG = EvaluationConfig(reward_images=300, calibration_images=300, prove=False)
 
@@ -35,8 +35,8 @@ class FakeRecording:
     def right(self, plan: Plan) -> int:
         self.plans.append(plan)
         self.masked.load(plan)
-        self.masked.silence()
-        recalibrate(self.masked.network, near_equal(self.task.calibration, self.batch_size))
+        self.masked.apply()
+        recalibrate(self.masked.network, even_batches(self.task.calibration, self.batch_size))
         with torch.inference_mode():
             return int((self.masked.network(self.task.split.images).argmax(1) == self.task.split.labels).sum())
 

@@ -1,4 +1,4 @@
-"""Networks for the pruning tests: every registered one, and toys for one kind of connection each."""
+"""Networks for the pruning tests: every registered one, and toys with one kind of connection each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from prune_env.networks import NETWORKS, create
+from prune_env.networks import create, list_networks
 from prune_env.networks.registry import image_size
 
 Make = Callable[[str], tuple[nn.Module, torch.Tensor]]
@@ -21,7 +21,7 @@ def block(channels: int, filters: int, kernel: int = 3, groups: int = 1) -> nn.S
 
 
 class Toy(nn.Module):
-    """Blocks by name, and a pooled linear head on `width` channels."""
+    """Blocks by name, global pooling and a linear head on `width` channels."""
 
     def __init__(self, width: int, **blocks: nn.Module) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Toy(nn.Module):
 
 
 class Flatten(nn.Module):
-    """Case 1: conv(3, 8) -> 4x4 -> flatten -> Linear(128, 10)."""
+    """A convolution of 8 filters, whose 4x4 maps are flattened into a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Flatten(nn.Module):
 
 
 class Concat(Toy):
-    """Case 9: branches of 8 and 12 channels into a 1x1 convolution."""
+    """Branches of 8 and 12 channels, concatenated and read by a 1x1 convolution."""
 
     def __init__(self) -> None:
         super().__init__(6, left=block(3, 8), right=block(3, 12), mix=block(20, 6, 1))
@@ -58,7 +58,7 @@ class Concat(Toy):
 
 
 class Dense(Toy):
-    """Concatenation with the input and with itself, and a BatchNorm across parts."""
+    """Concatenations with the input and with earlier features, and a BatchNorm over all parts."""
 
     def __init__(self) -> None:
         super().__init__(7, one=block(3, 6), two=block(9, 5), norm=nn.BatchNorm2d(14), last=block(14, 7))
@@ -70,7 +70,7 @@ class Dense(Toy):
 
 
 class Depthwise(Toy):
-    """Inverted residual: expand, depthwise with bias, project, add."""
+    """Inverted residual: expansion, depthwise convolution with bias, projection, addition."""
 
     def __init__(self) -> None:
         depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12)
@@ -82,7 +82,7 @@ class Depthwise(Toy):
 
 
 class Gated(Toy):
-    """Squeeze and excitation with linear layers, and a PReLU with one slope for each channel."""
+    """Squeeze and excitation with linear layers, and a PReLU with a slope for each channel."""
 
     def __init__(self) -> None:
         super().__init__(6, stem=block(3, 8), squeeze=nn.Linear(8, 4), excite=nn.Linear(4, 8), last=block(8, 6))
@@ -95,7 +95,7 @@ class Gated(Toy):
 
 
 class Reused(Toy):
-    """One convolution called twice; its input and output then have the same channels."""
+    """A convolution that is called twice, so its input and output have the same channels."""
 
     def __init__(self) -> None:
         super().__init__(8, stem=block(3, 8), twice=nn.Conv2d(8, 8, 3, padding=1))
@@ -115,7 +115,7 @@ TOYS: dict[str, Callable[[], nn.Module]] = {
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """BatchNorm that shifts, scales and has seen something: a filter that is zero before it is not zero behind it."""
+    """Draw scales, shifts and statistics of BatchNorm, so that a filter of zeros is not zero behind it."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
@@ -131,11 +131,11 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 @pytest.fixture(scope="session")
 def make() -> Make:
-    """Name -> (a fresh network in training mode with lively BatchNorm, two images for it)."""
+    """Returns a new network in training mode, with random BatchNorm, and two images for it, by a name."""
 
     def make(name: str) -> tuple[nn.Module, torch.Tensor]:
         generator = torch.Generator().manual_seed(1)
-        if name in NETWORKS:
+        if name in list_networks():
             channels = 1 if name == "small_cnn" else 3
             images = torch.randn(2, channels, *image_size(name), generator=generator)
             return randomise(create(name, 10, channels)), images

@@ -1,7 +1,7 @@
-"""One small module for every kind of structure that real networks contain, and random networks made of them.
+"""A small module for every kind of structure in real networks, and random networks that consist of them.
 
-Every kind takes (channels, generator of random numbers) and is a module [B, C, H, W] -> [B, C', H', W'] with an
-attribute `width`, its C'.
+Every kind is constructed with (channels, random number generator) and maps [B, C, H, W] to [B, C', H', W']; its
+attribute `width` is C'.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from prune_env.pruning.copies import HOOKS
+
 
 class Stage(nn.Module):
-    """Sets `width`; a forward that is given by the subclass."""
+    """Base class that stores `width`."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -38,7 +40,7 @@ class Plain(Stage):
 
 
 class Residual(Stage):
-    """Addition, in place or not, with or without a projection."""
+    """An addition, in place or not, with or without a projection."""
 
     def __init__(self, c: int, rng: random.Random) -> None:
         super().__init__(rng.choice((c, c, 8)))
@@ -53,7 +55,7 @@ class Residual(Stage):
 
 
 class ZeroPadded(Stage):
-    """Option A shortcut with hard-coded zeros."""
+    """Option A shortcut with a fixed number of zeros."""
 
     def __init__(self, c: int, rng: random.Random) -> None:
         super().__init__(c + 4)
@@ -64,7 +66,7 @@ class ZeroPadded(Stage):
 
 
 class Branches(Stage):
-    """Concatenation of two branches, or of one with its input (DenseNet)."""
+    """Concatenation of two branches, or of a branch and its input (DenseNet)."""
 
     def __init__(self, c: int, rng: random.Random) -> None:
         dense = rng.random() < 0.5
@@ -76,7 +78,7 @@ class Branches(Stage):
 
 
 class Depthwise(Stage):
-    """Depthwise convolution with a multiplier, then pointwise."""
+    """Depthwise convolution with a multiplier, then a pointwise one."""
 
     def __init__(self, c: int, rng: random.Random) -> None:
         super().__init__(rng.choice((4, 8)))
@@ -91,7 +93,7 @@ class Depthwise(Stage):
 
 
 class Grouped(Stage):
-    """ResNeXt: a grouped convolution between two pointwise ones."""
+    """A grouped convolution between two pointwise ones (ResNeXt)."""
 
     def __init__(self, c: int, rng: random.Random) -> None:
         super().__init__(6)
@@ -117,7 +119,7 @@ class Gate(Stage):
 
 
 class SpatialGate(Stage):
-    """A map of one channel times all channels."""
+    """One map that multiplies all channels."""
 
     def __init__(self, c: int, rng: random.Random) -> None:
         super().__init__(c)
@@ -136,7 +138,7 @@ class ChannelMean(Stage):
 
 
 class Shuffled(Stage):
-    """ShuffleNet: halves, one of them convolved, concatenated, shuffled by reshapes."""
+    """Two halves, one of them convolved, then concatenated and shuffled by reshapes (ShuffleNet)."""
 
     def __init__(self, c: int, rng: random.Random) -> None:
         super().__init__(8)
@@ -150,7 +152,7 @@ class Shuffled(Stage):
 
 
 class HardReshape(Stage):
-    """Channels written as numbers into a reshape."""
+    """A reshape with fixed numbers of channels."""
 
     def __init__(self, c: int, rng: random.Random) -> None:
         super().__init__(8)
@@ -186,7 +188,7 @@ class Normalised(Stage):
 
 
 class ChannelsLast(Stage):
-    """ConvNeXt: LayerNorm over channels and a perceptron at every position."""
+    """LayerNorm over channels and linear layers at every position (ConvNeXt)."""
 
     def __init__(self, c: int, rng: random.Random) -> None:
         super().__init__(c)
@@ -200,7 +202,7 @@ class ChannelsLast(Stage):
 
 
 class Slopes(Stage):
-    """PReLU with a slope for each channel, or one for all."""
+    """PReLU with a slope for each channel, or one slope."""
 
     def __init__(self, c: int, rng: random.Random) -> None:
         super().__init__(c)
@@ -227,7 +229,7 @@ class Upsampled(Stage):
 
 
 class Twice(Stage):
-    """One module called twice."""
+    """A module that is called twice."""
 
     def __init__(self, c: int, rng: random.Random) -> None:
         super().__init__(c)
@@ -256,7 +258,7 @@ class Frozen(Stage):
 
 
 class Pooled(Stage):
-    """Pooling and padding of every sort, positions only."""
+    """Pooling and padding of positions."""
 
     def __init__(self, c: int, rng: random.Random) -> None:
         super().__init__(c)
@@ -268,7 +270,7 @@ class Pooled(Stage):
 
 
 class ChannelShuffle(Stage):
-    """The operation, read by a convolution with nothing between."""
+    """`nn.ChannelShuffle` between two convolutions."""
 
     def __init__(self, c: int, rng: random.Random) -> None:
         super().__init__(6)
@@ -279,7 +281,7 @@ class ChannelShuffle(Stage):
 
 
 class ZeroStart(Stage):
-    """A residual branch whose last BatchNorm begins at zero."""
+    """A residual branch that is zero because of its last normalisation."""
 
     def __init__(self, c: int, rng: random.Random) -> None:
         super().__init__(c)
@@ -291,7 +293,7 @@ class ZeroStart(Stage):
 
 
 class Functional(Stage):
-    """Another module's parameters, and a call by name."""
+    """A functional convolution with another module's parameters, and a call with a keyword argument."""
 
     def __init__(self, c: int, rng: random.Random) -> None:
         super().__init__(6)
@@ -313,21 +315,14 @@ class Volume(Stage):
         return self.line(y.flatten(2)).unflatten(2, y.shape[2:])
 
 
-KINDS: dict[str, Callable[[int, random.Random], Stage]] = {
-    kind.__name__: kind
-    for kind in (
-        Plain, Residual, ZeroPadded, Branches, Depthwise, Grouped, Gate, SpatialGate, ChannelMean, Shuffled,
-        HardReshape, Sliced, Normalised, ChannelsLast, Slopes, Upsampled, Twice, Parametrised, Frozen, Pooled,
-        ChannelShuffle, ZeroStart, Functional, Volume,
-    )
-}  # fmt: skip
+KINDS: dict[str, Callable[[int, random.Random], Stage]] = {kind.__name__: kind for kind in Stage.__subclasses__()}
 
 
 HEADS = ("mean", "flatten", "convolution", "hidden", "two outputs")
 
 
 class RandomNetwork(nn.Module):
-    """A stem, the given kinds of stages, and a head; images [B, 3, 8, 8] -> [B, 5]."""
+    """A stem, stages of the given kinds, and a head; images [B, 3, 8, 8] -> [B, 5]."""
 
     def __init__(self, kinds: Sequence[str], head: str, seed: int) -> None:
         super().__init__()
@@ -361,7 +356,7 @@ class RandomNetwork(nn.Module):
 
 
 def random_network(kinds: Sequence[str], head: str, seed: int) -> tuple[nn.Module, torch.Tensor]:
-    """The network in eval mode with BatchNorm that has seen something, and two images."""
+    """Return the network in eval mode with random BatchNorm, and two images."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = RandomNetwork(kinds, head, seed)
@@ -374,3 +369,8 @@ def random_network(kinds: Sequence[str], head: str, seed: int) -> tuple[nn.Modul
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 1.5)
         return model.eval(), torch.randn(2, 3, 8, 8)
+
+
+def hooks(model: nn.Module) -> int:
+    """Return the number of hooks of a network's modules."""
+    return sum(len(vars(module).get(name) or ()) for module in model.modules() for name in HOOKS)

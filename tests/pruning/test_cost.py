@@ -1,4 +1,4 @@
-"""MACs and parameters without building a network."""
+"""MACs and parameters of plans, computed without building a network."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structures import hooks
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from prune_env.networks import create
-from prune_env.pruning import Cost, build, find_groups
+from prune_env.pruning import Cost, PruningError, build, find_groups
 
 LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("alexnet", "vgg16", "resnet56")]
 TOYS = ["flatten", "concat", "dense", "depthwise", "gated", "reused"]
 
 
 def counted_macs(model: nn.Module, images: torch.Tensor) -> float:
-    """MACs for one input by the reference; it counts two operations for each."""
+    """Return the MACs for one input from PyTorch's counter, which counts two operations for each."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(images)
     return counter.get_total_flops() / 2 / len(images)
@@ -29,7 +30,7 @@ def counted_macs(model: nn.Module, images: torch.Tensor) -> float:
 @pytest.mark.parametrize("name", ["small_cnn", "resnet20", *TOYS, *LARGE])
 @settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 1000))
-def test_equals_the_flop_counter_and_the_parameters(make: Any, name: str, seed: int) -> None:
+def test_cost_equals_the_flop_counter_and_the_number_of_parameters(make: Any, name: str, seed: int) -> None:
     model, images = make(name)
     groups = find_groups(model, images)
     cost = Cost(model, groups, images)
@@ -57,7 +58,7 @@ def test_known_networks(make: Any, name: str, macs: int) -> None:
 
 
 def test_convolution_without_padding() -> None:
-    """Case 5: Conv2d(3, 10, 3) on 32x32 is 243,000 MACs."""
+    """30 x 30 positions times 3 x 10 kernels of 3 x 3."""
     cost = Cost(nn.Conv2d(3, 10, 3), [], torch.zeros(1, 3, 32, 32))
     assert cost.macs(()) == 243_000
     assert cost.params(()) == 280
@@ -78,7 +79,7 @@ def test_arrays_of_plans(make: Any) -> None:
     assert layers[2, 1].tolist() == cost.layer_macs(one).tolist()
 
 
-def test_layers_stand_in_forward_order(make: Any) -> None:
+def test_layers_are_in_forward_order(make: Any) -> None:
     model, images = make("resnet20")
     layers = Cost(model, [], images).layers
     assert layers[:3] == ("conv1", "layer1.0.conv1", "layer1.0.conv2")
@@ -89,19 +90,19 @@ def test_layers_stand_in_forward_order(make: Any) -> None:
 def test_a_plan_of_the_wrong_length(make: Any) -> None:
     model, images = make("concat")
     cost = Cost(model, find_groups(model, images), images)
-    with pytest.raises(ValueError, match=r"shape \[\.\.\., 3\].*got \(2,\)"):
+    with pytest.raises(ValueError, match=r"3.*\(2,\)"):
         cost.macs((1, 2))
 
 
-def test_nothing_to_count() -> None:
-    with pytest.raises(ValueError, match="nothing to count"):
+def test_a_network_without_layers_has_no_cost() -> None:
+    with pytest.raises(PruningError):
         Cost(nn.ReLU(), [], torch.zeros(1, 3, 4, 4))
 
 
-def test_the_model_is_left_as_it_was(make: Any) -> None:
+def test_the_model_does_not_change(make: Any) -> None:
     model = create("resnet20")
     state = {key: value.clone() for key, value in model.state_dict().items()}
     Cost(model, [], torch.zeros(2, 3, 32, 32))
     assert model.training
-    assert not any(module._forward_hooks for module in model.modules())
+    assert not hooks(model)
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())

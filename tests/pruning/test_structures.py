@@ -1,4 +1,4 @@
-"""Any network of these structures: what is cut is right, what cannot be cut is named, nothing crashes."""
+"""Random networks of all structures: cut networks are correct, and layers that cannot be cut are named."""
 
 from __future__ import annotations
 
@@ -17,48 +17,48 @@ from prune_env import load_pruned, save_pruned
 from prune_env.data import DataSplits
 from prune_env.export import to_onnx
 from prune_env.pruning import Cost, build, inspect, prove
-from prune_env.pruning.groups import groups_and_protected
+from prune_env.pruning.grouping import groups_and_protected
 from prune_env.pruning.proof import INVISIBLE, NOT_THE_SAME
 
 NETWORKS = int(os.environ.get("PRUNE_ENV_RANDOM_NETWORKS", "40"))
-"""How many random networks are tried."""
+"""Number of random networks."""
 
 HARD_CODED = {"HardReshape"}
-"""Kinds with numbers in their code that no trace can see: only the proof finds them."""
+"""Kinds with numbers in their code that tracing cannot see, so that only the proof finds them."""
 
-EXPECTED: list[tuple[str, int, dict[str, int], str]] = [
-    # kind, seed of its choices, layer -> units of its group, a reason for which something is protected
-    ("Plain", 0, {"stem.0": 8, "stages.0.block.0": 12}, ""),
-    ("Residual", 0, {"stem.0": 8, "stages.0.inner.0.0": 6, "stages.0.inner.1": 8}, ""),
-    ("ZeroPadded", 0, {"stem.0": 8, "stages.0.inner.0.0": 12, "stages.0.inner.1": 8}, "constants that would not"),
-    ("Branches", 0, {"stem.0": 8, "stages.0.one.0": 5}, ""),
-    ("Depthwise", 4, {"stem.0": 8, "stages.0.depthwise": 8, "stages.0.pointwise": 4}, ""),
-    ("Grouped", 0, {"stem.0": 8, "stages.0.body.0.0": 4, "stages.0.body.1.0": 4, "stages.0.body.2": 6}, ""),
-    ("Gate", 0, {"stem.0": 8, "stages.0.squeeze": 4, "stages.0.excite": 8}, ""),
-    ("Gate", 1, {"stem.0": 8}, ""),
-    ("SpatialGate", 0, {"stem.0": 8}, "broadcast over the channels of other layers"),
-    ("ChannelMean", 0, {}, "mean over the channels"),
-    ("Shuffled", 0, {"stem.0": 8, "stages.0.branch.0.0": 6}, ""),
-    ("HardReshape", 0, {"stem.0": 8}, "cutting their filters is not the same as switching them off"),
-    ("Sliced", 0, {}, "slice of the channels"),
-    ("Normalised", 0, {"stem.0": 8}, "runs along them"),
-    ("Normalised", 1, {"stem.0": 8, "stages.0.conv": 8}, ""),
-    ("Normalised", 2, {"stem.0": 8}, "group_norm in stages.0.norm normalises across them"),
-    ("ChannelsLast", 0, {"stages.0.up": 10}, "the parameter stages.0.scale outside a layer"),
-    ("ChannelsLast", 1, {"stages.0.up": 10}, "layer_norm in stages.0.norm normalises across them"),
-    ("Slopes", 0, {"stem.0": 8}, ""),
-    ("Slopes", 1, {"stem.0": 8}, ""),
-    ("Upsampled", 0, {"stem.0": 8, "stages.0.up.0": 4}, ""),
-    ("Upsampled", 1, {"stem.0": 8, "stages.0.up": 4}, ""),
-    ("Upsampled", 5, {"stem.0": 8, "stages.0.up.0": 4}, ""),
-    ("Twice", 0, {"stem.0": 8, "stages.0.conv": 8}, ""),
-    ("Parametrised", 0, {}, "stages.0.conv computes its weight"),
-    ("Frozen", 0, {"stem.0": 8, "stages.0.block.0": 6}, ""),
-    ("Pooled", 0, {"stem.0": 8}, ""),
-    ("ChannelShuffle", 0, {"stem.0": 8, "stages.0.body.0": 4, "stages.0.body.2": 6}, ""),
-    ("ZeroStart", 0, {"stages.0.inner.0": 6}, "group_norm in stages.0.norm normalises across them"),
-    ("Functional", 0, {"stages.0.read": 6}, "parameters of stages.0.conv are used outside of it"),
-    ("Volume", 0, {"stem.0": 8, "stages.0.volume": 6, "stages.0.line": 4}, ""),
+EXPECTED: list[tuple[str, int, dict[str, int], dict[str, str]]] = [
+    # kind, seed of its choices, layer -> filters of its group, protected layer -> name that the reason must contain
+    ("Plain", 0, {"stem.0": 8, "stages.0.block.0": 12}, {}),
+    ("Residual", 0, {"stem.0": 8, "stages.0.inner.1": 8, "stages.0.inner.0.0": 6}, {}),
+    ("ZeroPadded", 0, {"stem.0": 8, "stages.0.inner.1": 8, "stages.0.inner.0.0": 12}, {"stages.0.inner.1": ""}),
+    ("Branches", 0, {"stem.0": 8, "stages.0.one.0": 5, "stages.0.other.0": 3}, {}),
+    ("Depthwise", 4, {"stem.0": 8, "stages.0.depthwise": 8, "stages.0.pointwise": 4}, {}),
+    ("Grouped", 0, {"stem.0": 8, "stages.0.body.0.0": 4, "stages.0.body.1.0": 4, "stages.0.body.2": 6}, {}),
+    ("Gate", 0, {"stem.0": 8, "stages.0.excite": 8, "stages.0.squeeze": 4}, {}),
+    ("Gate", 1, {"stem.0": 8}, {}),
+    ("SpatialGate", 0, {"stem.0": 8}, {"stages.0.map": ""}),
+    ("ChannelMean", 0, {}, {"stem.0": "aten.mean"}),
+    ("Shuffled", 0, {"stem.0": 8, "stages.0.stem": 4, "stages.0.branch.1": 4, "stages.0.branch.0.0": 6}, {}),
+    ("HardReshape", 0, {"stem.0": 8}, {"stages.0.conv": NOT_THE_SAME}),
+    ("Sliced", 0, {}, {"stem.0": ""}),
+    ("Normalised", 0, {"stem.0": 8}, {"stages.0.conv": "aten.avg_pool3d"}),
+    ("Normalised", 1, {"stem.0": 8, "stages.0.conv": 8}, {}),
+    ("Normalised", 2, {"stem.0": 8}, {"stages.0.conv": "group_norm in stages.0.norm"}),
+    ("ChannelsLast", 0, {"stages.0.up": 10}, {"stem.0": "stages.0.scale", "stages.0.down": "stages.0.scale"}),
+    ("ChannelsLast", 1, {"stages.0.up": 10}, {"stem.0": "layer_norm", "stages.0.down": "stages.0.norm"}),
+    ("Slopes", 0, {"stem.0": 8}, {}),
+    ("Slopes", 1, {"stem.0": 8}, {}),
+    ("Upsampled", 0, {"stem.0": 8, "stages.0.up.0": 4}, {}),
+    ("Upsampled", 1, {"stem.0": 8, "stages.0.up": 4}, {}),
+    ("Upsampled", 5, {"stem.0": 8, "stages.0.up.0": 4}, {}),
+    ("Twice", 0, {"stem.0": 8, "stages.0.conv": 8}, {}),
+    ("Parametrised", 0, {}, {"stem.0": "stages.0.conv", "stages.0.conv": "ParametrizedConv2d"}),
+    ("Frozen", 0, {"stem.0": 8, "stages.0.block.0": 6}, {}),
+    ("Pooled", 0, {"stem.0": 8}, {}),
+    ("ChannelShuffle", 0, {"stem.0": 8, "stages.0.body.0": 4, "stages.0.body.2": 6}, {}),
+    ("ZeroStart", 0, {"stages.0.inner.0": 6}, {"stem.0": "", "stages.0.last": "group_norm in stages.0.norm"}),
+    ("Functional", 0, {"stages.0.read": 6}, {"stem.0": "stages.0.conv", "stages.0.conv": "stages.0.conv"}),
+    ("Volume", 0, {"stem.0": 8, "stages.0.volume": 6, "stages.0.line": 4}, {}),
 ]
 
 
@@ -66,13 +66,18 @@ def test_every_structure_has_its_expectation() -> None:
     assert {kind for kind, *_ in EXPECTED} == set(KINDS)
 
 
-@pytest.mark.parametrize(("kind", "seed", "units", "reason"), EXPECTED)
-def test_what_is_cut_and_what_stays(kind: str, seed: int, units: dict[str, int], reason: str) -> None:
-    """The table in prune_env/pruning/README.md, row by row."""
+@pytest.mark.parametrize(("kind", "seed", "filters", "protected"), EXPECTED)
+def test_groups_and_protected_layers(kind: str, seed: int, filters: dict[str, int], protected: dict[str, str]) -> None:
+    """The table in docs/explanation/groups.md, row by row."""
     inspection = inspect(*random_network([kind], "mean", seed))
-    found = {layer: group.filters for group in inspection.groups for layer in group.layers}
-    assert {layer: found.get(layer) for layer in units} == units
-    assert any(reason in str(entry) for entry in inspection.protected) == bool(reason)
+    assert {layer: group.filters for group in inspection.groups for layer in group.layers} == filters
+    reasons: dict[str, list[str]] = {}
+    for entry in inspection.protected:
+        for layer in entry.layers:
+            reasons.setdefault(layer, []).append(entry.reason)
+    assert reasons.keys() == protected.keys()
+    for layer, name in protected.items():
+        assert any(name in reason for reason in reasons[layer]), f"{layer}: {reasons[layer]}"
     assert inspection.differences is not None
     assert all(value < 1e-4 for value in inspection.differences.values())
 
@@ -91,7 +96,7 @@ def test_random_networks(kinds: list[str], head: str, seed: int) -> None:
         inspection = inspect(model, images)
         failed = [e.reason for e in inspection.protected if NOT_THE_SAME in e.reason or INVISIBLE in e.reason]
         assert len(inspection.groups) + len(failed) == len(groups)
-        if not HARD_CODED & set(kinds):  # the trace alone is right; some branches are dead, and prove nothing
+        if not HARD_CODED & set(kinds):  # tracing alone is correct; some branches are dead, which proves nothing
             assert all(INVISIBLE in reason for reason in failed)
         differences = prove(model, inspection.groups, images, seed=seed + 1)
         assert max(differences.values()) < 1e-4
@@ -103,7 +108,7 @@ def test_random_networks(kinds: list[str], head: str, seed: int) -> None:
             (model, tuple(g.filters for g in inspection.groups)),
             (build(model, inspection.groups, ranking, plan), plan),
         ):
-            if "Functional" not in kinds:  # layers are counted, not what uses their parameters without them
+            if "Functional" not in kinds:  # calls that only use a layer's parameters are not counted
                 assert cost.macs(of) == counted_macs(network, images)
             assert cost.params(of) == sum(parameter.numel() for parameter in network.parameters())
 
@@ -136,8 +141,8 @@ def counted_macs(model: nn.Module, images: torch.Tensor) -> float:
     return counter.get_total_flops() / 2 / len(images)
 
 
-def test_filters_that_show_in_few_draws_are_proven_all_the_same() -> None:
-    """Found among 2,000 random networks: six draws in a row in which a ReLU or a GroupNorm hid them."""
+def test_filters_with_an_effect_for_few_plans_only_are_proven() -> None:
+    """One of 2,000 random networks, in which a ReLU or a GroupNorm hides the filters of six plans in a row."""
     model, images = random_network(["ZeroStart", "Normalised", "Grouped", "Branches", "Normalised"], "mean", 10_000)
     groups = inspect(model, images).groups
     assert len(groups) == 6

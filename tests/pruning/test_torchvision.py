@@ -1,4 +1,4 @@
-"""Networks that people bring: one of every convolutional family of torchvision, found and proven."""
+"""One network of every convolutional family of torchvision: its groups are found and proven."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import torch
 
 from benchmarks.make.zoo import make
 from prune_env.pruning import Cost, build, inspect
+from prune_env.pruning.proof import NOT_THE_SAME
 
-AGENTS = {
+GROUPS = {
     "resnet18": 12,
     "shufflenet_v2_x0_5": 20,
     "squeezenet1_1": 25,
@@ -16,7 +17,7 @@ AGENTS = {
     "vgg11_bn": 8,
     "resnext50_32x4d": 21,
     "densenet121": 120,
-    "googlenet": 57,  # the two convolutions of its auxiliary heads show in training alone
+    "googlenet": 57,  # without two convolutions of its auxiliary heads, which have no effect in eval mode
     "mobilenet_v2": 25,
     "mobilenet_v3_small": 26,
     "mnasnet0_5": 25,
@@ -28,21 +29,21 @@ QUICK = ("resnet18", "shufflenet_v2_x0_5")
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in AGENTS]
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in GROUPS]
 )
 def test_every_family_is_found_and_proven(name: str) -> None:
     model, images = make(name)
     found = inspect(model, images)
-    assert len(found.groups) == AGENTS[name]
+    assert len(found.groups) == GROUPS[name]
     assert found.differences is not None
     assert max(found.differences.values()) < 1e-4
-    failed = [entry for entry in found.protected if "switching them off" in entry.reason]
-    assert all(layer.startswith("aux") for entry in failed for layer in entry.layers), "the trace alone is right"
+    failed = [entry for entry in found.protected if NOT_THE_SAME in entry.reason]
+    assert all(layer.startswith("aux") for entry in failed for layer in entry.layers), "tracing alone is correct"
     assert 0.5 < found.removable < 1
 
 
 def test_auxiliary_heads_are_cut_with_the_rest() -> None:
-    """They run in training alone; a network that was cut in eval mode must still train."""
+    """They run in training only, and a pruned network must still train."""
     model, images = make("googlenet")
     found = inspect(model, images, prove=False)
     assert "aux1.conv.conv" in {layer for group in found.groups for layer in group.layers}

@@ -1,10 +1,8 @@
-"""QMIX as users hold it: act, learn, evaluate, and the log."""
+"""QMIX as users hold it: construction, act, learn and evaluate."""
 
 from __future__ import annotations
 
-import builtins
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,103 +10,102 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from games import DictMasks, Game, LeavesEarly, Meet, Memory, Ragged, TwoStep
+from games import DictMasks, LeavesEarly, Meet, Memory, Ragged, TwoStep
+from qmix_helpers import SMALL, rows_of, weights
 
-from qmix_agent import QMIX, QMIXConfig
-from qmix_agent.return_scale import ReturnScale
+from qmix_agent import QMIX
 
-SMALL = QMIXConfig(
-    hidden_size=8,
-    mixing_embed=4,
-    hypernet_hidden=8,
-    batch_size=4,
-    learning_starts=4,
-    updates_per_episode=2,
-    target_update_every=5,
-    epsilon_episodes=8,
-    eval_every=5,
-    eval_episodes=2,
-)
+# Construction
 
 
-def rows_of(directory: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+@pytest.mark.parametrize("seed", [-1, 1.5, True])
+def test_a_seed_that_is_not_a_non_negative_integer_is_refused(seed: Any) -> None:
+    with pytest.raises(ValueError, match="seed"):
+        QMIX(TwoStep(), SMALL, seed=seed)
 
 
-def weights(agent: QMIX) -> bytes:
-    return b"".join(parameter.detach().numpy().tobytes() for parameter in agent.learner.parameters)
+def test_a_config_of_another_type_is_refused() -> None:
+    with pytest.raises(TypeError, match="QMIXConfig"):
+        QMIX(TwoStep(), {"mixer": "vdn"})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("mixer", ["qmix", "vdn", "iql"])
-@pytest.mark.parametrize("recurrent", [True, False])
-def test_every_kind_learns_from_unequal_agents_without_a_nan(mixer: str, recurrent: bool) -> None:
-    config = dataclasses.replace(SMALL, mixer=mixer, recurrent=recurrent, standardise_returns=True, exploration="team")
-    rows: list[dict[str, Any]] = []
-    agent = QMIX(Ragged(), config).learn(10, progress=False, callback=lambda _, row: rows.append(row))
-    assert all(row["loss"] is None for row in rows[:3])
-    assert all(math.isfinite(row[key]) for row in rows[3:] for key in ("loss", "q_tot", "td_error", "grad_norm"))
-    assert agent.learner.updates == 14
-    assert all(torch.isfinite(parameter).all() for parameter in agent.learner.parameters)
+# learn
 
 
-@pytest.mark.parametrize("game", [DictMasks, LeavesEarly, Meet])
-def test_other_kinds_of_games_are_learned(game: Any) -> None:
-    agent = QMIX(game(), SMALL).learn(7, progress=False)
-    assert agent.episode == 7
-    assert agent.learner.updates == 8
+@pytest.mark.parametrize("name", ["total_episodes", "n_envs"])
+@pytest.mark.parametrize("value", [0, 1.5, True])
+def test_counts_that_are_not_positive_integers_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=name):
+        QMIX(TwoStep(), SMALL).learn(**{"total_episodes": 1, "progress": False, name: value})
 
 
-def test_same_seed_same_weights_and_metrics_other_seed_others(tmp_path: Path, untouched_rngs: None) -> None:
-    agents = [
-        QMIX(Ragged(), SMALL, seed=seed).learn(8, log_dir=tmp_path / str(index), progress=False)
-        for index, seed in enumerate((3, 3, 4))
-    ]
-    assert weights(agents[0]) == weights(agents[1]) != weights(agents[2])
-    assert rows_of(tmp_path / "0") == rows_of(tmp_path / "1") != rows_of(tmp_path / "2")
+def test_total_episodes_counts_the_agents_lifetime(tmp_path: Path) -> None:
+    called: list[tuple[QMIX, int]] = []
+
+    def callback(agent: QMIX, row: dict[str, Any]) -> None:
+        called.append((agent, row["episode"]))
+
+    agent = QMIX(TwoStep(), SMALL).learn(total_episodes=3, progress=False, callback=callback)
+    agent.save(tmp_path)
+    loaded = QMIX.load(tmp_path, TwoStep())
+    assert loaded.learn(5, progress=False, callback=callback) is loaded
+    loaded.learn(5, progress=False, callback=callback)
+    assert [episode for _, episode in called] == [1, 2, 3, 4, 5]
+    assert all(first is (agent if episode <= 3 else loaded) for first, episode in called)
+    assert agent.episode == 3
+    assert loaded.episode == 5
+    assert loaded.env_steps == 10
 
 
-def test_a_row_tells_the_whole_episode(tmp_path: Path) -> None:
-    QMIX(Ragged(), SMALL).learn(6, log_dir=tmp_path, progress=False)
-    rows = rows_of(tmp_path)
-    assert [row["episode"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert rows[5]["env_steps"] == sum(row["length"] for row in rows)
-    assert rows[5]["updates"] == 6
-    assert rows[0]["epsilon"] == 1.0
-    assert "info/team" in rows[0]
-    assert "info/own" not in rows[0]
-    assert [row["episode"] for row in rows if "eval/return" in row] == [5]
-    assert list(tmp_path.glob("events.out.tfevents*"))
+def test_the_directories_may_be_positional(tmp_path: Path) -> None:
+    QMIX(TwoStep(), SMALL).learn(2, tmp_path / "log", tmp_path / "checkpoint", progress=False)
+    assert len(rows_of(tmp_path / "log")) == 2
+    assert QMIX.checkpoint_exists(tmp_path / "checkpoint")
 
 
-def test_without_tensorboard_there_is_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any, **named: Any) -> Any:
-        if "tensorboard" in name:
-            raise ImportError(name)
-        return real(name, *rest, **named)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    QMIX(TwoStep(), SMALL).learn(2, log_dir=tmp_path, progress=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+# evaluate
 
 
-def test_a_new_agent_moves_an_old_log_aside(tmp_path: Path) -> None:
-    QMIX(TwoStep(), SMALL).learn(2, log_dir=tmp_path, progress=False)
-    QMIX(TwoStep(), SMALL).learn(3, log_dir=tmp_path, progress=False)
-    assert len(rows_of(tmp_path)) == 3
-    assert len((tmp_path / "metrics.previous.jsonl").read_text().splitlines()) == 2
+def test_an_evaluation_is_the_mean_return_with_its_error() -> None:
+    agent = QMIX(Meet(), SMALL)
+    result = agent.evaluate(episodes=4)
+    assert result.mean == pytest.approx(np.mean(result.returns))
+    assert result.standard_error == pytest.approx(np.std(result.returns, ddof=1) / 2)
+    assert result.lengths == (5, 5, 5, 5)
+    assert {name: sum(counts) for name, counts in result.action_counts.items()} == {"agent_0": 20, "agent_1": 20}
+    assert math.isnan(agent.evaluate(episodes=1).standard_error)
 
 
-def test_training_and_evaluation_never_share_a_seed() -> None:
-    class Noting(TwoStep):
+def test_another_environment_can_be_evaluated_if_its_specification_is_equal() -> None:
+    agent = QMIX(Meet(), SMALL)
+    assert agent.evaluate(Meet(), episodes=4) == agent.evaluate(episodes=4)
+    with pytest.raises(ValueError, match="n_actions"):
+        agent.evaluate(TwoStep(), episodes=1)
+    with pytest.raises(ValueError, match="episodes"):
+        agent.evaluate(episodes=0)
+
+
+def test_action_counts_include_only_agents_that_acted() -> None:
+    agent = QMIX(LeavesEarly(), dataclasses.replace(SMALL, mixer="vdn", recurrent=False))
+    with torch.no_grad():  # the last legal action is always the best
+        agent.learner.network.head.weight.zero_()
+        agent.learner.network.head.bias.copy_(torch.arange(5.0))
+    counts = agent.evaluate(episodes=4).action_counts
+    assert [len(row) for row in counts.values()] == [3, 5, 1]
+    assert [sum(row) for row in counts.values()] == [4, 12, 12]  # agent_0 leaves after the first of three steps
+    assert counts["agent_2"] == (12,)
+    assert counts["agent_1"][4] > 0
+    assert counts["agent_0"][0] < 4
+
+
+def test_training_and_evaluation_use_different_seeds() -> None:
+    class RecordsSeeds(TwoStep):
         def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
             seeds.append(seed)
             return super().reset(seed, options)
 
     seeds: list[int | None] = []
-    agent = QMIX(Noting(), dataclasses.replace(SMALL, eval_every=0))
+    agent = QMIX(RecordsSeeds(), dataclasses.replace(SMALL, eval_every=0))
     seeds.clear()
     agent.learn(10, progress=False)
     training = set(seeds)
@@ -122,69 +119,81 @@ def test_training_and_evaluation_never_share_a_seed() -> None:
     assert seeds == first * 2
 
 
-def test_evaluation_is_a_mean_with_its_error() -> None:
-    agent = QMIX(Meet(), SMALL)
-    result = agent.evaluate(episodes=4)
-    assert result.mean == pytest.approx(np.mean(result.returns))
-    assert result.standard_error == pytest.approx(np.std(result.returns, ddof=1) / 2)
-    assert result.lengths == (5, 5, 5, 5)
-    assert {name: sum(counts) for name, counts in result.action_counts.items()} == {"agent_0": 20, "agent_1": 20}
-    assert math.isnan(agent.evaluate(episodes=1).standard_error)
-    assert agent.evaluate(Meet(), episodes=4) == result
-    with pytest.raises(ValueError, match="not the one this agent was made for"):
-        agent.evaluate(TwoStep(), episodes=1)
-
-
-def test_action_counts_are_of_those_who_acted() -> None:
-    config = dataclasses.replace(SMALL, mixer="vdn", recurrent=False)
-    agent = QMIX(LeavesEarly(), config)
-    with torch.no_grad():  # the last legal action is always the best
-        agent.learner.network.head.weight.zero_()
-        agent.learner.network.head.bias.copy_(torch.arange(5.0))
-    counts = agent.evaluate(episodes=4).action_counts
-    assert [len(row) for row in counts.values()] == [3, 5, 1]
-    assert [sum(row) for row in counts.values()] == [4, 12, 12]  # agent_0 leaves after the first of three steps
-    assert counts["agent_2"] == (12,)
-    assert counts["agent_1"][4] > 0
-    assert counts["agent_0"][0] < 4
-
-
 # act
 
 
-def test_act_remembers_until_reset(untouched_rngs: None) -> None:
+def test_act_keeps_hidden_states_and_last_actions_until_reset(untouched_rngs: None) -> None:
+    def record(_: torch.nn.Module, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]) -> None:
+        _, last, hidden = inputs
+        last_actions.append(last.flatten().tolist())
+        hidden_states.append(hidden)
+
+    last_actions: list[list[int]] = []
+    hidden_states: list[torch.Tensor | None] = []
     agent = QMIX(Memory(), SMALL)
-    with torch.no_grad():  # a network whose values depend on its memory alone
-        agent.learner.network.head.weight.mul_(50)
+    agent.learner.network.register_forward_pre_hook(record)
     shown = {name: np.array([1.0, 0.0], np.float32) for name in agent.spec.agents}
     blank = {name: np.array([0.0, 0.3], np.float32) for name in agent.spec.agents}
-    agent.act(shown, reset=True)
-    hidden = agent._acting._hidden
+    first = agent.act(shown, reset=True)
     agent.act(blank)
-    assert agent._acting._hidden is not hidden
-    memory = agent._acting._hidden.clone()
     agent.act(blank, reset=True)
-    assert not torch.equal(agent._acting._hidden, memory)
+    agent.act(blank)
     agent.act(shown, reset=True)
     agent.act(blank)
-    assert torch.equal(agent._acting._hidden, memory)
+    assert last_actions[0] == last_actions[2] == last_actions[4] == [-1, -1]
+    assert last_actions[1] == last_actions[5] == list(first.values())
+    assert hidden_states[0] is hidden_states[2] is hidden_states[4] is None
+    after_shown, after_blank, after_shown_again = hidden_states[1], hidden_states[3], hidden_states[5]
+    assert after_shown is not None
+    assert after_blank is not None
+    assert after_shown_again is not None
+    assert torch.equal(after_shown, after_shown_again)
+    assert not torch.equal(after_shown, after_blank)
 
 
-def test_act_plays_as_evaluate_does() -> None:
+@pytest.mark.parametrize("epsilon", [0.0, 0.5])
+def test_act_returns_a_legal_action_for_each_agent(epsilon: float) -> None:
     agent, env = QMIX(Ragged(), SMALL).learn(6, progress=False), Ragged()
     for seed in range(4):
         observations, infos = env.reset(seed=seed)
-        first = True
+        reset = True
         while env.agents:
             masks = {name: infos[name]["action_mask"] for name in env.agents}
-            actions = agent.act(observations, masks, reset=first, epsilon=0.5 if seed % 2 else 0.0)
-            first = False
+            actions = agent.act(observations, masks, reset=reset, epsilon=epsilon)
+            reset = False
             assert set(actions) == set(env.agents)
             assert all(type(action) is int for action in actions.values())
             observations, _, _, _, infos = env.step(actions)  # raises for an illegal action
 
 
-def test_act_reads_masks_beside_observations_and_skips_those_who_left() -> None:
+def test_act_plays_as_evaluate_does() -> None:
+    class RecordsActions(Ragged):
+        def step(self, actions: dict[str, int]) -> tuple[dict, dict, dict, dict, dict]:
+            recorded.append(actions)
+            return super().step(actions)
+
+        def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+            seeds.append(seed)
+            return super().reset(seed, options)
+
+    recorded: list[dict[str, int]] = []
+    seeds: list[int | None] = []
+    agent = QMIX(Ragged(), SMALL).learn(8, progress=False)
+    env = RecordsActions()
+    agent.evaluate(env, episodes=3)
+    evaluated = list(recorded)
+    recorded.clear()
+    for seed in seeds[-3:]:
+        observations, infos = env.reset(seed=seed)
+        reset = True
+        while env.agents:
+            masks = {name: infos[name]["action_mask"] for name in env.agents}
+            observations, _, _, _, infos = env.step(agent.act(observations, masks, reset=reset))
+            reset = False
+    assert recorded == evaluated
+
+
+def test_act_reads_masks_from_dict_observations_and_skips_agents_that_left() -> None:
     agent, env = QMIX(DictMasks(), SMALL), DictMasks()
     observations, _ = env.reset(seed=1)
     env.step(agent.act(observations, reset=True))
@@ -192,47 +201,23 @@ def test_act_reads_masks_beside_observations_and_skips_those_who_left() -> None:
     assert set(agent.act(observations)) == {"agent_1", "agent_2"}
 
 
-def test_act_refuses_what_it_does_not_know() -> None:
+def test_act_refuses_invalid_arguments() -> None:
     agent = QMIX(TwoStep(), SMALL)
-    good = np.zeros(3, np.float32)
-    with pytest.raises(ValueError, match=r"unknown agents \['bob'\]"):
-        agent.act({"bob": good})
-    with pytest.raises(ValueError, match=r"agent_0.*shape"):
+    valid = np.zeros(3, np.float32)
+    with pytest.raises(ValueError, match="bob"):
+        agent.act({"bob": valid})
+    with pytest.raises(ValueError, match=r"agent_0.*\(2,\)"):
         agent.act({"agent_0": np.zeros(2)})
-    with pytest.raises(ValueError, match=r"agent_0.*allows no action"):
-        agent.act({"agent_0": good}, {"agent_0": [0, 0]})
+    with pytest.raises(ValueError, match="agent_0"):
+        agent.act({"agent_0": valid}, {"agent_0": [0, 0]})
     with pytest.raises(ValueError, match="epsilon"):
-        agent.act({"agent_0": good}, epsilon=2)
+        agent.act({"agent_0": valid}, epsilon=2)
 
 
-@pytest.mark.parametrize("seed", [-1, 1.5, True])
-def test_a_seed_is_a_whole_number(seed: Any) -> None:
-    with pytest.raises(ValueError, match="seed"):
-        QMIX(TwoStep(), SMALL, seed=seed)
-
-
-@pytest.mark.parametrize("name", ["episodes", "checkpoint_every"])
-def test_counts_are_whole_numbers(name: str) -> None:
-    with pytest.raises(ValueError, match=name):
-        QMIX(TwoStep(), SMALL).learn(**{"episodes": 1, name: 0})
-
-
-@pytest.mark.parametrize(("game", "level"), [(Ragged, 0.0), (TwoStep, 3.0)])
-def test_learning_does_not_depend_on_the_level_and_unit_of_returns(game: type[Game], level: float) -> None:
-    class Other(game):  # type: ignore[valid-type,misc]
-        def play(self, actions: dict[str, int]) -> tuple[float, bool, bool]:
-            reward, terminated, truncated = super().play(actions)
-            return reward / 128 - level * terminated, terminated, truncated  # a power of two: exact
-
-    config = dataclasses.replace(SMALL, standardise_returns=True, gamma=1.0)
-    one, two = (QMIX(one(), config).learn(8, progress=False) for one in (game, Other))
-    for first, second in zip(one.learner.parameters, two.learner.parameters, strict=True):
-        torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5)
-
-
-def test_the_return_scale_is_that_of_all_episodes() -> None:
-    agent = QMIX(Ragged(), dataclasses.replace(SMALL, gamma=0.5)).learn(6, progress=False)
-    expected = ReturnScale()
-    for episode in agent.buffer:
-        expected.add(episode.rewards, 0.5)
-    assert agent.return_scale == expected
+def test_a_single_environment_and_a_list_of_one_are_the_same(tmp_path: Path) -> None:
+    agents = [
+        QMIX(env, SMALL, seed=3).learn(7, log_dir=tmp_path / str(index), n_envs=n_envs, progress=False)
+        for index, (env, n_envs) in enumerate(((Ragged(), None), ([Ragged()], None), (Ragged(), 1)))
+    ]
+    assert weights(agents[0]) == weights(agents[1]) == weights(agents[2])
+    assert rows_of(tmp_path / "0") == rows_of(tmp_path / "1") == rows_of(tmp_path / "2")

@@ -1,4 +1,4 @@
-"""Stopping and going on: to the bit, whatever stopped it; and what cannot be loaded says so."""
+"""Checkpoint files: atomic writing, damaged and foreign files, and the encoding of environment state."""
 
 from __future__ import annotations
 
@@ -16,147 +16,38 @@ import numpy as np
 import pytest
 import torch
 from games import Archiving, Ragged, TwoStep
-from test_qmix_agent import SMALL, rows_of, weights
+from qmix_helpers import SMALL, archived_lengths, weights
 
 from qmix_agent import QMIX, CheckpointError, checkpoint
 
-CONFIG = dataclasses.replace(SMALL, standardise_returns=True, buffer_size=10)
+CONFIG = dataclasses.replace(SMALL, standardise_returns=True, buffer_size=10, checkpoint_every=3)
 ROOT = Path(__file__).parents[2]
 
 
-def test_resuming_is_never_having_stopped(tmp_path: Path) -> None:
-    straight = QMIX(Archiving(), CONFIG, seed=5).learn(16, log_dir=tmp_path / "a", progress=False)
-    QMIX(Archiving(), CONFIG, seed=5).learn(
-        9, log_dir=tmp_path / "b", checkpoint_dir=tmp_path / "b", checkpoint_every=7, progress=False
-    )
-    agent = QMIX.load(tmp_path / "b", Archiving())
-    assert agent.episode == 9
-    agent.learn(16, log_dir=tmp_path / "b", checkpoint_dir=tmp_path / "b", progress=False)
-    assert weights(agent) == weights(straight)
-    assert rows_of(tmp_path / "b") == rows_of(tmp_path / "a")
-    assert agent.team_env.env.lengths == straight.team_env.env.lengths
-    one, two = agent.state_dict(), straight.state_dict()
-    assert one["return_scale"] == two["return_scale"]
-    for first, second in zip(one["buffer"], two["buffer"], strict=True):
-        assert np.array_equal(first.observations, second.observations)
+# Writing
 
 
-@pytest.mark.parametrize("where", ["step", "update", "evaluate"])
-def test_ctrl_c_leaves_the_last_whole_episode(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    straight = QMIX(Archiving(), CONFIG, seed=5).learn(14, log_dir=tmp_path / "a", progress=False)
-    agent = QMIX(Archiving(), CONFIG, seed=5)
-    target = {
-        "step": (agent.team_env, "step_wait"),
-        "update": (agent.learner.optimizer, "step"),
-        "evaluate": (agent, where),
-    }
-    owner, name = target[where]
-    original, calls = getattr(owner, name), 0
-
-    def interrupted(*rest: Any, **named: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        result = original(*rest, **named)
-        if calls == {"step": 30, "update": 11, "evaluate": 2}[where]:
-            raise KeyboardInterrupt
-        return result
-
-    monkeypatch.setattr(owner, name, interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        agent.learn(14, log_dir=tmp_path / "b", checkpoint_dir=tmp_path / "b", progress=False)
-    stopped = agent.episode
-    assert 0 < stopped < 14
-    resumed = QMIX.load(tmp_path / "b", Archiving())
-    assert resumed.episode == stopped
-    resumed.learn(14, log_dir=tmp_path / "b", progress=False)
-    agent.learn(14, progress=False)  # the interrupted object itself goes on just as well
-    assert weights(agent) == weights(resumed) == weights(straight)
-    assert rows_of(tmp_path / "b") == rows_of(tmp_path / "a")
-    assert agent.team_env.env.lengths == straight.team_env.env.lengths
-
-
-def test_nan_stops_and_the_last_good_checkpoint_stays(tmp_path: Path) -> None:
-    class Explodes(Ragged):
-        episodes = 0
-
-        def begin(self) -> None:
-            super().begin()
-            Explodes.episodes += 1
-
-        def play(self, actions: dict[str, int]) -> tuple[float, bool, bool]:
-            reward, terminated, truncated = super().play(actions)
-            return (1e38 if Explodes.episodes > 7 else reward), terminated, truncated
-
-    config = dataclasses.replace(SMALL, eval_every=0, loss="mse", batch_size=10)
-    agent = QMIX(Explodes(), config)
-    with pytest.raises(FloatingPointError, match="loss is inf at update"):
-        agent.learn(20, checkpoint_dir=tmp_path, checkpoint_every=2, progress=False)
-    loaded = QMIX.load(tmp_path)
-    assert loaded.episode == 6
-    assert all(torch.isfinite(parameter).all() for parameter in loaded.learner.parameters)
-
-
-def test_the_total_counts_and_a_callback_hears_of_each_episode(tmp_path: Path) -> None:
-    heard: list[int] = []
-    agent = QMIX(TwoStep(), SMALL).learn(3, progress=False, callback=lambda _, row: heard.append(row["episode"]))
-    agent.save(tmp_path)
-    again = QMIX.load(tmp_path, TwoStep())
-    again.learn(5, progress=False, callback=lambda _, row: heard.append(row["episode"]))
-    again.learn(5, progress=False, callback=lambda _, row: heard.append(row["episode"]))
-    assert heard == [1, 2, 3, 4, 5]
-
-
-def test_checkpoints_come_when_due_and_at_the_end(tmp_path: Path) -> None:
-    seen: list[int] = []
-
-    def look(_: QMIX, row: dict[str, Any]) -> None:
-        if QMIX.checkpoint_exists(tmp_path):
-            seen.append(torch.load(tmp_path / checkpoint.FILE_NAME, weights_only=True)["episode"])
-
-    QMIX(TwoStep(), SMALL).learn(5, checkpoint_dir=tmp_path, checkpoint_every=2, progress=False, callback=look)
-    assert seen == [2, 2, 4, 5]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.1.pt", checkpoint.FILE_NAME]
+def kept_episodes(directory: Path) -> list[int]:
+    return [torch.load(path, weights_only=True)["episode"] for path in checkpoint.list_files(directory)]
 
 
 def test_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
-    def kept() -> list[int]:
-        return [torch.load(path, weights_only=True)["episode"] for path in checkpoint.files(tmp_path)]
-
-    agent = QMIX(TwoStep(), SMALL).learn(
-        6, checkpoint_dir=tmp_path, checkpoint_every=1, keep_checkpoints=3, progress=False
-    )
-    assert kept() == [6, 5, 4]
-    agent.save(tmp_path, keep=1)
-    assert kept() == [6]
-    with pytest.raises(ValueError, match="keep must be"):
-        agent.save(tmp_path, keep=0)
+    config = dataclasses.replace(SMALL, checkpoint_every=1, keep_checkpoints=3)
+    agent = QMIX(TwoStep(), config).learn(6, checkpoint_dir=tmp_path, progress=False)
+    assert kept_episodes(tmp_path) == [6, 5, 4]
+    agent.save(tmp_path)
+    assert kept_episodes(tmp_path) == [6, 6, 5]
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
-def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
-    """Gone: killed between moving the old file on and putting the new one in its place."""
-    straight = QMIX(Archiving(), CONFIG, seed=5).learn(9, checkpoint_dir=tmp_path, checkpoint_every=3, progress=False)
-    path = tmp_path / checkpoint.FILE_NAME
-    whole = bytearray(path.read_bytes())
-    if damage == "gone":
-        path.unlink()
-        agent = QMIX.load(tmp_path, Archiving())
-    else:
-        if damage == "cut":
-            del whole[len(whole) // 2 :]
-        else:
-            with zipfile.ZipFile(path) as archive:
-                largest = max(archive.infolist(), key=lambda info: info.file_size)
-            whole[largest.header_offset + largest.file_size // 2] ^= 1
-        path.write_bytes(whole)
-        with pytest.warns(UserWarning, match=r"checkpoint\.pt cannot be read.*the one before it.*checkpoint\.1\.pt"):
-            agent = QMIX.load(tmp_path, Archiving())
-    assert agent.episode == 6
-    assert weights(agent.learn(9, progress=False)) == weights(straight)
+def test_a_smaller_number_of_kept_checkpoints_removes_older_ones(tmp_path: Path) -> None:
+    for number in range(3):
+        checkpoint.write(tmp_path, {"episode": number}, keep=3)
+    checkpoint.write(tmp_path, {"episode": 3}, keep=1)
+    assert kept_episodes(tmp_path) == [3]
 
 
 class FullDisk:
-    """A file that takes 10,000 bytes."""
+    """A file that accepts 10,000 bytes."""
 
     def __init__(self, file: Any) -> None:
         self.file, self.written = file, 0
@@ -171,19 +62,35 @@ class FullDisk:
         return getattr(self.file, name)
 
 
-def test_a_full_disk_stops_and_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_stops_training_and_keeps_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     straight = QMIX(Archiving(), CONFIG, seed=5).learn(9, progress=False)
-    agent = QMIX(Archiving(), CONFIG, seed=5).learn(6, checkpoint_dir=tmp_path, checkpoint_every=3, progress=False)
+    agent = QMIX(Archiving(), CONFIG, seed=5).learn(6, checkpoint_dir=tmp_path, progress=False)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     save = torch.save
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", lambda content, file: save(content, FullDisk(file)))
-        with pytest.raises(OSError, match=r"No space left on device.*the checkpoints before it are untouched") as told:
+        with pytest.raises(OSError, match=checkpoint.FILE_NAME) as raised:
             agent.learn(9, checkpoint_dir=tmp_path, progress=False)
-    assert told.value.errno == errno.ENOSPC
+    assert raised.value.errno == errno.ENOSPC
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert weights(QMIX.load(tmp_path, Archiving()).learn(9, progress=False)) == weights(straight)
-    assert weights(agent) == weights(straight)  # the object itself is whole, too, and can be saved elsewhere
+    assert weights(agent) == weights(straight)  # the agent is complete and can be saved elsewhere
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = QMIX(TwoStep(), SMALL)
+    before = agent.save(tmp_path).read_bytes()
+
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        agent.save(tmp_path)
+    assert (tmp_path / checkpoint.FILE_NAME).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.FILE_NAME]
 
 
 def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
@@ -191,33 +98,74 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
     before = agent.save(tmp_path).read_bytes()
     with torch.no_grad():
         agent.learner.network.head.weight[0, 0] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"network\.head\.weight is not finite"):
+    with pytest.raises(FloatingPointError, match=r"network\.head\.weight"):
         agent.save(tmp_path)
     assert (tmp_path / checkpoint.FILE_NAME).read_bytes() == before
 
 
-def test_a_new_agent_does_not_overwrite_a_run(tmp_path: Path) -> None:
-    QMIX(TwoStep(), SMALL).learn(2, checkpoint_dir=tmp_path, progress=False)
-    with pytest.raises(FileExistsError, match=r"QMIX\.load"):
-        QMIX(TwoStep(), SMALL).learn(2, checkpoint_dir=tmp_path, progress=False)
+# Reading
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = QMIX(TwoStep(), SMALL)
-    before = agent.save(tmp_path).read_bytes()
+@pytest.mark.parametrize("damage", ["truncated", "flipped bit", "missing"])
+def test_a_damaged_newest_checkpoint_is_skipped(tmp_path: Path, damage: str) -> None:
+    """A missing file: the process was killed between renaming the old file and renaming the new one."""
+    straight = QMIX(Archiving(), CONFIG, seed=5).learn(9, checkpoint_dir=tmp_path, progress=False)
+    path = tmp_path / checkpoint.FILE_NAME
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+        agent = QMIX.load(tmp_path, Archiving())
+    else:
+        if damage == "truncated":
+            del content[len(content) // 2 :]
+        else:
+            with zipfile.ZipFile(path) as archive:
+                largest = max(archive.infolist(), key=lambda info: info.file_size)
+            content[largest.header_offset + largest.file_size // 2] ^= 1
+        path.write_bytes(content)
+        with pytest.warns(UserWarning, match=r"checkpoint\.pt.*checkpoint\.1\.pt"):
+            agent = QMIX.load(tmp_path, Archiving())
+    assert agent.episode == 6
+    assert weights(agent.learn(9, progress=False)) == weights(straight)
 
-    def full(*_: Any) -> None:
-        raise OSError("disk full")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="disk full"):
-        agent.save(tmp_path)
-    assert (tmp_path / checkpoint.FILE_NAME).read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.FILE_NAME]
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=checkpoint.FILE_NAME):
+        QMIX.load(tmp_path)
+    assert not QMIX.checkpoint_exists(tmp_path)
+
+
+def test_a_checkpoint_of_another_environment_is_refused(tmp_path: Path) -> None:
+    QMIX(Ragged(), SMALL).save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"n_actions.*\(4, 5\)"):
+        QMIX.load(tmp_path, Ragged((4, 5)))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
+def test_a_directory_with_only_damaged_files_is_refused(tmp_path: Path, damage: str) -> None:
+    path = QMIX(Ragged(), SMALL).save(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"text"}[damage])
+    with pytest.raises(CheckpointError, match=checkpoint.FILE_NAME):
+        QMIX.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ({"weights": 1}, "qmix_agent"),
+        *[({"format": "qmix_agent", "version": version}, f"version {version}\\b") for version in (1, 2, 3, 99)],
+        ({"format": "qmix_agent", "version": checkpoint.VERSION, "spec": {}}, checkpoint.FILE_NAME),
+    ],
+)
+def test_files_of_other_formats_and_versions_are_refused(tmp_path: Path, content: dict[str, Any], named: str) -> None:
+    torch.save(content, tmp_path / checkpoint.FILE_NAME)
+    with pytest.raises(CheckpointError, match=named):
+        QMIX.load(tmp_path)
 
 
 @pytest.mark.slow
-def test_acts_the_same_in_a_new_process_without_an_environment(tmp_path: Path) -> None:
+def test_a_loaded_agent_acts_the_same_in_a_new_process_without_an_environment(tmp_path: Path) -> None:
     agent = QMIX(Ragged(), SMALL).learn(6, progress=False)
     agent.save(tmp_path)
     code = f"""
@@ -234,50 +182,29 @@ print(json.dumps([agent.act(seen, reset=i == 0) for i in range(4)]))
     assert json.loads(printed) == [agent.act(seen, reset=i == 0) for i in range(4)]
 
 
-def test_without_an_environment_it_can_only_act_but_saves_whole(tmp_path: Path) -> None:
+def test_an_agent_loaded_without_an_environment_can_only_act_and_save(tmp_path: Path) -> None:
     agent = QMIX(Archiving(), CONFIG).learn(6, progress=False)
     agent.save(tmp_path / "one")
     acting = QMIX.load(tmp_path / "one")
     for attempt in (lambda: acting.learn(9, progress=False), lambda: acting.evaluate(episodes=1)):
-        with pytest.raises(ValueError, match="without an environment"):
+        with pytest.raises(ValueError, match=r"QMIX\.load"):
             attempt()
     acting.save(tmp_path / "two")
     again = QMIX.load(tmp_path / "two", Archiving())
-    assert again.team_env.env.lengths == agent.team_env.env.lengths
+    assert archived_lengths(again) == archived_lengths(agent)
     assert weights(again.learn(9, progress=False)) == weights(agent.learn(9, progress=False))
 
 
-def test_what_cannot_be_loaded_says_why(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
-        QMIX.load(tmp_path)
-    assert not QMIX.checkpoint_exists(tmp_path)
-    path = QMIX(Ragged(), SMALL).save(tmp_path)
-    with pytest.raises(CheckpointError, match=r"not the one this agent was made for.*n_actions: \(4, 5\)"):
-        QMIX.load(tmp_path, Ragged((4, 5)))
-    whole = path.read_bytes()
-    for damaged in (whole[: len(whole) // 2], b"", b"text"):
-        path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="damaged"):
-            QMIX.load(tmp_path)
-    torch.save({"weights": 1}, path)
-    with pytest.raises(CheckpointError, match="not a checkpoint of qmix_agent"):
-        QMIX.load(tmp_path)
-    for version in (1, 99):
-        torch.save({"format": "qmix_agent", "version": version}, path)
-        with pytest.raises(CheckpointError, match=f"version {version}.*the release that wrote it"):
-            QMIX.load(tmp_path)
-    torch.save({"format": "qmix_agent", "version": checkpoint.VERSION, "spec": {}}, path)
-    with pytest.raises(CheckpointError, match="cannot be used"):
-        QMIX.load(tmp_path)
+# Environment state
 
 
-def test_an_environment_that_cannot_take_its_state_back_is_told_of(tmp_path: Path) -> None:
+def test_a_warning_names_an_environment_that_cannot_restore_its_state(tmp_path: Path) -> None:
     QMIX(Archiving(), SMALL).learn(1, progress=False).save(tmp_path)
-    with pytest.warns(UserWarning, match="Ragged has no"):
+    with pytest.warns(UserWarning, match="Ragged"):
         QMIX.load(tmp_path, Ragged())
 
 
-def test_environment_state_is_kept_exactly_or_refused() -> None:
+def test_environment_state_is_kept_exactly() -> None:
     state = {"a": [1, (2.5, None)], "b": np.arange(3, dtype=np.int16), "c": torch.ones(2), "d": np.float32(0.5)}
     back = checkpoint.decode(checkpoint.encode(state))
     assert back["a"] == [1, (2.5, None)]
@@ -285,5 +212,8 @@ def test_environment_state_is_kept_exactly_or_refused() -> None:
     assert back["b"].tolist() == [0, 1, 2]
     assert torch.equal(back["c"], torch.ones(2))
     assert back["d"] == 0.5
-    with pytest.raises(TypeError, match=r"\['x'\]\[0\] is a object"):
+
+
+def test_environment_state_of_other_types_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"\['x'\]\[0\].*object"):
         checkpoint.encode({"x": [object()]})

@@ -1,9 +1,10 @@
-"""Ctrl-C waits for the end of what must not be torn."""
+"""Deferral of Ctrl-C."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,7 +12,7 @@ from qmix_agent.interrupts import deferred_interrupt
 
 
 @pytest.fixture(autouse=True)
-def default_handler() -> object:
+def _default_handler() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -20,15 +21,15 @@ def default_handler() -> object:
 def interrupted_block(reached: list[str]) -> None:
     with deferred_interrupt():
         signal.raise_signal(signal.SIGINT)
-        reached.append("the end of the block")
-    reached.append("behind the block")
+        reached.append("end of the block")
+    reached.append("after the block")
 
 
-def test_an_interrupt_takes_effect_at_the_end() -> None:
+def test_an_interrupt_takes_effect_at_the_end_of_the_block() -> None:
     reached: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         interrupted_block(reached)
-    assert reached == ["the end of the block"]
+    assert reached == ["end of the block"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -38,7 +39,7 @@ def test_without_an_interrupt_nothing_happens() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_other_threads_are_left_alone() -> None:
+def test_the_block_runs_in_other_threads() -> None:
     reached: list[str] = []
 
     def work() -> None:

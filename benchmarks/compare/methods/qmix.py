@@ -1,6 +1,6 @@
 """QMIX, and VDN and IQL, which differ from it in the mixer; exploration ends when half of the budget is spent.
 
-`SETTINGS` (COMPARISON.md says how they were chosen): an episode shows all there is to see, so nothing need be
+`SETTINGS` (chosen as in docs/benchmarks/comparison.md): an episode shows all there is to see, so nothing need be
 remembered; plans are dear, so each is learned from more often; and returns of plans differ by little.
 """
 

@@ -15,8 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from prune_env import PruningProblem
-from prune_env.pruning import Plan, kept_indices
-from prune_env.pruning.surgery import removed_channels
+from prune_env.pruning import Plan, kept_indices, removed_channels
 
 POSITIONS = 10
 """Of a feature map, the same for all images of a batch; AMC's number."""

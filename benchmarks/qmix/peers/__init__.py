@@ -1,8 +1,8 @@
-"""QMIX of other projects, and ours, behind one small interface, so that all play the same games under the same terms.
+"""QMIX of other projects and of `qmix_agent` behind one interface, so that all play the same games.
 
-What is equal for all: width of the agents' networks, embedding of the mixing network, discount, exploration schedule,
-episodes in the replay and in a batch, updates for each episode, what agents see (observation and who they are; with a
-GRU also their last action). What is each one's own: everything else, listed in its file.
+Equal for all: width of the agent networks, embedding of the mixing network, discount, exploration schedule, episodes in
+the replay buffer and in a batch, updates per episode, and agent inputs (observation and agent identity; with a GRU also
+the last action). Everything else is each project's own choice and is listed in its file.
 """
 
 from __future__ import annotations
@@ -19,44 +19,66 @@ Env = ParallelEnv[str, Any, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """What all implementations share."""
+    """Settings that all implementations share."""
 
     steps: int
-    """of every episode"""
+    """Length of every episode."""
     hidden_size: int = 64
+    """Width of the agent networks."""
     mixing_embed: int = 32
+    """Width of the mixing network's hidden layer."""
     gamma: float = 0.99
+    """Discount factor."""
     batch_size: int = 32
-    """episodes; TorchRL draws as many transitions instead"""
+    """Episodes in a batch; TorchRL draws the same number of transitions instead."""
     buffer_size: int = 2000
-    """episodes"""
+    """Episodes in the replay buffer."""
     epsilon_start: float = 1.0
+    """Epsilon in the first episode."""
     epsilon_end: float = 0.05
+    """Epsilon after `epsilon_episodes`."""
     epsilon_episodes: int = 100
+    """Episodes over which epsilon falls linearly."""
     updates_per_episode: int = 4
+    """Updates after each episode."""
 
 
 class Peer(Protocol):
     """One implementation on one game."""
 
     def collect(self, episodes: int) -> float:
-        """Plays with exploration and keeps the episodes for replay; the mean return."""
+        """Play with exploration, add the episodes to the replay buffer, and return the mean return."""
 
     def draw(self) -> Any:
-        """A batch from the replay."""
+        """Draw a batch from the replay buffer."""
 
     def step(self, batch: Any) -> None:
-        """One update, the target network's included."""
+        """Take one update, including the update of the target network."""
 
     def evaluate(self, env: Env, episodes: int) -> float:
-        """Mean return of greedy episodes."""
+        """Return the mean return of greedy episodes."""
 
 
 PEERS = ("ours, GRU", "PyMARL, GRU", "ours, MLP", "TorchRL, MLP")
 
 
-def make(name: str, env: Env, settings: Settings, seed: int, pymarl: Path | None, **options: Any) -> Peer:
-    """`options`: `n_envs` and fields of QMIXConfig, for ours only."""
+def make_peer(name: str, env: Env, settings: Settings, seed: int, pymarl: Path | None, **options: Any) -> Peer:
+    """Make one implementation.
+
+    Args:
+        name: One of `PEERS`.
+        env: The game to train on.
+        settings: Settings that all implementations share.
+        seed: Seed of all randomness.
+        pymarl: Path of a clone of oxwhirl/pymarl; only PyMARL needs it.
+        **options: `n_envs` and fields of QMIXConfig; only for `qmix_agent` ("ours").
+
+    Returns:
+        The implementation.
+
+    Raises:
+        ValueError: The name is unknown, or PyMARL has no clone.
+    """
     if name.startswith("ours"):
         from .ours import Ours
 
@@ -65,26 +87,24 @@ def make(name: str, env: Env, settings: Settings, seed: int, pymarl: Path | None
         from .pymarl import PyMARL
 
         if pymarl is None:
-            raise ValueError("PyMARL needs the path of a clone")
+            raise ValueError("PyMARL needs the path of a clone; give --pymarl")
         return PyMARL(env, settings, seed, pymarl)
     if name == "TorchRL, MLP":
         from .torchrl import TorchRL
 
         return TorchRL(env, settings, seed)
-    raise ValueError(f"{name!r} is none of {', '.join(PEERS)}")
+    raise ValueError(f"name must be one of {', '.join(PEERS)}; got {name!r}")
 
 
-def available(pymarl: Path | None) -> list[str]:
-    """The implementations that can run here; a line says why another one cannot."""
+def available_peers(pymarl: Path | None) -> list[str]:
+    """Return the implementations that can run here. For each other one, print what it needs."""
     missing = {}
     if pymarl is None:
         missing["PyMARL, GRU"] = "give --pymarl the path of a clone"
     elif not (pymarl / "src" / "learners" / "q_learner.py").is_file():
-        raise ValueError(
-            f"{pymarl} has no src/learners/q_learner.py; --pymarl is the path of a clone of oxwhirl/pymarl"
-        )
+        raise ValueError(f"--pymarl must be a clone of oxwhirl/pymarl, but {pymarl} has no src/learners/q_learner.py")
     if importlib.util.find_spec("torchrl") is None:
         missing["TorchRL, MLP"] = "pip install torchrl"
     for name, remedy in missing.items():
-        print(f"{name}: left out; {remedy}")
+        print(f"{name} is left out; to include it, {remedy}")
     return [name for name in PEERS if name not in missing]

@@ -1,4 +1,4 @@
-"""`qmix_agent`, by its public interface. Its own: whatever `Settings` does not name is QMIXConfig's default."""
+"""`qmix_agent`. Its own choices: the defaults of QMIXConfig for everything that `Settings` does not fix."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from qmix_agent import QMIX, Batch, QMIXConfig
-from qmix_agent.replay_buffer import pad
+from qmix_agent.replay_buffer import make_batch
 
 from . import Env, Settings
 
-SHARED = (
+SHARED_FIELDS = (
     "hidden_size",
     "mixing_embed",
     "gamma",
@@ -25,34 +25,45 @@ SHARED = (
 
 
 class Ours:
-    """Agents without a GRU do not see their last action, as TorchRL's do not."""
+    """Wraps `qmix_agent.QMIX`. Agents without a GRU do not see their last action, as in TorchRL.
+
+    Args:
+        env: The game to train on.
+        settings: Settings that all implementations share.
+        seed: Seed of all randomness.
+        recurrent: Whether agents have a GRU.
+        n_envs: Copies of the game that are played in parallel.
+        **options: Further fields of QMIXConfig.
+    """
 
     def __init__(
         self, env: Env, settings: Settings, seed: int, recurrent: bool, n_envs: int = 1, **options: Any
     ) -> None:
-        """n_envs: copies of the game that are played side by side. options: further fields of QMIXConfig."""
-        shared = {name: getattr(settings, name) for name in SHARED}
+        shared = {name: getattr(settings, name) for name in SHARED_FIELDS}
         config = QMIXConfig(**shared, recurrent=recurrent, last_action=recurrent, eval_every=0, **options)
         self.agent, self._n_envs = QMIX(env, config, seed), n_envs
         self._rng = np.random.default_rng(seed)
 
     def collect(self, episodes: int) -> float:
-        """Also learns, from `learning_starts` episodes on."""
+        """Play, and from `learning_starts` episodes on also learn. Return the mean return."""
         returns: list[float] = []
         self.agent.learn(
             self.agent.episode + episodes,
-            progress=False,
-            callback=lambda _, row: returns.append(row["return"]),
             n_envs=self._n_envs,
+            callback=lambda _, row: returns.append(row["return"]),
+            progress=False,
         )
         return float(np.mean(returns))
 
     def draw(self) -> Batch:
-        config = self.agent.config
-        return pad(self.agent.buffer.sample(config.batch_size, self._rng), self.agent.learner.device)
+        """Draw a batch from the replay buffer."""
+        trainer = self.agent.trainer
+        return make_batch(trainer.buffer.sample(trainer.config.batch_size, self._rng), trainer.learner.device)
 
     def step(self, batch: Batch) -> None:
+        """Take one update."""
         self.agent.learner.update(batch)
 
     def evaluate(self, env: Env, episodes: int) -> float:
+        """Return the mean return of greedy episodes."""
         return self.agent.evaluate(env, episodes).mean

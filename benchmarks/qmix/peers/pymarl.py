@@ -1,14 +1,15 @@
-"""PyMARL's QMIX: QLearner, BasicMAC, RNNAgent, QMixer, ReplayBuffer and EpisodeRunner of a clone, as they stand.
+"""PyMARL's QMIX: QLearner, BasicMAC, RNNAgent, QMixer, ReplayBuffer and EpisodeRunner of an unmodified clone.
 
     git clone https://github.com/oxwhirl/pymarl && git -C pymarl checkout c971afdceb34635d31b778021b0ef90d7af51e86
 
-Nothing of it is copied here, and no file of the clone needs a change; two things are put in its way while it runs. Its
-`envs` package is replaced, since it imports StarCraft; and EpisodeBatch indexes with lists, which torch 2.9 and later
-read as one index, so that they are made tuples.
+None of its code is copied here and no file of the clone needs a change. Two things are replaced at run time: its `envs`
+package, because it imports StarCraft; and the index lists of EpisodeBatch, which become tuples, because torch 2.9 and
+later interpret a list as a single index.
 
-Its own (config/default.yaml and config/algs/qmix.yaml): RMSprop at 5e-4, squared one-step double-Q error, gradient norm
-at most 10, hypernetworks of two layers. Its target network is copied every 200 episodes of one update each; with more
-updates for an episode we count updates, so that the target is as old as it is there.
+Its own choices (config/default.yaml and config/algs/qmix.yaml): RMSprop at 5e-4, squared one-step double-Q error,
+gradient norm of at most 10, hypernetworks of two layers. PyMARL copies its target network every 200 episodes and takes
+one update per episode. With more updates per episode, updates are counted instead of episodes, so that the target
+network is equally old in updates.
 """
 
 from __future__ import annotations
@@ -26,16 +27,22 @@ from . import Env, Settings
 
 
 class PyMARL:
-    """Draws from torch's and NumPy's global generators, as its modules do; `seed` sets both."""
+    """Wraps the clone's classes. Its modules use the global generators of torch and NumPy; `seed` seeds both.
+
+    Args:
+        env: The game to train on.
+        settings: Settings that all implementations share.
+        seed: Seed of the global generators.
+        clone: Path of the clone.
+    """
 
     def __init__(self, env: Env, settings: Settings, seed: int, clone: Path) -> None:
-        modules = load(clone)
+        modules = import_pymarl(clone)
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         self._runner_class = modules.EpisodeRunner
         self._settings, self._updates = settings, 0
-        game = Game(env, settings.steps)
-        info = game.get_env_info()
+        info = Game(env, settings.steps).get_env_info()
         args = self._args = SimpleNamespace(
             n_agents=info["n_agents"],
             n_actions=info["n_actions"],
@@ -84,9 +91,10 @@ class PyMARL:
         self._mac = modules.BasicMAC(self._replay.scheme, groups, args)
         self._setup = {"scheme": scheme, "groups": groups, "preprocess": preprocess, "mac": self._mac}
         self._runner = self._new_runner(env)
-        self._learner = modules.QLearner(self._mac, self._replay.scheme, Silent(), args)
+        self._learner = modules.QLearner(self._mac, self._replay.scheme, NullLogger(), args)
 
     def collect(self, episodes: int) -> float:
+        """Play with exploration, add the episodes to the replay buffer, and return the mean return."""
         total = 0.0
         for _ in range(episodes):
             with torch.no_grad():
@@ -96,27 +104,30 @@ class PyMARL:
         return total / episodes
 
     def draw(self) -> Any:
+        """Draw a batch from the replay buffer."""
         batch = self._replay.sample(self._settings.batch_size)
         return batch[:, : batch.max_t_filled()]
 
     def step(self, batch: Any) -> None:
+        """Take one update."""
         self._updates += 1
         self._learner.train(batch, self._runner.t_env, self._updates)
 
     def evaluate(self, env: Env, episodes: int) -> float:
+        """Return the mean return of greedy episodes."""
         runner = self._new_runner(env)
         with torch.no_grad():
             return sum(float(runner.run(test_mode=True)["reward"].sum()) for _ in range(episodes)) / episodes
 
     def _new_runner(self, env: Env) -> Any:
         self._args.env_args = {"env": env, "steps": self._settings.steps}
-        runner = self._runner_class(self._args, Silent())
+        runner = self._runner_class(self._args, NullLogger())
         runner.setup(**self._setup)
         return runner
 
 
 class Game:
-    """A ParallelEnv as PyMARL wants to see it: equal agents, all of them present to the end."""
+    """A ParallelEnv with PyMARL's environment interface: equal agents that all stay until the end."""
 
     def __init__(self, env: Env, steps: int) -> None:
         self._env, self.episode_limit, self._agents = env, steps, list(env.possible_agents)
@@ -155,8 +166,8 @@ class Game:
         pass
 
 
-class Silent:
-    """A logger that does not."""
+class NullLogger:
+    """A logger with PyMARL's interface that discards everything."""
 
     console_logger = SimpleNamespace(info=lambda *_: None)
 
@@ -164,14 +175,14 @@ class Silent:
         pass
 
 
-def load(clone: Path) -> SimpleNamespace:
-    """PyMARL's classes. Its modules have plain names, such as `components`, and can only be found by sys.path."""
+def import_pymarl(clone: Path) -> SimpleNamespace:
+    """Import PyMARL's classes. Its modules have top-level names such as `components`, so sys.path must contain them."""
     envs = ModuleType("envs")
     envs.REGISTRY = {"game": Game}  # type: ignore[attr-defined]
     sys.modules["envs"] = envs
     if (source := str(clone / "src")) not in sys.path:
         sys.path.insert(0, source)
-    # What its runner and buffer hand to torch.tensor: lists of arrays, and tensors.
+    # Its runner and buffer pass lists of arrays, and tensors, to torch.tensor, which warns about both.
     warnings.filterwarnings("ignore", module="components", category=UserWarning)
     from components.episode_buffer import EpisodeBatch, ReplayBuffer
     from components.transforms import OneHot

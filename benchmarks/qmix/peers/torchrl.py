@@ -1,9 +1,9 @@
 """TorchRL's QMIX: QMixerLoss, QMixer, MultiAgentMLP, EGreedyModule, PettingZooWrapper, TensorDictReplayBuffer.
 
-Put together as in its sota-implementations/multiagent/qmix_vdn.py. Its own: tanh, hypernetworks of one layer, squared
-one-step TD error with targets' own maxima, Adam, soft target updates (tau 0.005), gradient norm at most 40, replay of
-transitions. That script's learning rate, 5e-5, belongs to its batches of 4096; here it has ours. Agents do not see who
-they are there; here they do, as in the other implementations.
+Assembled as in its sota-implementations/multiagent/qmix_vdn.py. Its own choices: tanh, hypernetworks of one layer,
+squared one-step TD error with the maximum of the target network, Adam, soft target updates (tau 0.005), gradient norm
+of at most 40, replay of transitions. Two differences from that script: the learning rate is that of `qmix_agent`,
+because 5e-5 suits the script's batches of 4096; and agents receive their identity, as in the other implementations.
 """
 
 from __future__ import annotations
@@ -30,12 +30,18 @@ TAU = 0.005
 
 
 class TorchRL:
-    """Draws from torch's global generator, as its modules do; `seed` sets that."""
+    """Wraps TorchRL's classes. Its modules use torch's global generator, which `seed` seeds.
+
+    Args:
+        env: The game to train on.
+        settings: Settings that all implementations share.
+        seed: Seed of the global generator.
+    """
 
     def __init__(self, env: Env, settings: Settings, seed: int) -> None:
         torch.manual_seed(seed)
         self._settings = settings
-        self._env = wrap(env)
+        self._env = wrap_env(env)
         (self._group,) = self._env.group_map
         agents, group = len(self._env.group_map[self._group]), self._group
         spec = self._env.full_action_spec_unbatched
@@ -51,7 +57,7 @@ class TorchRL:
         )
         masked = (group, "action_mask") in self._env.observation_spec.keys(True, True)
         mask = (group, "action_mask") if masked else None
-        values = TensorDictModule(WithId(network, agents), [(group, "observation")], [(group, "action_value")])
+        values = TensorDictModule(WithAgentId(network, agents), [(group, "observation")], [(group, "action_value")])
         choice = QValueModule(
             action_value_key=(group, "action_value"),
             action_mask_key=mask,
@@ -88,27 +94,30 @@ class TorchRL:
             storage=LazyTensorStorage(settings.buffer_size * settings.steps),
             batch_size=settings.batch_size * settings.steps,
         )
-        seen: list[Any] = ["state", (group, "observation"), *([mask] if mask else [])]
-        done = [("next", key) for key in ("done", "terminated", "reward")]
-        self._kept = [*seen, *(("next", *(key if isinstance(key, tuple) else (key,))) for key in seen)]
-        self._kept += [(group, "action"), *done]
+        inputs: list[Any] = ["state", (group, "observation"), *([mask] if mask else [])]
+        next_inputs = [("next", *(key if isinstance(key, tuple) else (key,))) for key in inputs]
+        outcome = [("next", key) for key in ("done", "terminated", "reward")]
+        self._stored_keys = [*inputs, *next_inputs, (group, "action"), *outcome]
 
     def collect(self, episodes: int) -> float:
+        """Play with exploration, add the transitions to the replay buffer, and return the mean return."""
         returns = []
         for _ in range(episodes):
             with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
                 played = self._env.rollout(self._settings.steps, self._exploring)
-            reward = played["next", self._group, "reward"].mean(-2)  # the team's, once
+            reward = played["next", self._group, "reward"].mean(-2)  # equal for all agents
             played["next", "reward"] = reward
-            self._replay.extend(played.select(*self._kept))
+            self._replay.extend(played.select(*self._stored_keys))
             self._explorer.step(len(played))
             returns.append(float(reward.sum()))
         return sum(returns) / episodes
 
     def draw(self) -> TensorDict:
+        """Draw a batch from the replay buffer."""
         return self._replay.sample()
 
     def step(self, batch: TensorDict) -> None:
+        """Take one update."""
         self._loss(batch)["loss"].backward()
         nn.utils.clip_grad_norm_(self._loss.parameters(), MAX_GRAD_NORM)
         self._optimizer.step()
@@ -116,7 +125,8 @@ class TorchRL:
         self._target.step()
 
     def evaluate(self, env: Env, episodes: int) -> float:
-        wrapped, total = wrap(env), 0.0
+        """Return the mean return of greedy episodes."""
+        wrapped, total = wrap_env(env), 0.0
         for _ in range(episodes):
             with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
                 played = wrapped.rollout(self._settings.steps, self._greedy)
@@ -124,8 +134,8 @@ class TorchRL:
         return total / episodes
 
 
-class WithId(nn.Module):
-    """The network sees which agent it works for."""
+class WithAgentId(nn.Module):
+    """Appends each agent's one-hot identity to its observation."""
 
     def __init__(self, network: nn.Module, agents: int) -> None:
         super().__init__()
@@ -133,12 +143,12 @@ class WithId(nn.Module):
         self.register_buffer("identity", torch.eye(agents))
 
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
-        """[..., N, O] -> [..., N, A]"""
+        """Map observations [..., N, O] to action values [..., N, A]."""
         identity = self.identity.expand(*observations.shape[:-2], -1, -1)
         return self.network(torch.cat((observations, identity), -1))
 
 
-def wrap(env: Env) -> PettingZooWrapper:
-    """All agents in one group, actions as indices."""
+def wrap_env(env: Env) -> PettingZooWrapper:
+    """Wrap the game with all agents in one group and actions as indices."""
     agents = {"agents": list(env.possible_agents)}
     return PettingZooWrapper(env, return_state=True, group_map=agents, categorical_actions=True)

@@ -1,8 +1,8 @@
-"""On a GPU: the measurement of a plan, recorded once as a CUDA graph and replayed for every other one.
+"""Measure plans on a GPU with a CUDA graph that is recorded once and replayed for every plan.
 
-A plan's own shapes cost cuDNN more than smaller layers save, and a small network's kernels end before the next ones are
-launched. Measured on an H100, VGG-16 on 1,500 images: 38 ms for the shapes of a new plan, 9 for everything else, of
-which the GPU computes for 5.
+The shapes of a plan's own network would cost cuDNN more time than smaller layers save, and the kernels of a small
+network end before the next ones are launched. On an H100, VGG-16 with 1,500 images spends 38 ms on the shapes of a new
+plan and 9 ms on everything else, of which the GPU computes for 5 ms.
 """
 
 from __future__ import annotations
@@ -14,55 +14,64 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from ...common.cuda_graphs import aside, capturing, refusing_to_wait
+from ...common.cuda_graphs import capture, forbid_synchronisation, side_stream
 from ...common.device import exact_convolutions
-from ...pruning.copies import twin
+from ...pruning.copies import shared_copy
 from ...pruning.groups import Plan, PruningGroup
 from ...pruning.surgery import build
-from ...scoring.batchnorm import TOLERANCE, agree, recalibrate, stirred
+from ...scoring.batchnorm import TOLERANCE, outputs_agree, randomise_batchnorms, recalibrate
 from .masked import MaskedNetwork
 
 logger = logging.getLogger(__name__)
 
 
 class Recording:
-    """How many images the networks of plans get right, with recalibrated BatchNorm.
-
-    calibration  batches [B, C, H, W], in the network's precision on the GPU
-    batches      images [B, C, H, W], likewise, and their labels [B]
-    Raises RuntimeError where the network waits for the GPU in its forward pass: that cannot be recorded.
-    """
+    """Counts how many images the networks of plans classify correctly, with recalibrated BatchNorm."""
 
     def __init__(
         self,
-        silenced: MaskedNetwork,
+        masked: MaskedNetwork,
         calibration: Sequence[torch.Tensor],
         batches: Sequence[tuple[torch.Tensor, torch.Tensor]],
     ) -> None:
-        self._silenced, self._calibration, self._batches = silenced, calibration, batches
+        """Record the measurement.
+
+        Args:
+            masked: The network on the GPU.
+            calibration: Batches [B, C, H, W] for BatchNorm, in the network's precision on the GPU.
+            batches: Images [B, C, H, W], likewise, and their labels [B].
+
+        Raises:
+            RuntimeError: The forward pass waits for the GPU, so it cannot be recorded.
+        """
+        self._masked, self._calibration, self._batches = masked, calibration, batches
         device = batches[0][1].device
         self._right = torch.zeros((), dtype=torch.long, device=device)
-        with aside(device):
-            self._count()  # libraries then have their workspaces
-        with aside(device), refusing_to_wait():
+        with side_stream(device):
+            self._count()  # lets libraries allocate their workspaces
+        with side_stream(device), forbid_synchronisation():
             self._count()
         self._graph = torch.cuda.CUDAGraph()
-        with capturing(self._graph, device):
+        with capture(self._graph, device):
             self._count()
 
     def right(self, plan: Plan) -> int:
-        """Images that the plan's network gets right. Raises ValueError for a plan that does not fit."""
-        self._silenced.load(plan)
+        """Return how many images the network of a plan classifies correctly.
+
+        Raises:
+            ValueError: The plan does not fit the groups.
+        """
+        self._masked.load(plan)
         self._graph.replay()
         return int(self._right)
 
     @torch.inference_mode()
     def _count(self) -> None:
-        self._silenced.silence()
-        recalibrate(self._silenced.network, self._calibration)
+        self._masked.apply()
+        recalibrate(self._masked.network, self._calibration)
         self._right.zero_()
         for images, labels in self._batches:
-            self._right += (self._silenced.network(images).argmax(1) == labels).sum()
+            self._right += (self._masked.network(images).argmax(1) == labels).sum()
 
 
 def recording(
@@ -73,38 +82,52 @@ def recording(
     calibration: Sequence[torch.Tensor],
     batches: Sequence[tuple[torch.Tensor, torch.Tensor]],
 ) -> Recording | None:
-    """A recording of the model, in eval mode and float32, for images on the GPU; None where it cannot be had.
+    """Return a recording of a network, None if it cannot be recorded.
 
-    Before, silencing is compared with cutting, in float32 on `example_input` [B, C, H, W], two images or more.
+    First, masking is compared with cutting in float32.
+
+    Args:
+        model: The original network in float32 and eval mode.
+        groups: Its pruning groups.
+        ranking: Name of a group -> indices of its filters, the most important first.
+        example_input: float32 [B, C, H, W], two images or more.
+        calibration: Batches [B, C, H, W] for BatchNorm on the GPU.
+        batches: Images [B, C, H, W] on the GPU, in the precision to use, and their labels [B].
     """
     device, dtype = batches[0][0].device, batches[0][0].dtype
     try:
-        reason = silencing_fault(model, groups, example_input.to(device))
+        reason = masking_fault(model, groups, example_input.to(device))
         if reason is None:
             return Recording(MaskedNetwork(model, groups, ranking, dtype=dtype, device=device), calibration, batches)
     except torch.OutOfMemoryError:
-        raise  # answers must not depend on who else uses the GPU
-    except RuntimeError as error:  # what torch says of a network that waits
+        raise  # results must not depend on what else uses the GPU
+    except RuntimeError as error:  # raised by torch for a network that waits for the GPU
         reason = str(error)
     logger.info("the evaluation of %s is not recorded: %s", type(model).__name__, reason)
     return None
 
 
 @torch.inference_mode()
-def silencing_fault(model: nn.Module, groups: Sequence[PruningGroup], example: torch.Tensor) -> str | None:
-    """What speaks against silencing this model's filters: a plan whose silenced network is not the cut one."""
-    model = stirred(copy.deepcopy(twin(model)).to(example.device)).eval()
+def masking_fault(model: nn.Module, groups: Sequence[PruningGroup], example: torch.Tensor) -> str | None:
+    """Return why this network cannot be masked, None if masked and cut networks outputs_agree for three plans.
+
+    Args:
+        model: The original network in float32 and eval mode.
+        groups: Its pruning groups.
+        example: float32 [B, C, H, W] on the device to use, two images or more.
+    """
+    model = randomise_batchnorms(copy.deepcopy(shared_copy(model)).to(example.device)).eval()
     ranking = {group.name: torch.arange(group.filters).flip(0) for group in groups}
     images = torch.cat((example, example.flip(-1), -example)).to(memory_format=torch.channels_last)
-    silenced = MaskedNetwork(model, groups, ranking, dtype=torch.float32, device=example.device)
+    masked = MaskedNetwork(model, groups, ranking, dtype=torch.float32, device=example.device)
     with exact_convolutions(example.device):
         for divisor in (1, 2, 3):
             plan = tuple(-(-group.filters // divisor) for group in groups)
             network = build(model, groups, ranking, plan)
             recalibrate(network, (images.clone(),))
-            silenced.load(plan)
-            silenced.silence()
-            recalibrate(silenced.network, (images.clone(),))
-            if not agree(silenced.network(images.clone()), network(images.clone()), 10 * TOLERANCE):
+            masked.load(plan)
+            masked.apply()
+            recalibrate(masked.network, (images.clone(),))
+            if not outputs_agree(masked.network(images.clone()), network(images.clone()), 10 * TOLERANCE):
                 return f"plan {plan} gives other outputs"
     return None

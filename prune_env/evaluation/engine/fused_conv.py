@@ -1,50 +1,78 @@
-"""Convolution, BatchNorm, addition and ReLU as one call; and BatchNorm statistics estimated on the way.
+"""Convolution, BatchNorm, addition and ReLU as one module that can also estimate the BatchNorm statistics.
 
-A unit runs in one of two ways. Folded: the statistics are part of the weights, and oneDNN adds and rectifies while it
-writes the convolution's result. Calibrating: the statistics are those of the batch, as in training, and are averaged
-over batches (EagleEye, Li et al., ECCV 2020); a depthwise 1x1 convolution then scales, shifts, adds and rectifies in
-one pass. Letters: B images, C and K channels, H and W positions.
+A `FusedConv` runs in one of two ways. Folded: the stored statistics are part of the weights, and oneDNN adds and
+rectifies while it writes the result of the convolution. Calibrating: the statistics of each batch are used, as in
+training, and averaged over batches (EagleEye, Li et al., ECCV 2020); a depthwise 1x1 convolution then scales, shifts,
+adds and rectifies in one pass. Letters: B images, C and K channels, H and W positions, N sampled values of a channel.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 POSITIONS = 8192
-"""Of a batch and channel that statistics are taken from, if there are more: what they would tell is far below the noise
-between images, and reading them all costs as much as the convolution."""
+"""Number of values of a batch and channel that statistics are estimated from, if there are more.
 
-Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int | None]
-"""Stride, padding, dilation and groups of a convolution; None: as many as there are channels."""
-
-SCALING: Geometry = ((1, 1), (0, 0), (1, 1), None)
+The error of the estimate is far below the differences between images; using all values would take as long as the
+convolution itself.
+"""
 
 
-class Unit(nn.Module):
+class Geometry(NamedTuple):
+    """How a convolution moves over its input."""
+
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[int, ...] = (0, 0)
+    dilation: tuple[int, ...] = (1, 1)
+    groups: int | None = None
+    """None for as many groups as there are channels."""
+
+
+SCALING = Geometry()
+"""A depthwise 1x1 convolution: scales every channel."""
+
+
+class Epilogue(NamedTuple):
+    """What follows a convolution: relu(result + other)."""
+
+    other: torch.Tensor | None = None
+    """Added to the result, [B, K, H, W]; None for nothing."""
+    relu: bool = False
+    overwrites: bool = False
+    """Whether the result may be written to the memory of `other`."""
+
+
+NO_EPILOGUE = Epilogue()
+
+
+class FusedConv(nn.Module):
     """relu(norm(conv(x)) + other), where norm, other and relu may be missing.
 
-    conv, norm    hold float32 tensors, from which `fold` makes what runs
-    norm_path     where the model has `norm`
+    The convolution and the BatchNorm hold float32 tensors, from which `fold` makes the weights that are used.
     """
 
     overwrites: bool
-    """Nobody needs `other` afterwards: its memory takes the result."""
+    """Whether the result may be written to the memory of `other`, because nothing else uses it afterwards."""
     positions: int
-    """At least so many values of a batch and channel give its statistics."""
+    """Number of values of a batch and channel that statistics are estimated from, at least."""
 
     def __init__(
-        self,
-        conv: nn.Conv2d,
-        norm: nn.BatchNorm2d | None = None,
-        norm_path: str = "",
-        relu: bool = False,
+        self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, norm_path: str = "", relu: bool = False
     ) -> None:
+        """Fuse modules of a network.
+
+        Args:
+            conv: The convolution.
+            norm: The BatchNorm behind it, None if there is none.
+            norm_path: Path of the BatchNorm in the network.
+            relu: Whether ReLU follows.
+        """
         super().__init__()
-        self._held = (conv, norm)  # no submodules: whoever looks for a BatchNorm must not find this one
+        self._modules_fused = (conv, norm)  # a tuple hides them from code that looks for BatchNorm among the submodules
         self.norm_path, self.relu = norm_path, relu
         self.overwrites = False
         self.positions = POSITIONS
@@ -55,24 +83,26 @@ class Unit(nn.Module):
         self._variances: list[torch.Tensor] = []
 
     @property
-    def held(self) -> tuple[nn.Module, ...]:
-        """The modules whose place it has taken."""
-        return tuple(module for module in self._held if module is not None)
-
-    @property
     def conv(self) -> nn.Conv2d:
-        return self._held[0]
+        """The convolution."""
+        return self._modules_fused[0]
 
     @property
     def norm(self) -> nn.BatchNorm2d | None:
-        return self._held[1]
+        """The BatchNorm, None if there is none."""
+        return self._modules_fused[1]
 
-    def forget(self) -> None:
-        """What was folded is out of date; the next forward pass folds anew, in the precision of its images."""
+    @property
+    def replaced(self) -> tuple[nn.Module, ...]:
+        """The modules that this one replaces."""
+        return tuple(module for module in self._modules_fused if module is not None)
+
+    def invalidate(self) -> None:
+        """Discard the folded weights after the tensors have changed; the next forward pass folds them again."""
         self._weight = None
 
     def fold(self, dtype: torch.dtype) -> None:
-        """Makes convolution and stored statistics one weight and one bias."""
+        """Combine the convolution and the stored statistics into one weight and one bias of the given type."""
         weight, bias = self.conv.weight, self.conv.bias
         if self.norm is not None:
             scale, shift = _scale_and_shift(self.norm, self.norm.running_mean, self.norm.running_var)
@@ -80,14 +110,14 @@ class Unit(nn.Module):
         self._weight, self._bias = converted(weight, dtype), None if bias is None else converted(bias, dtype)
 
     def start_calibration(self, dtype: torch.dtype) -> None:
-        """From here on, batches give the statistics."""
+        """Use the statistics of each batch from now on, and collect them."""
         if self.norm is not None:
             self.calibrating, self._means, self._variances = True, [], []
-            # Without a bias: the batch's mean would take it away again.
+            # Without a bias, because subtracting the batch's mean would remove it again.
             self._weight, self._bias = converted(self.conv.weight, dtype), None
 
     def end_calibration(self, dtype: torch.dtype) -> None:
-        """The averages become the stored statistics, if any batch came by."""
+        """Store the averages of the collected statistics, if there are any, and fold them."""
         if self.norm is not None and self._means:
             self.norm.running_mean = torch.stack(self._means).mean(0)
             self.norm.running_var = torch.stack(self._variances).mean(0)
@@ -97,22 +127,23 @@ class Unit(nn.Module):
         self.fold(dtype)
 
     def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
-        """[B, C, H, W], and [B, K, H', W'] that is added to the result -> [B, K, H', W']."""
-        conv, norm = self._held
+        """Return relu(norm(conv(x)) + other), [B, K, H', W'], of x [B, C, H, W] and other [B, K, H', W']."""
+        conv, norm = self._modules_fused
         assert not isinstance(conv.padding, str)
-        geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        geometry = Geometry(conv.stride, conv.padding, conv.dilation, conv.groups)
+        epilogue = Epilogue(other, self.relu, self.overwrites)
         if self._weight is None:
             self.fold(x.dtype)
         assert self._weight is not None
         if not self.calibrating:
-            return convolution(x, self._weight, self._bias, geometry, other, self.relu, self.overwrites)
+            return convolution(x, self._weight, self._bias, geometry, epilogue)
         assert norm is not None
         y = convolution(x, self._weight, None, geometry)
-        scale, shift = (converted(part, x.dtype) for part in _scale_and_shift(norm, *self._statistics_of(y)))
-        return convolution(y, scale[:, None, None, None], shift, SCALING, other, self.relu, self.overwrites)
+        scale, shift = (converted(part, x.dtype) for part in _scale_and_shift(norm, *self._batch_statistics(y)))
+        return convolution(y, scale[:, None, None, None], shift, SCALING, epilogue)
 
-    def _statistics_of(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and biased variance of y [B, K, H, W], float32 [K]; the average is of unbiased ones, as in training."""
+    def _batch_statistics(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and biased variance of y [B, K, H, W], float32 [K]. Unbiased ones are collected, as in training."""
         values = sample(y, self.positions)  # [N, K]
         if len(values) < 2:
             raise ValueError("BatchNorm statistics need more than one value for each channel; give more images")
@@ -124,15 +155,23 @@ class Unit(nn.Module):
 
 
 def sample(y: torch.Tensor, positions: int = POSITIONS) -> torch.Tensor:
-    """[B, K, H, W] -> [N, K], the values that statistics are taken from: at least `positions`, if there are as many.
+    """Return the values that statistics are estimated from.
 
-    Some lines of every image, spread over its height and other ones in other images, so that no part counts more.
+    Some lines of every image are taken, spread over its height, with different lines in different images, so that no
+    part of the images has a larger weight.
+
+    Args:
+        y: Features [B, K, H, W].
+        positions: How many values of a channel to take at least, if there are as many.
+
+    Returns:
+        Values [N, K].
     """
     count, channels, height, width = y.shape
-    lines = y.permute(0, 2, 3, 1).reshape(count * height, width * channels)  # as they lie in memory
+    lines = y.permute(0, 2, 3, 1).reshape(count * height, width * channels)  # in their order in memory
     taken = -(-positions // (count * width))  # lines of each image
     if taken < height:
-        # Every image's lines are evenly apart; from image to image they move on by the same part of that distance.
+        # The lines of an image are evenly spaced; each image starts a fraction of that distance after the last one.
         number = torch.arange(count * taken, device=y.device).view(taken, count).T  # [B, taken]
         first = torch.arange(count, device=y.device)[:, None] * height
         lines = lines.index_select(0, (first + number * height // (count * taken)).flatten())
@@ -144,15 +183,21 @@ def convolution(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     geometry: Geometry,
-    other: torch.Tensor | None = None,
-    relu: bool = False,
-    overwrites: bool = False,
+    epilogue: Epilogue = NO_EPILOGUE,
 ) -> torch.Tensor:
-    """relu(conv(x) + other), in the memory of `other` if it may be overwritten.
+    """Return relu(conv(x) + other) for the epilogue's `relu` and `other`.
 
-    On a CPU by the fused operators that torch.compile uses; they need no compiling.
+    On a CPU the fused operators of torch.compile are called directly, which needs no compilation.
+
+    Args:
+        x: Features [B, C, H, W].
+        weight: [K, C / groups, height, width].
+        bias: [K], or None.
+        geometry: Stride, padding, dilation and groups.
+        epilogue: What follows the convolution.
     """
     stride, padding, dilation, groups = geometry
+    other, relu, overwrites = epilogue
     groups = groups or x.shape[1]
     if _is_fused(x):
         fused = torch.ops.mkldnn._convolution_pointwise
@@ -161,11 +206,11 @@ def convolution(
         other = other.contiguous(memory_format=torch.channels_last)
         if _channels_last(x) and _channels_last(other) and other.dtype == x.dtype:
             after: tuple[Any, ...] = (padding, stride, dilation, groups, "add", 1.0, "relu" if relu else None, [], "")
-            if overwrites or groups > 1:  # convolutions in groups are fused in place only
+            if overwrites or groups > 1:  # convolutions with groups can only be fused in place
                 result = other if overwrites else other.clone()
                 return torch.ops.mkldnn._convolution_pointwise_.binary(result, x, weight, bias, *after)
             return fused.binary(x, other, weight, bias, *after)
-    if geometry is SCALING and bias is not None:  # elsewhere no faster as a convolution
+    if geometry is SCALING and bias is not None:  # without oneDNN a convolution is not faster
         y = torch.addcmul(bias[:, None, None], x, weight[None, :, 0])
     else:
         y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
@@ -174,15 +219,21 @@ def convolution(
     return y.relu_() if relu else y
 
 
+def converted(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return a tensor in the precision and memory layout that it is used in."""
+    layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+    return tensor.detach().to(dtype, memory_format=layout)
+
+
 def _is_fused(x: torch.Tensor) -> bool:
-    """Whether oneDNN's operators take it: bfloat16 only on processors that have AVX-512 or convert it natively."""
+    """Whether oneDNN's operators support x; bfloat16 needs a processor with AVX-512 or native conversion."""
     if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     return x.dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _channels_last(x: torch.Tensor) -> bool:
-    """Beyond doubt: where a single channel or position leaves both layouts possible, torch may take the other one."""
+    """Whether x is surely channels-last; with one channel or position both layouts fit, and torch may take either."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
@@ -197,9 +248,3 @@ def _scale_and_shift(
         return scale, -mean * scale
     scale = scale * norm.weight
     return scale, norm.bias - mean * scale
-
-
-def converted(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """In the precision and the layout in which it runs."""
-    layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
-    return tensor.detach().to(dtype, memory_format=layout)

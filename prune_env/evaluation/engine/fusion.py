@@ -1,7 +1,7 @@
-"""Puts units in the place of convolutions and of what follows them: BatchNorm, an addition, ReLU.
+"""Replace convolutions, and the BatchNorm, addition and ReLU behind them, with fused convolutions.
 
-Chains are found in the graph that torch.fx traces; in a network that cannot be traced symbolically, BatchNorm alone is
-fused. Neither knows everything that a foreign forward may do: whoever uses the result compares it with the model.
+Such chains are found in the graph that torch.fx traces. In a network that cannot be traced symbolically, only BatchNorm
+is fused. Neither way sees everything that a forward pass may do, so the caller compares the result with the network.
 """
 
 from __future__ import annotations
@@ -16,34 +16,39 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
-from ...networks.resnet import ZeroPadShortcut
+from ...pruning.modules import spec_of
 from ...scoring.batchnorm import folding_pairs
-from .fused_conv import Unit
+from .fused_conv import FusedConv
 
 RELU: tuple[Any, ...] = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 ADD: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 IN_PLACE: tuple[Any, ...] = (operator.iadd, operator.imul, operator.isub, operator.itruediv)
-NOTHING_IN_EVAL_MODE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+IDENTITY_IN_EVAL_MODE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def fused_graph(model: nn.Module, example: torch.Tensor) -> nn.Module:
-    """The model, in eval mode, as a graph of units and whatever else it calls. Takes over the model's modules.
+    """Return a network as a graph of fused convolutions and the other operations that it calls.
 
-    Raises whatever the model's code does when it is given symbolic inputs.
+    Args:
+        model: The network in eval mode. Its modules become those of the graph.
+        example: Input float [B, C, H, W].
+
+    Raises:
+        Exception: Any exception that the network's code raises when it is called with symbolic inputs.
     """
     network = fx.GraphModule(model, _Tracer().trace(model))
-    for node in list(network.graph.nodes):  # they would hide who uses what
-        if node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), NOTHING_IN_EVAL_MODE):
+    for node in list(network.graph.nodes):  # modules without an effect would hide which nodes follow each other
+        if node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), IDENTITY_IN_EVAL_MODE):
             node.replace_all_uses_with(node.args[0])
             network.graph.erase_node(node)
-        node.type = None  # an annotation, which may be a string, and a graph with strings is not pickled (torch 2.11)
+        node.type = None  # an annotation may be a string, and a graph with strings cannot be pickled (torch 2.11)
     ShapeProp(network).propagate(example)
     calls = Counter(str(node.target) for node in network.graph.nodes if node.op == "call_module")
     for node in list(network.graph.nodes):
         conv = _called_once(node, network, nn.Conv2d, calls)
-        if conv is not None and _is_plain(conv):
+        if conv is not None and _can_be_fused(conv):
             _fuse(_chain(node, network, calls), conv, network)
     network.delete_all_unused_submodules()
     _let_overwrite(network)
@@ -53,31 +58,40 @@ def fused_graph(model: nn.Module, example: torch.Tensor) -> nn.Module:
 
 
 def fused_modules(model: nn.Module, example: torch.Tensor) -> nn.Module:
-    """The model with a unit in place of every convolution that a BatchNorm follows, and nothing in the norm's place."""
+    """Return a network in which every convolution is fused with the BatchNorm that follows it.
+
+    Args:
+        model: The network in eval mode, which is changed.
+        example: Input float [B, C, H, W].
+    """
     for conv_path, norm_path in folding_pairs(model, example):
         conv, norm = model.get_submodule(conv_path), model.get_submodule(norm_path)
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
-        if _is_plain(conv):
-            _replace(model, conv_path, Unit(conv, norm, norm_path))
+        if _can_be_fused(conv):
+            _replace(model, conv_path, FusedConv(conv, norm, norm_path))
             _replace(model, norm_path, nn.Identity())
     return model
 
 
 @dataclass
 class _Chain:
-    """Nodes that one unit replaces, the convolution's first, and what it has to know of them."""
+    """Nodes that one fused convolution replaces, the convolution's first."""
 
     nodes: list[fx.Node]
     norm: nn.BatchNorm2d | None = None
     norm_path: str = ""
     relu: bool = False
     other: fx.Node | None = None
+    """The node whose result is added."""
 
     @property
     def next(self) -> fx.Node | None:
-        """The only node that uses the result so far; None, too, if going on would move the convolution past a node
-        that writes to memory: it might be the convolution's input."""
+        """The only node that uses the result so far.
+
+        None if a node in between writes to memory, because that might be the input of the convolution, which would run
+        later than before.
+        """
         users = list(self.nodes[-1].users)
         if len(users) != 1 or users[0].op == "output":
             return None
@@ -90,12 +104,13 @@ class _Chain:
 
 
 class _Tracer(fx.Tracer):
-    """Looks into everything but torch's own layers and the shortcut that surgery knows as a whole."""
+    """Follows every module except torch's own layers and those that pruning traces as a whole."""
 
-    proxy_buffer_attributes = True  # what is computed from a buffer must follow it, into another precision, too
+    proxy_buffer_attributes = True  # a value computed from a buffer must follow the buffer into another precision
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, ZeroPadShortcut) or super().is_leaf_module(m, module_qualified_name)
+        spec = spec_of(m)
+        return (spec is not None and spec.traced_as_whole) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _chain(conv: fx.Node, network: nn.Module, calls: Counter[str]) -> _Chain:
@@ -116,8 +131,7 @@ def _chain(conv: fx.Node, network: nn.Module, calls: Counter[str]) -> _Chain:
 
 def _fuse(chain: _Chain, conv: nn.Conv2d, network: fx.GraphModule) -> None:
     first, last = chain.nodes[0], chain.nodes[-1]
-    unit = Unit(conv, chain.norm, chain.norm_path, chain.relu)
-    network.add_submodule(str(first.target), unit)
+    network.add_submodule(str(first.target), FusedConv(conv, chain.norm, chain.norm_path, chain.relu))
     with network.graph.inserting_before(last):
         inputs = (first.args[0],) if chain.other is None else (first.args[0], chain.other)
         call = network.graph.call_module(str(first.target), inputs)
@@ -127,8 +141,7 @@ def _fuse(chain: _Chain, conv: nn.Conv2d, network: fx.GraphModule) -> None:
         network.graph.erase_node(node)
 
 
-def _is_plain(conv: nn.Conv2d) -> bool:
-    """Whether a unit can do what this convolution does."""
+def _can_be_fused(conv: nn.Conv2d) -> bool:
     return conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
 
@@ -141,7 +154,7 @@ def _called_once(node: fx.Node, network: nn.Module, kind: type[Kind], calls: Cou
 
 
 def _added(node: fx.Node, to: fx.Node) -> fx.Node | None:
-    """What `node` adds to the result of `to`, of the same shape; None if it does something else."""
+    """The node that `node` adds to the result of `to`, if it has the same shape; None if `node` does anything else."""
     if node.op not in ("call_function", "call_method") or node.target not in ADD or len(node.args) != 2 or node.kwargs:
         return None
     first, second = node.args
@@ -149,29 +162,30 @@ def _added(node: fx.Node, to: fx.Node) -> fx.Node | None:
         return None
     other = second if first is to else first
     if other is first and _writes(node) and len(other.users) > 1:
-        return None  # others read what is written to
+        return None  # other nodes use the memory that is written to
     return other if _shape(other) is not None and _shape(other) == _shape(to) else None
 
 
 def _let_overwrite(network: fx.GraphModule) -> None:
-    """Units whose `other` is another unit's result, which nobody but units before them has read, may write to it.
+    """Let fused convolutions write to the memory of what they add, where that is safe.
 
-    Not if it is their own input, too. What else reads it might keep a view.
+    It is safe if that is the result of another fused convolution, if only fused convolutions up to this one use it (any
+    other operation might keep a view), and if it is not this one's own input.
     """
     places = {node: place for place, node in enumerate(network.graph.nodes)}
-    units = {
-        node: unit
+    fused = {
+        node: module
         for node in places
-        if node.op == "call_module" and isinstance(unit := network.get_submodule(str(node.target)), Unit)
+        if node.op == "call_module" and isinstance(module := network.get_submodule(str(node.target)), FusedConv)
     }
-    for node, unit in units.items():
+    for node, module in fused.items():
         other = node.args[1] if len(node.args) > 1 else None
-        if isinstance(other, fx.Node) and other in units and other is not node.args[0]:
-            unit.overwrites = all(user in units and places[user] <= places[node] for user in other.users)
+        if isinstance(other, fx.Node) and other in fused and other is not node.args[0]:
+            module.overwrites = all(user in fused and places[user] <= places[node] for user in other.users)
 
 
 def _writes(node: fx.Node) -> bool:
-    """Whether a node may write to a tensor that it is given."""
+    """Whether a node may write to one of its inputs."""
     if node.op == "call_module":
         owner = node.graph.owning_module
         return owner is None or bool(getattr(owner.get_submodule(str(node.target)), "inplace", False))

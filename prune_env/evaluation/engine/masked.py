@@ -1,8 +1,8 @@
-"""A network whose filters are silenced, not cut: every plan has the same shapes.
+"""A network whose filters are masked instead of cut, so that all plans have the same shapes.
 
-Masks on the weights that read a filter switch it off, which equals cutting it (what `pruning.proof` proves). It makes a
-processor compute in vain. A GPU has more multipliers than a small network needs and is spared a new shape in every
-layer; and with shapes that never change, all that is done for a plan can be recorded (`recorded.py`).
+A filter is masked by zeros in the weights that read it, which equals cutting it (as `pruning.proof` proves). On a CPU
+this wastes work. A GPU has more multipliers than a small network needs, and new shapes in every layer cost it more; and
+with constant shapes, everything that is done for a plan can be recorded as a CUDA graph (`cuda_recording.py`).
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from ...common.device import channels_last
-from ...networks.resnet import ZeroPadShortcut
-from ...pruning.copies import twin
-from ...pruning.groups import Plan, PruningGroup
-from ...pruning.surgery import channels, check_plan
+from ...pruning.copies import shared_copy
+from ...pruning.groups import Plan, PruningGroup, check_plan
+from ...pruning.modules import ModuleSpec, Tensors, channels, spec_of
 from .fused_conv import converted
 
 
 class MaskedNetwork:
-    """`network` runs the plan that was loaded last, in `dtype`; statistics of BatchNorm are kept in float32.
+    """A network that computes what the pruned network of a plan computes.
 
-    model  in float32 and eval mode; it is copied
-    Besides `load`, nothing here waits for a GPU or depends on the plan otherwise than through tensors.
+    `load` stores the mask of a plan, and `apply` masks the weights. Apart from `load`, nothing here waits for a GPU,
+    and the operations depend on the plan only through the values of tensors.
     """
+
+    network: nn.Module
+    """The masked network in the chosen precision, with BatchNorm statistics in float32."""
 
     def __init__(
         self,
@@ -39,46 +40,58 @@ class MaskedNetwork:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
+        """Copy a network.
+
+        Args:
+            model: The original network in float32 and eval mode.
+            groups: Its pruning groups.
+            ranking: Name of a group -> indices of its filters, the most important first.
+            dtype: Precision of weights and features.
+            device: Device of the copy.
+        """
         self._groups, self._ranking = tuple(groups), ranking
-        self.network = channels_last(copy.deepcopy(twin(model)).to(device)).eval().requires_grad_(False)
+        self.network = channels_last(copy.deepcopy(shared_copy(model)).to(device)).eval().requires_grad_(False)
         for module in self.network.modules():
             if not isinstance(module, _BatchNorm):
                 _convert(module, dtype)
-        # The last one stands for what no filter feeds.
-        self._present = torch.ones(sum(group.filters for group in groups) + 1, dtype=dtype, device=device)
-        self._readers = []  # module, the filter behind each of its inputs, and what it reads all of them with
-        for path, feeding in feeders(self.network, self._groups).items():
+        # 1 for every filter that is kept; the last entry stands for channels that belong to no filter.
+        self._mask = torch.ones(sum(group.filters for group in groups) + 1, dtype=dtype, device=device)
+        self._consumers: list[tuple[ModuleSpec, torch.Tensor, Tensors, Tensors]] = []
+        """Spec, filter behind each input channel, original tensors, masked tensors."""
+        for path, filters in filters_of_inputs(self.network, self._groups).items():
             module = self.network.get_submodule(path)
-            self._readers.append((module, feeding.to(device), _reading(module).clone()))
+            spec = spec_of(module)
+            assert spec is not None, "groups contain registered modules only"
+            masked = spec.input_tensors(module)
+            original = {name: tensor.clone() for name, tensor in masked.items()}
+            self._consumers.append((spec, filters.to(device), original, masked))
 
     @torch.inference_mode()
     def load(self, plan: Plan) -> None:
-        """The plan that `silence` makes the network's. Raises ValueError for one that does not fit the groups."""
+        """Store the mask of a plan for `apply`.
+
+        Raises:
+            ValueError: The plan does not fit the groups.
+        """
         check_plan(self._groups, plan)
-        present, first = torch.zeros(self._present.shape), 0
+        mask, first = torch.zeros(self._mask.shape), 0
         for group, kept in zip(self._groups, plan, strict=True):
-            present[first + self._ranking[group.name][:kept]] = 1
+            mask[first + self._ranking[group.name][:kept]] = 1
             first += group.filters
-        present[first] = 1
-        self._present.copy_(present)
+        mask[first] = 1
+        self._mask.copy_(mask)
 
     @torch.inference_mode()
-    def silence(self) -> None:
-        """Makes every module deaf to the filters that the loaded plan removes, and hear all others."""
-        for module, feeding, whole in self._readers:
-            heard = self._present[feeding]  # [C]
-            if isinstance(module, ZeroPadShortcut):
-                module.source.copy_(torch.where(heard[whole.clamp(min=0)] > 0, whole, -1))
-            else:
-                axis = 0 if isinstance(module, _ConvTransposeNd) else 1
-                shape = [-1 if dimension == axis else 1 for dimension in range(whole.ndim)]
-                torch.mul(whole, heard.view(shape), out=_reading(module))
+    def apply(self) -> None:
+        """Mask the weights that read filters which the loaded plan removes, and restore all others."""
+        for spec, filters, original, masked in self._consumers:
+            spec.mask_inputs(original, self._mask[filters], masked)
 
 
-def feeders(network: nn.Module, groups: Sequence[PruningGroup]) -> dict[str, torch.Tensor]:
-    """Path of every module that reads filters -> which filter feeds each of its input positions, int64 [C].
+def filters_of_inputs(network: nn.Module, groups: Sequence[PruningGroup]) -> dict[str, torch.Tensor]:
+    """Return the filter that each input channel of a module belongs to, int64 [C], by the module's path.
 
-    Filters are counted through all groups; the number after the last one stands for what no filter feeds.
+    Filters are numbered through all groups; the number after the last one stands for channels that belong to no filter.
     """
     found: dict[str, torch.Tensor] = {}
     first, count = 0, sum(group.filters for group in groups)
@@ -87,18 +100,14 @@ def feeders(network: nn.Module, groups: Sequence[PruningGroup]) -> dict[str, tor
         for member in group.members:
             if member.side == "in":
                 size = channels(network.get_submodule(member.module), "in")
-                feeding = found.setdefault(member.module, torch.full((size,), count))
-                feeding[member.index.reshape(group.filters, -1)] = filters
+                owners = found.setdefault(member.module, torch.full((size,), count))
+                owners[member.index.reshape(group.filters, -1)] = filters
         first += group.filters
     return found
 
 
-def _reading(module: nn.Module) -> torch.Tensor:
-    """What a module reads its input with."""
-    return module.source if isinstance(module, ZeroPadShortcut) else module.get_parameter("weight")
-
-
 def _convert(module: nn.Module, dtype: torch.dtype) -> None:
+    """Convert a module's own tensors, but not those of its children."""
     for name, parameter in module._parameters.items():
         if parameter is not None:
             module._parameters[name] = nn.Parameter(converted(parameter, dtype), requires_grad=False)

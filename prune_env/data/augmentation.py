@@ -1,0 +1,51 @@
+"""Data augmentation: random crops and flips of whole batches.
+
+Letters: B images in a batch, C channels, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop of the padded image, and a horizontal flip of half of the images."""
+
+    pad: int = 4
+    """Pixels of padding on each side before the crop."""
+    flip: bool = True
+    """Whether to flip images."""
+    # Not in the repr, from which data fingerprints are made, so that existing fingerprints stay valid.
+    fill: float = field(default=0.0, repr=False)
+    """Value of the padding: 0 is black for uint8 images, and the mean for normalised images."""
+
+    def __call__(
+        self, images: torch.Tensor, generator: torch.Generator, flipped: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Augment a batch.
+
+        Args:
+            images: Images [B, C, H, W], not normalised.
+            generator: Source of the random numbers.
+            flipped: bool [B], which images to flip if `flip` is set; random by default.
+
+        Returns:
+            Images of the same shape and type, in channels_last memory.
+        """
+        batch, _, height, width = images.shape
+        device, shifts = images.device, 2 * self.pad + 1
+        rows, columns = torch.randint(shifts, (2, batch, 1), generator=generator).to(device)  # [B, 1] each
+        rows = rows + torch.arange(height, device=device)  # [B, H]
+        across = torch.arange(width, device=device).expand(batch, width)
+        if self.flip:
+            if flipped is None:
+                flipped = torch.rand(batch, generator=generator) < 0.5
+            across = torch.where(flipped.to(device)[:, None], across.flip(1), across)
+        columns = columns + across  # [B, W]
+        padded = F.pad(images, (self.pad,) * 4, value=self.fill)
+        image = torch.arange(batch, device=device)[:, None, None]
+        return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
