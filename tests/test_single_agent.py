@@ -1,11 +1,11 @@
-"""The single-agent views: Gymnasium's and Stable-Baselines3's checks, the bound, the budget, one shared game."""
+"""The single-agent views: they pass the checks of Gymnasium and Stable-Baselines3, and play on the game itself."""
 
 from __future__ import annotations
 
 import copy
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from episodes import FAST, EnvMaker, equal
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,15 +22,14 @@ from prune_env import EnvConfig, FilterPruneEnv, single_agent
 from prune_env.data import DataSplits
 from prune_env.single_agent import Joint, LayerByLayer
 
-EnvMaker = Callable[..., FilterPruneEnv]
 View = LayerByLayer | Joint
 VIEWS = pytest.mark.parametrize("view", [LayerByLayer, Joint])
 GROUPS = 5
 ratios = st.lists(st.floats(0, 1, width=32), min_size=GROUPS, max_size=GROUPS)
 
 
-def play(env: View, actions: Any) -> list[Any]:
-    """One episode; everything that reset and the steps returned."""
+def play(env: View, actions: Iterable[np.ndarray]) -> list[Any]:
+    """Play one episode and return everything that reset and the steps returned."""
     record: list[Any] = [env.reset(seed=0)]
     for action in actions:
         record.append(env.step(action))
@@ -39,40 +39,33 @@ def play(env: View, actions: Any) -> list[Any]:
 
 
 def keep(*wanted: float) -> list[np.ndarray]:
+    """Return the actions that keep these fractions of one group after another."""
     return [np.array([ratio], np.float32) for ratio in wanted]
 
 
-def drawn(env: View, seed: int) -> Iterator[np.ndarray]:
-    """Endless random actions."""
+def random_actions(env: View, seed: int = 0) -> Iterator[np.ndarray]:
+    """Yield random actions without end."""
     space = copy.deepcopy(env.action_space)
     space.seed(seed)
     while True:
         yield space.sample()
 
 
-def same(one: Any, two: Any) -> bool:
-    if isinstance(one, dict):
-        return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(two) and all(map(same, one, two))
-    return np.array_equal(one, two) and type(one) is type(two)
-
-
 @pytest.fixture(scope="module")
 def shared(trained: torch.nn.Module, digits: DataSplits) -> FilterPruneEnv:
-    """One game for all examples of a property: plans that were evaluated are not evaluated again."""
-    return FilterPruneEnv.from_model(trained, digits, EnvConfig(reward_images=50, calibration_images=100, prove=False))
+    """One game for all examples of a property, so that known plans are not evaluated again."""
+    return FilterPruneEnv.from_model(trained, digits, EnvConfig(**FAST))
 
 
 @VIEWS
-class TestBoth:
-    def test_gymnasium_checks_it(self, make_env: EnvMaker, view: type[View]) -> None:
+class TestBothViews:
+    def test_gymnasiums_checker_accepts_it(self, make_env: EnvMaker, view: type[View]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            warnings.filterwarnings("ignore", message=".*not having a spec")  # the registered ones have
+            warnings.filterwarnings("ignore", message=".*not having a spec")  # registered environments have one
             check_env(view(make_env(every_round=True)))
 
-    def test_stable_baselines_checks_it(self, make_env: EnvMaker, view: type[View]) -> None:
+    def test_stable_baselines_checker_accepts_it(self, make_env: EnvMaker, view: type[View]) -> None:
         from stable_baselines3.common.env_checker import check_env as check
 
         env: gymnasium.Env[Any, Any] = view(make_env())
@@ -83,32 +76,34 @@ class TestBoth:
             check(env)
 
     @pytest.mark.usefixtures("untouched_rngs")
-    def test_episodes_repeat_lie_in_their_spaces_and_are_fresh(self, make_env: EnvMaker, view: type[View]) -> None:
+    def test_episodes_repeat_and_returned_arrays_may_be_changed(self, make_env: EnvMaker, view: type[View]) -> None:
         first, second = view(make_env(every_round=True)), view(make_env(every_round=True))
         for seed in range(3):
-            one, two = (play(env, drawn(env, seed)) for env in (first, second))
-            assert same(one, two)
+            one, two = (play(env, random_actions(env, seed)) for env in (first, second))
+            assert equal(one, two)
             assert all(first.observation_space.contains(result[0]) for result in one)
             for observation, *_, info in one:
                 observation.fill(7)
                 for value in info.values():
                     if isinstance(value, np.ndarray):
                         value.fill(0)
-            assert same(play(first, drawn(first, seed)), two), "what was handed out is still in use"
+            assert equal(play(first, random_actions(first, seed)), two), "a returned array is still in use"
 
-    def test_infos_have_the_same_keys_and_types_always(self, make_env: EnvMaker, view: type[View]) -> None:
+    def test_infos_always_have_the_same_keys_and_types(self, make_env: EnvMaker, view: type[View]) -> None:
         env = view(make_env())
-        kinds = [{key: type(value) for key, value in result[-1].items()} for result in play(env, drawn(env, 0))]
+        kinds = [
+            {key: type(value) for key, value in result[-1].items()} for result in play(env, random_actions(env))
+        ]
         assert all(kind == kinds[0] for kind in kinds)
         assert {"accuracy", "macs_ratio", "params_ratio"} <= kinds[0].keys()
         assert set(kinds[0].values()) == {float, np.ndarray}
 
     @pytest.mark.parametrize("batches", [0, 2])
     def test_it_plays_on_the_game_itself(self, make_env: EnvMaker, view: type[View], batches: int) -> None:
-        """Its archive, its plan, its network; and afterwards the game is as good as new."""
+        """Archive, plan and network of the game follow the view; afterwards the game can be played as before."""
         game = make_env(render_mode="ansi", finetune_batches=batches)
         env = view(game)
-        total = sum(result[1] for result in play(env, drawn(env, 0))[1:])
+        total = sum(result[1] for result in play(env, random_actions(env))[1:])
         (entry,) = game.archive
         assert entry.plan == game.plan
         assert entry.episode_return == pytest.approx(total)
@@ -117,34 +112,33 @@ class TestBoth:
         convs = [module for module in game.pruned_model().modules() if isinstance(module, torch.nn.Conv2d)]
         assert tuple(conv.out_channels for conv in convs) == entry.plan
         assert (f"round {GROUPS} of {GROUPS}" if view is LayerByLayer else "round 3 of 3") in str(env.render())
-        with pytest.raises(RuntimeError, match=r"call reset\(\)"):
+        with pytest.raises(RuntimeError, match=r"reset\(\)"):
             game.step({})
         game.reset()
         assert game.agents == game.possible_agents
 
-    def test_a_new_episode_must_begin(self, make_env: EnvMaker, view: type[View]) -> None:
+    def test_an_episode_starts_with_a_reset(self, make_env: EnvMaker, view: type[View]) -> None:
         env = view(make_env())
-        action = next(drawn(env, 0))
-        with pytest.raises(RuntimeError, match=r"call reset\(\)"):
+        action = next(random_actions(env))
+        with pytest.raises(RuntimeError, match=r"reset\(\)"):
             env.step(action)
-        play(env, drawn(env, 0))
-        with pytest.raises(RuntimeError, match=r"call reset\(\)"):
+        play(env, random_actions(env))
+        with pytest.raises(RuntimeError, match=r"reset\(\)"):
             env.step(action)
 
     def test_it_pickles_in_the_middle_of_an_episode(self, make_env: EnvMaker, view: type[View]) -> None:
         env = view(make_env())
         env.reset()
-        actions = drawn(env, 3)
+        actions = random_actions(env, 3)
         env.step(next(actions))
         twin, action = pickle.loads(pickle.dumps(env)), next(actions)
-        assert same(env.step(action), twin.step(action))
+        assert equal(env.step(action), twin.step(action))
 
     def test_it_is_registered(self, trained: torch.nn.Module, tmp_path: Any, view: type[View]) -> None:
         torch.save(trained.state_dict(), tmp_path / "weights.pt")
         env = gymnasium.make(
-            f"prune_env.single_agent:prune_env/{view.__name__}-v0",
-            weights=tmp_path / "weights.pt", reward_images=50, calibration_images=200, prove=False,
-        )  # fmt: skip
+            f"prune_env.single_agent:prune_env/{view.__name__}-v0", weights=tmp_path / "weights.pt", **FAST
+        )
         assert isinstance(env.unwrapped, view)
         check_env(env.unwrapped)  # renders, too
         env.reset(seed=0)
@@ -170,7 +164,7 @@ class TestLayerByLayer:
     def test_the_bound_is_tight(
         self, shared: FilterPruneEnv, wanted: list[float], target: float, round_to: int
     ) -> None:
-        """At the bound the target can be met by the least that later groups may keep; one step more and it cannot."""
+        """With the bound the target is met if later groups keep their minimum; with one step more it is not."""
         budget = replace(shared.budget, target_macs=target, round_to=round_to)
         least = [budget.kept(group, 0.0) for group in range(GROUPS)]
         plan = list(budget.full_plan)
@@ -185,12 +179,12 @@ class TestLayerByLayer:
             plan[group] = min(budget.kept(group, ratio), most)
         assert shared.cost_ratios(tuple(plan))[0] <= target
 
-    def test_an_action_does_what_it_says_up_to_the_bound(self, make_env: EnvMaker) -> None:
+    def test_an_action_keeps_its_fraction_up_to_the_bound(self, make_env: EnvMaker) -> None:
         env = LayerByLayer(make_env())
         _, start = env.reset()
         assert start["most_kept"] == 1.0
         _, _, _, _, info = env.step(*keep(0.3))
-        assert info["plan"].tolist() == [10, 32, 64, 64, 128]  # 9.6 of 32, rounded up as 'removes floor(0.7 * 32)'
+        assert info["plan"].tolist() == [10, 32, 64, 64, 128]  # 0.3 * 32 = 9.6, rounded up
         assert info["keep_ratio"] == 10 / 32
         env.step(*keep(1))
         env.step(*keep(1))
@@ -199,17 +193,17 @@ class TestLayerByLayer:
         assert bound < 1
         observation, _, ended, _, info = env.step(*keep(1))
         assert ended
-        assert info["keep_ratio"] == bound, "cut down to the bound, and no filter was given back"
+        assert info["keep_ratio"] == bound, "limited by the bound, and no filter was given back"
         assert observation[-1] == np.float32(bound)
 
-    def test_what_is_given_back_is_reported(self, make_env: EnvMaker) -> None:
+    def test_filters_that_are_given_back_are_reported(self, make_env: EnvMaker) -> None:
         env = LayerByLayer(make_env())
         *_, last = play(env, keep(0.1, 0.1, 0.1, 0.1, 0.1))
         assert last[-1]["keep_ratio"] > 0.2
         assert last[-1]["plan"].tolist() == list(env.game.plan)
         assert env.game.plan == env.game.budget.project(env.game.problem.full_plan, (4, 4, 7, 7, 13), last=True)
 
-    def test_it_sees_the_group_that_it_is_about_to_prune(self, make_env: EnvMaker) -> None:
+    def test_it_observes_the_group_that_it_decides_next(self, make_env: EnvMaker) -> None:
         env = LayerByLayer(make_env())
         record = play(env, keep(0.9, 0.8, 0.7, 0.6, 0.5))
         column = {
@@ -223,32 +217,32 @@ class TestLayerByLayer:
         assert column["macs_ratio"] == sorted(column["macs_ratio"], reverse=True)
 
     @pytest.mark.parametrize("action", [[1.1], [-0.1], [float("nan")], [0.5, 0.5], 0.5, []])
-    def test_wrong_actions(self, make_env: EnvMaker, action: Any) -> None:
+    def test_actions_outside_the_space_are_refused(self, make_env: EnvMaker, action: Any) -> None:
         env = LayerByLayer(make_env())
         env.reset()
-        with pytest.raises(ValueError, match="the fraction of filters that stays"):
+        with pytest.raises(ValueError, match=r"action .*Box\(0, 1, \(1,\)\)"):
             env.step(np.array(action))
 
-    def test_others_may_not_play_on_the_same_game(self, make_env: EnvMaker) -> None:
+    def test_another_player_on_the_same_game_is_noticed(self, make_env: EnvMaker) -> None:
         env = LayerByLayer(make_env())
         env.reset()
         env.step(*keep(0.5))
-        with pytest.raises(RuntimeError, match=r"call reset\(\)"):
+        with pytest.raises(RuntimeError, match=r"reset\(\)"):
             env.game.step({})
         env.game.reset()
-        with pytest.raises(RuntimeError, match="others played on the same game"):
+        with pytest.raises(RuntimeError, match=r"reset\(\)"):
             env.step(*keep(0.5))
 
-    def test_recovery_is_refused(self, make_env: EnvMaker) -> None:
-        with pytest.raises(ValueError, match="round_finetune_batches=0 instead of 2"):
+    def test_carried_weights_are_refused(self, make_env: EnvMaker) -> None:
+        with pytest.raises(ValueError, match="round_finetune_batches=2"):
             LayerByLayer(make_env(round_finetune_batches=2))
 
-    def test_a_plan_out_of_reach_is_told(self, make_env: EnvMaker) -> None:
+    def test_a_bound_that_does_not_exist_is_an_error(self, make_env: EnvMaker) -> None:
         game = make_env(target_macs=0.1)
-        with pytest.raises(ValueError, match=r"\(32, 32, 64, 64\) in the groups before 4 .* out of reach"):
+        with pytest.raises(ValueError, match=r"\(32, 32, 64, 64\).*4"):
             game.budget.most_kept(game.problem.full_plan, 4)
 
-    def test_without_a_budget_nothing_is_bound(self, make_env: EnvMaker) -> None:
+    def test_there_is_no_bound_without_a_budget(self, make_env: EnvMaker) -> None:
         env = LayerByLayer(make_env(target_macs=None, reward="amc"))
         record = play(env, keep(1, 0.5, 1, 0.5, 1))
         assert [result[-1]["most_kept"] for result in record] == [1.0] * 6
@@ -256,7 +250,7 @@ class TestLayerByLayer:
         assert [result[1] for result in record[1:5]] == [0] * 4
         assert record[-1][1] < 0
 
-    def test_tradeoff_ends_a_lost_network(self, make_env: EnvMaker) -> None:
+    def test_tradeoff_ends_the_episode_of_a_useless_network(self, make_env: EnvMaker) -> None:
         env = LayerByLayer(make_env(target_macs=None, reward="tradeoff", every_round=True))
         record = play(env, keep(0, 0, 0, 0, 0))
         assert record[-1][2]
@@ -264,8 +258,7 @@ class TestLayerByLayer:
 
 
 class TestJoint:
-    def test_it_is_the_same_game(self, make_env: EnvMaker) -> None:
-        """Action for action what the agents would get."""
+    def test_it_returns_what_the_agents_get_for_the_same_actions(self, make_env: EnvMaker) -> None:
         env, game = Joint(make_env(every_round=True)), make_env(every_round=True)
         rng = np.random.default_rng(0)
         env.reset()
@@ -282,7 +275,7 @@ class TestJoint:
             assert info["applied_rate"].tolist() == [i["applied_rate"] for i in infos.values()]
         assert list(env.game.archive) == list(game.archive)
 
-    def test_legal_actions_can_be_drawn(self, make_env: EnvMaker) -> None:
+    def test_legal_actions_can_be_sampled(self, make_env: EnvMaker) -> None:
         env = Joint(make_env(target_macs=0.9))
         _, info = env.reset()
         env.action_space.seed(0)
@@ -290,15 +283,15 @@ class TestJoint:
             action = env.action_space.sample(mask=tuple(info["action_mask"]))
             assert all(mask[choice] for mask, choice in zip(info["action_mask"], action, strict=True))
 
-    def test_an_outside_limit_truncates(self, make_env: EnvMaker) -> None:
+    def test_max_cycles_truncates_an_episode(self, make_env: EnvMaker) -> None:
         env = Joint(make_env(max_cycles=2))
         record = play(env, [np.zeros(GROUPS, int)] * 3)
         assert [result[2:4] for result in record[1:]] == [(False, False), (False, True)]
 
-    def test_wrong_actions(self, make_env: EnvMaker) -> None:
+    def test_actions_outside_the_space_are_refused(self, make_env: EnvMaker) -> None:
         env = Joint(make_env())
         env.reset()
-        with pytest.raises(ValueError, match=r"each of the 5 groups, got shape \(4,\)"):
+        with pytest.raises(ValueError, match=r"5 groups.*\(4,\)"):
             env.step(np.zeros(4, int))
         with pytest.raises(ValueError, match=r"action .*10.* of agent 'conv_0'"):
             env.step(np.full(GROUPS, 10))
