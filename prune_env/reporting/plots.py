@@ -1,4 +1,4 @@
-"""The pictures of a run: how the search went, what became of each layer, and every plan that was evaluated."""
+"""The plots of a run: the progress of the search, the layers before and after pruning, and every evaluated plan."""
 
 from __future__ import annotations
 
@@ -26,14 +26,23 @@ from .summary import percent, scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Point = tuple[float, float]
+"""MACs ratio and accuracy of a plan, both as fractions."""
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """A layer before and after pruning; `agent` chose its filters."""
+    """A layer before and after pruning.
+
+    Raises:
+        ValueError: A count grows, or is 0 before pruning; the message names the layer.
+    """
 
     name: str
     agent: str
+    """The agent that chose the layer's filters."""
     filters_before: int
     filters_after: int
     macs_before: int
@@ -43,7 +52,7 @@ class LayerRow:
         for name in ("filters", "macs"):
             before, after = getattr(self, f"{name}_before"), getattr(self, f"{name}_after")
             if not 0 <= after <= before or before == 0:
-                raise ValueError(f"layer {self.name!r} cannot keep {after} of {before} {name}; pruning takes away")
+                raise ValueError(f"layer {self.name!r} cannot keep {after} of {before} {name}")
 
 
 def plot_learning(
@@ -54,39 +63,34 @@ def plot_learning(
     window: int | None = None,
     title: str = "Learning",
 ) -> None:
-    """Return, best accuracy so far and exploration over the episodes of a run, in panels below each other.
+    """Plot return, best accuracy so far and exploration against the episodes, in panels below each other.
 
-    episodes    rows of metrics.jsonl: "episode" and any of "return", "eval/return", "best_accuracy" (fraction)
-                and "epsilon". Panels without data are left out; of an episode met twice (resumed) the last row counts
-    references  accuracies to compare the best with, by name: the original's, other methods'
-    window      episodes in the running mean; default a twentieth of all, at least 5
+    Args:
+        path: The file to write.
+        episodes: Rows of metrics.jsonl: "episode", and any of "return", "eval/return", "best_accuracy" (a fraction)
+            and "epsilon". Panels without data are omitted. If an episode occurs twice, as in a resumed run, its last
+            row counts.
+        references: Name -> accuracy of other networks, to compare the best accuracy with.
+        window: Episodes of the running mean; None for a twentieth of all, but at least 5.
+        title: Title of the plot.
 
-    Raises ValueError if no row has a return.
+    Raises:
+        ValueError: No row has a return.
+        ImportError: Matplotlib is not installed.
     """
-    returns, evaluations = _series(episodes, "return"), _series(episodes, "eval/return")
-    best, epsilon = _series(episodes, "best_accuracy"), _series(episodes, "epsilon")
+    returns, best, epsilon = (_series(episodes, key) for key in ("return", "best_accuracy", "epsilon"))
     if not returns:
-        raise ValueError('nothing to plot: no row has "episode" and "return"; give the rows of metrics.jsonl')
-    window = window or max(5, len(returns) // 20)
+        raise ValueError('no row has "episode" and "return"; give the rows of metrics.jsonl')
     heights = [3.0] + [2.2] * bool(best) + [1.2] * bool(epsilon)
-    figure = new_figure(7.5, 0.9 + sum(heights))  # first, as it has the words for a missing matplotlib
+    figure = new_figure(7.5, 0.9 + sum(heights))  # reports a missing matplotlib
     from matplotlib.ticker import MaxNLocator
 
     panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for panel in panels:
         style_axes(panel)
     add_title(figure, title)
-    upper, rest = panels[0], list(panels[1:])
-    x, y = list(returns), list(returns.values())
-    upper.plot(x, y, ".", color=BLUE, alpha=0.35, markersize=5, markeredgewidth=0, label="episode")
-    smooth = _running_mean(y, min(window, len(y)))
-    upper.plot(x[-len(smooth) :], smooth, color=BLUE, linewidth=1.8, label=f"mean of the last {window}")
-    if evaluations:
-        style = {"color": ORANGE, "linewidth": 1.2, "marker": "D", "markersize": 4, "label": "greedy evaluation"}
-        upper.plot(list(evaluations), list(evaluations.values()), **style)
-    upper.set_ylabel("Return", color=INK)
-    _leave_out_the_lowest(upper, x, y, [*smooth, *evaluations.values()], "{:.3g}")
-    add_legend(upper)
+    upper, *rest = panels
+    _plot_returns(upper, returns, _series(episodes, "eval/return"), window or max(5, len(returns) // 20))
     if best:
         _plot_best(rest.pop(0), best, references or {})
     if epsilon:
@@ -102,12 +106,21 @@ def plot_learning(
 def plot_layers(
     path: str | Path, layers: Sequence[LayerRow], *, title: str = "Layers before and after pruning"
 ) -> None:
-    """Filters and MACs of every layer, the original faint and the pruned network solid on top, in the order given.
+    """Plot filters and MACs of every layer: pale bars for the original network, solid bars for the pruned one.
 
-    The picture grows with the number of layers. Raises ValueError if there are none.
+    The layers stand in the given order, and the height of the figure grows with their number.
+
+    Args:
+        path: The file to write.
+        layers: The layers.
+        title: Title of the plot.
+
+    Raises:
+        ValueError: There are no layers.
+        ImportError: Matplotlib is not installed.
     """
     if not layers:
-        raise ValueError("nothing to plot: layers is empty")
+        raise ValueError("layers must have at least one LayerRow; got none")
     figure = new_figure(9.0, 1.3 + 0.2 * len(layers))
     left, right = figure.subplots(1, 2, sharey=True)
     unit, divisor = scale(max(layer.macs_before for layer in layers))
@@ -128,8 +141,8 @@ def plot_layers(
 
 def plot_tradeoff(
     path: str | Path,
-    points: Sequence[tuple[float, float]],
-    marked: Mapping[str, tuple[float, float]],
+    points: Sequence[Point],
+    marked: Mapping[str, Point],
     *,
     budget: float | None = None,
     title: str = "Every evaluated plan",
@@ -137,82 +150,65 @@ def plot_tradeoff(
     """Plot accuracy against MACs of all plans, coloured by the order of evaluation.
 
     With a budget all plans cost nearly the same. The plot then shows that narrow range, and the original network as a
-    horizontal line; a few plans far below all others are marked at the lower edge. Points in one place share a mark.
+    horizontal line; a few plans far below all others are marked at the lower edge. Networks at the same point share a
+    mark.
 
     Args:
         path: The file to write.
-        points: (MACs ratio, accuracy) of every plan, both as fractions.
+        points: MACs ratio and accuracy of every plan, as fractions.
         marked: The same for the networks "original", and if there are any "winner" and "uniform".
         budget: Target MACs as a fraction, or None.
         title: Title of the plot.
 
     Raises:
         ValueError: There are no points.
+        ImportError: Matplotlib is not installed.
     """
-    original, winner, uniform = marked["original"], marked.get("winner"), marked.get("uniform")
     if not points:
-        raise ValueError("nothing to plot: points is empty; give (macs_ratio, accuracy) of every evaluated plan")
+        raise ValueError("points must have (MACs ratio, accuracy) of at least one plan; got none")
     figure = new_figure(7.5, 5.2)
     axes = figure.add_subplot()
     style_axes(axes)
     x, y = [100 * macs for macs, _ in points], [100 * accuracy for _, accuracy in points]
-    count = len(points)
-    colours: dict[str, Any] = {"c": range(1, count + 1), "cmap": "viridis", "vmin": 1, "vmax": max(2, count)}
-    dots = axes.scatter(x, y, s=18, linewidths=0, alpha=0.85, zorder=2, **colours)
-    shown = [*x, *(100 * pair[0] for pair in (winner, uniform) if pair is not None)]
-    shown += [] if budget is None else [100 * budget]
-    low, high = min(shown), max(shown)
-    near = 100 * original[0] - high < 3 * max(high - low, 1.0)
-    if near:
-        low, high = min(low, 100 * original[0]), max(high, 100 * original[0])
-    margin = max(0.06 * (high - low), 0.25 - (high - low) / 2)  # half a point at least
-    axes.set_xlim(low - margin, high + margin)
-    marks = [("winner", winner, "*", ORANGE, 260), ("uniform", uniform, "s", PURPLE, 90)]
-    if near:
-        marks.insert(0, ("original", original, "D", INK, 60))
-    else:
-        label = f"original: {percent(original[1], 1)} (at {percent(original[0], 0)} of MACs)"
-        axes.axhline(100 * original[1], color=INK, linewidth=1.2, linestyle="--", label=label)
-    for name, pair, marker, colour, size in marks:
-        names = [other for other, place, *_ in marks if place == pair]
-        if pair is not None and name == names[0]:  # the others in this place would hide it, or be hidden
-            style: dict[str, Any] = {"marker": marker, "color": colour, "s": size, "edgecolors": "white"}
-            style["zorder"] = 5 if name == "winner" else 4  # a star lets corners of what lies below be seen
-            axes.scatter([100 * pair[0]], [100 * pair[1]], label=f"{' = '.join(names)}: {percent(pair[1], 1)}", **style)
+    _plot_in_order(figure, axes, x, y)
+    others = [100 * marked[name][0] for name in ("winner", "uniform") if name in marked]
+    shown = [*x, *others, *([] if budget is None else [100 * budget])]
+    original_is_near = _show_range(axes, shown, 100 * marked["original"][0])
+    _plot_marks(axes, marked, original_is_near)
     if budget is not None:
         label = f"budget: {100 * budget:g} %"
         axes.axvline(100 * budget, color=GREY, linewidth=1.4, linestyle=":", zorder=1, label=label)
-        # Without one, low accuracy may be the price of few MACs.
-        _leave_out_the_lowest(axes, x, y, [100 * pair[1] for pair in marked.values()], "{:.1f} %")
+        # Without a budget, a low accuracy may be the price of few MACs, so no point is omitted.
+        _omit_lowest(axes, x, y, [100 * accuracy for _, accuracy in marked.values()], "{:.1f} %")
     axes.set_xlabel("MACs, % of the original", color=INK)
     axes.set_ylabel("Accuracy on reward images, %", color=INK)
-    ticks = sorted({1, *(count * quarter // 4 for quarter in range(1, 5))} - {0})
-    bar = figure.colorbar(dots, ax=axes, pad=0.02, aspect=30, ticks=ticks)
-    bar.set_label("Order of evaluation", color=INK)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(colors=GREY, labelsize=8, labelcolor=INK)
     add_title(figure, title)
     add_legend(axes)
     save_figure(figure, path)
 
 
-def _leave_out_the_lowest(axes: Axes, x: list[Any], y: list[float], shown: Sequence[float], written: str) -> None:
-    """Where a few of the points lie so far below that all others are squeezed, marks at the lower edge stand for them.
-
-    What is in `shown` stays in the picture; `written` is the format of a value.
-    """
-    high, low = max(*y, *shown), min(sorted(y)[len(y) // 20], *shown)
-    spread = max(high - low, 0.02 * (high - min(y)))  # the others may be all equal
-    edge = low - 0.15 * spread
-    lost = [place for place, value in zip(x, y, strict=True) if value < edge]
-    if not lost or high - min(y) < 2 * (high - low):
-        return
-    label = f"{len(lost)} further down, to {written.format(min(y))}"
-    axes.plot(lost, [edge] * len(lost), "v", color=GREY, markersize=4, label=label)
-    axes.set_ylim(edge - 0.04 * spread, high + 0.06 * spread)
+def _plot_returns(axes: Axes, returns: Mapping[int, float], evaluations: Mapping[int, float], window: int) -> None:
+    """Plot the return of every episode, the running mean, and the returns of greedy evaluations."""
+    x, y = list(returns), list(returns.values())
+    axes.plot(x, y, ".", color=BLUE, alpha=0.35, markersize=5, markeredgewidth=0, label="episode")
+    smooth = _running_mean(y, min(window, len(y)))
+    axes.plot(x[-len(smooth) :], smooth, color=BLUE, linewidth=1.8, label=f"mean of the last {window}")
+    if evaluations:
+        style: dict[str, Any] = {
+            "color": ORANGE,
+            "linewidth": 1.2,
+            "marker": "D",
+            "markersize": 4,
+            "label": "greedy evaluation",
+        }
+        axes.plot(list(evaluations), list(evaluations.values()), **style)
+    axes.set_ylabel("Return", color=INK)
+    _omit_lowest(axes, x, y, [*smooth, *evaluations.values()], "{:.3g}")
+    add_legend(axes)
 
 
 def _plot_best(axes: Axes, best: Mapping[int, float], references: Mapping[str, float]) -> None:
+    """Plot the best accuracy so far, and a horizontal line for every reference."""
     y = [100 * accuracy for accuracy in best.values()]
     axes.step(list(best), y, where="post", color=BLUE, linewidth=1.8, label=f"best so far: {y[-1]:.1f} %", zorder=3)
     looks = itertools.cycle(itertools.product(("--", "-.", ":"), (ORANGE, PURPLE, INK)))
@@ -224,6 +220,7 @@ def _plot_best(axes: Axes, best: Mapping[int, float], references: Mapping[str, f
 
 
 def _plot_bars(axes: Axes, pairs: Sequence[tuple[float, float]], colour: str, notes: Sequence[str]) -> None:
+    """Plot a pale bar (before) with a solid bar (after) on top for every pair, and a note at its end."""
     style_axes(axes)
     axes.grid(False)  # the notes give the numbers
     rows, before, after = range(len(pairs)), [pair[0] for pair in pairs], [pair[1] for pair in pairs]
@@ -237,13 +234,78 @@ def _plot_bars(axes: Axes, pairs: Sequence[tuple[float, float]], colour: str, no
     add_legend(axes)
 
 
+def _plot_in_order(figure: Figure, axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
+    """Plot points whose colour is their order, with a colour bar."""
+    count = len(x)
+    colours: dict[str, Any] = {"c": range(1, count + 1), "cmap": "viridis", "vmin": 1, "vmax": max(2, count)}
+    dots = axes.scatter(x, y, s=18, linewidths=0, alpha=0.85, zorder=2, **colours)
+    ticks = sorted({1, *(count * quarter // 4 for quarter in range(1, 5))} - {0})
+    bar = figure.colorbar(dots, ax=axes, pad=0.02, aspect=30, ticks=ticks)
+    bar.set_label("Order of evaluation", color=INK)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(colors=GREY, labelsize=8, labelcolor=INK)
+
+
+def _show_range(axes: Axes, shown: Sequence[float], original: float) -> bool:
+    """Set the range of MACs, and return whether the original network lies within it or near enough to be included."""
+    low, high = min(shown), max(shown)
+    near = original - high < 3 * max(high - low, 1.0)
+    if near:
+        low, high = min(low, original), max(high, original)
+    margin = max(0.06 * (high - low), 0.25 - (high - low) / 2)  # the range is at least half a point wide
+    axes.set_xlim(low - margin, high + margin)
+    return near
+
+
+def _plot_marks(axes: Axes, marked: Mapping[str, Point], original_is_near: bool) -> None:
+    """Plot winner, uniform and original, the latter as a horizontal line if its MACs lie outside the plot."""
+    original = marked["original"]
+    looks = {"winner": ("*", ORANGE, 260), "uniform": ("s", PURPLE, 90)}
+    if original_is_near:
+        looks = {"original": ("D", INK, 60), **looks}
+    else:
+        label = f"original: {percent(original[1], 1)} (at {percent(original[0], 0)} of MACs)"
+        axes.axhline(100 * original[1], color=INK, linewidth=1.2, linestyle="--", label=label)
+    for name, (marker, colour, size) in looks.items():
+        if name not in marked:
+            continue
+        point = marked[name]
+        names = [other for other in looks if marked.get(other) == point]
+        if name != names[0]:  # one mark stands for all networks at this point
+            continue
+        style: dict[str, Any] = {"marker": marker, "color": colour, "s": size, "edgecolors": "white"}
+        style["zorder"] = 5 if name == "winner" else 4  # the star is on top, and does not cover the corners of a square
+        axes.scatter([100 * point[0]], [100 * point[1]], label=f"{' = '.join(names)}: {percent(point[1], 1)}", **style)
+
+
+def _omit_lowest(axes: Axes, x: list[Any], y: list[float], shown: Sequence[float], number: str) -> None:
+    """Replace a few points far below all others by marks at the lower edge; otherwise they would squeeze the rest.
+
+    Args:
+        axes: The plot, which has the points already.
+        x: Positions of the points.
+        y: Values of the points.
+        shown: Values that must stay in the plot.
+        number: Format of a value.
+    """
+    high, low = max(*y, *shown), min(sorted(y)[len(y) // 20], *shown)
+    spread = max(high - low, 0.02 * (high - min(y)))  # all other points may be equal
+    edge = low - 0.15 * spread
+    omitted = [place for place, value in zip(x, y, strict=True) if value < edge]
+    if not omitted or high - min(y) < 2 * (high - low):
+        return
+    label = f"{len(omitted)} further down, to {number.format(min(y))}"
+    axes.plot(omitted, [edge] * len(omitted), "v", color=GREY, markersize=4, label=label)
+    axes.set_ylim(edge - 0.04 * spread, high + 0.06 * spread)
+
+
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
-    """Episode -> value, in the order of episodes."""
+    """Return episode -> value, in the order of episodes."""
     values = {row["episode"]: row[key] for row in rows if "episode" in row and row.get(key) is not None}
     return dict(sorted(values.items()))
 
 
 def _running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Mean of the last `window` values, from where there are as many."""
+    """Return the means of the last `window` values, from the first position with that many values."""
     sums = [0.0, *itertools.accumulate(values)]
     return [(sums[i] - sums[i - window]) / window for i in range(window, len(sums))]
