@@ -1,20 +1,20 @@
-"""From plans to a network, and the folder of a run."""
+"""From plans to one network: finalists are ranked fairly, the winner is distilled, and the test set is not read."""
 
 from __future__ import annotations
 
-import dataclasses
-import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from episodes import FAST, EnvMaker
+from torch import nn
 
-from prune_env import EnvConfig, FilterPruneEnv
-from prune_env.data import Split
-from prune_env.finalise import accuracy, choose, distil_fully, recalibrated
-from prune_env.game.config import DEFAULT_RATES
-from prune_env.reporting import run_folder as runs
+from prune_env import EnvConfig, FilterPruneEnv, PruningProblem
+from prune_env.data import DataSplits, Split
+from prune_env.finalise import Finaliser, accuracy, recalibrated
 from prune_env.training.distillation import DistillationConfig, Teacher
 
 SHORT = DistillationConfig(epochs=2, min_steps=20, batch_size=64)
@@ -22,130 +22,151 @@ PLANS = [(20, 20, 40, 40, 80), (32, 10, 64, 20, 128), (20, 20, 40, 40, 80)]
 
 
 class Forbidden(Split):
-    """The test set: its images must not be looked at."""
+    """A test set that must not be read."""
 
     def __getattribute__(self, name: str) -> object:
         raise AssertionError(f"{name} of the test set was read")
 
 
 @pytest.fixture
-def env(make_env: Callable[..., FilterPruneEnv]) -> FilterPruneEnv:
-    env = make_env()
-    fingerprint = env.problem.data.fingerprint
-    env.problem.data = dataclasses.replace(env.problem.data, test=Forbidden.__new__(Forbidden))
-    object.__setattr__(env.problem.data, "fingerprint", fingerprint)
-    return env
+def env(trained: nn.Module, digits: DataSplits) -> FilterPruneEnv:
+    """An environment whose test set must not be read."""
+    config = EnvConfig(**FAST)
+    problem = PruningProblem.create(trained, digits, config)
+    hidden = replace(digits, test=Forbidden.__new__(Forbidden))
+    object.__setattr__(hidden, "fingerprint", digits.fingerprint)  # it covers the test set
+    return FilterPruneEnv(replace(problem, data=hidden), config)
 
 
-def test_the_choice_ranks_distinct_plans_without_the_test_set(env: FilterPruneEnv, tmp_path: Path) -> None:
-    finalists = choose(env, PLANS, SHORT, checkpoints=tmp_path, progress=False)
-    assert sorted(finalist.plan for finalist in finalists) == sorted(set(PLANS))
-    scores = [finalist.distilled_accuracy for finalist in finalists]
-    assert scores == sorted(scores, reverse=True)
-    assert all(finalist.distilled_accuracy > finalist.recalibrated_accuracy for finalist in finalists)
-    assert choose(env, PLANS[::-1], SHORT, checkpoints=tmp_path, progress=False) == finalists, "found again on disk"
+@pytest.fixture
+def finaliser(env: FilterPruneEnv) -> Callable[..., Finaliser]:
+    """Return a function that makes a finaliser of the environment."""
+
+    def make(distillation: DistillationConfig = SHORT, **settings: Any) -> Finaliser:
+        return Finaliser(env, distillation, progress=False, **settings)
+
+    return make
 
 
-def test_the_full_distillation_is_at_least_as_good(env: FilterPruneEnv) -> None:
-    short = choose(env, PLANS[:1], SHORT, progress=False)[0]
-    full = distil_fully(env, PLANS[0], dataclasses.replace(SHORT, epochs=8), progress=False)
-    assert accuracy(full, env.problem.data, env.problem.data.reward) >= short.distilled_accuracy - 0.01
+MakeFinaliser = Callable[..., Finaliser]
 
 
-def test_finalists_and_winner_are_taught_once(env: FilterPruneEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They see the same batches, which a teacher that they share need not be asked twice."""
-    batches, compute = [], Teacher._compute
-    monkeypatch.setattr(Teacher, "_compute", lambda teacher, images: batches.append(images) or compute(teacher, images))
-    brief = dataclasses.replace(SHORT, epochs=1, min_steps=0)
-    teacher, epoch = Teacher(env.problem.model), len(env.problem.data.train) // brief.batch_size
-    finalists = choose(env, PLANS, brief, short_epochs=0.5, teacher=teacher, progress=False)
-    assert len(batches) == round(epoch / 2)
-    distil_fully(env, PLANS[0], brief, teacher=teacher, progress=False)
-    assert len(batches) == epoch
-    assert choose(env, PLANS, brief, short_epochs=0.5, progress=False) == finalists
-    assert len(batches) == epoch + round(epoch / 2), "without being given one, finalists share one"
+def weights(network: nn.Module) -> torch.Tensor:
+    return torch.cat([tensor.flatten().double() for tensor in network.state_dict().values()])
 
 
-def test_a_teacher_of_another_network_is_refused(env: FilterPruneEnv) -> None:
-    teacher = Teacher(recalibrated(env, PLANS[0]))
-    with pytest.raises(ValueError, match="the teacher is another network"):
-        choose(env, PLANS, SHORT, teacher=teacher, progress=False)
-    with pytest.raises(ValueError, match=r"give Teacher\(env.problem.model, device\)"):
-        distil_fully(env, PLANS[0], SHORT, teacher=teacher, progress=False)
+class TestRank:
+    def test_distinct_plans_are_ranked_by_accuracy_after_distillation(self, finaliser: MakeFinaliser) -> None:
+        finalists = finaliser().rank(PLANS)
+        assert sorted(finalist.plan for finalist in finalists) == sorted(set(PLANS))
+        accuracies = [finalist.distilled_accuracy for finalist in finalists]
+        assert accuracies == sorted(accuracies, reverse=True)
+        assert all(finalist.distilled_accuracy > finalist.recalibrated_accuracy for finalist in finalists)
 
-
-def test_a_network_is_no_teacher_to_share(env: FilterPruneEnv) -> None:
-    wanted = r"a Teacher, got SmallCNN; give Teacher\(env.problem.model, device\)"
-    with pytest.raises(TypeError, match=wanted):
-        choose(env, PLANS, SHORT, teacher=env.problem.model, progress=False)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=wanted):
-        distil_fully(env, PLANS[0], SHORT, teacher=env.problem.model, progress=False)  # type: ignore[arg-type]
-
-
-def test_no_plans(env: FilterPruneEnv) -> None:
-    with pytest.raises(ValueError, match="no finished plans"):
-        choose(env, [], SHORT)
-
-
-@pytest.mark.slow
-def test_a_row_says_whose_plan_it_has(
-    make_env: Callable[..., FilterPruneEnv], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    env = make_env()
-    monkeypatch.setattr(runs, "_onnx_files", lambda *_: {})
-    plans = {
-        "original": env.problem.full_plan,
-        "uniform L1": PLANS[0],
-        "QMIX": PLANS[0],
-        "other": PLANS[1],
-        "whole": env.problem.full_plan,
-    }
-    networks = {name: recalibrated(env, plan) for name, plan in plans.items()}
-    rows = runs.figures(tmp_path, env, networks, plans, {"QMIX": 0.5}, {}, winner="QMIX")
-    assert [row.name for row in rows] == ["original", "uniform L1", "QMIX = uniform L1", "other", "whole = original"]
-    assert rows[2].accuracy == 0.5
-
-
-class TestDirectory:
-    def test_numbers_go_up_and_resume_takes_the_latest(self, tmp_path: Path) -> None:
-        settings = {"episodes": 3, "path": tmp_path}
-        one, two = (runs.directory(tmp_path, None, "vgg16-cifar[10]", settings, False) for _ in range(2))
-        assert (one.name, two.name) == ("vgg16-cifar[10]-1", "vgg16-cifar[10]-2")
-        assert runs.directory(tmp_path, None, "vgg16-cifar[10]", settings, True) == two
-
-    def test_refusals(self, tmp_path: Path) -> None:
-        runs.directory(tmp_path, "mine", "stem", {"episodes": 3}, False)
-        with pytest.raises(FileExistsError, match="--resume"):
-            runs.directory(tmp_path, "mine", "stem", {"episodes": 3}, False)
-        with pytest.raises(ValueError, match=r"other settings \(episodes: 3 in the run, 4 now\)"):
-            runs.directory(tmp_path, "mine", "stem", {"episodes": 4}, True)
-        with pytest.raises(FileNotFoundError, match="no run to resume"):
-            runs.directory(tmp_path, "typo", "stem", {"episodes": 3}, True)
-        for name in ("../mine", "a/b", "..", "/mine"):
-            with pytest.raises(ValueError, match="is no name of a folder"):
-                runs.directory(tmp_path / "runs", name, "stem", {"episodes": 3}, False)
-        assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-
-    @pytest.mark.parametrize(
-        ("change", "told"),
-        [
-            ({"env": EnvConfig(target_macs=0.4)}, "env.target_macs: 0.5 in the run, 0.4 now"),
-            ({"env": EnvConfig(target_macs=None, reward="amc")}, "env.target_macs: 0.5 in the run, None now; "
-             "env.reward: 'budget' in the run, 'amc' now"),
-            ({"env": EnvConfig(rates=(0, 0.5))}, f"env.rates: {list(DEFAULT_RATES)} in the run, [0, 0.5] now"),
-            ({"seed": 1, "weights": Path("a")}, "weights: None in the run, 'a' now; seed: 0 in the run, 1 now"),
-            ({"added": True}, "added: not set in the run, True now"),
-            ({"added": None}, "added: not set in the run, None now"),
-            ({"seed": ...}, "seed: 0 in the run, not set now"),
-        ],
-    )  # fmt: skip
-    def test_a_resumed_run_names_every_field_that_changed(
-        self, change: dict[str, Any], told: str, tmp_path: Path
+    def test_finalists_report_the_accuracies_of_their_networks(
+        self, env: FilterPruneEnv, finaliser: MakeFinaliser
     ) -> None:
-        before = {"env": EnvConfig(), "weights": None, "seed": 0}
-        now = {name: value for name, value in (before | change).items() if value is not ...}
-        before, now = ({k: vars(v) if k == "env" else v for k, v in one.items()} for one in (before, now))
-        runs.directory(tmp_path, "mine", "stem", before, False)
-        with pytest.raises(ValueError, match=re.escape(f"begun with other settings ({told}); see")):
-            runs.directory(tmp_path, "mine", "stem", now, True)
-        assert runs.directory(tmp_path, "mine", "stem", before, True) == tmp_path / "mine"
+        data = env.problem.data
+        (finalist,) = finaliser().rank(PLANS[:1])
+        assert finalist.distilled_accuracy == accuracy(finalist.network, data, data.reward)
+        assert finalist.recalibrated_accuracy == accuracy(recalibrated(env, finalist.plan), data, data.reward)
+        assert {parameter.device.type for parameter in finalist.network.parameters()} == {"cpu"}
+
+    def test_finished_finalists_are_read_from_their_checkpoints(
+        self, finaliser: MakeFinaliser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        finalists = finaliser(checkpoints=tmp_path).rank(PLANS)
+        resumed = finaliser(checkpoints=tmp_path)
+        monkeypatch.setattr(Teacher, "compute", lambda *_: pytest.fail("a finished finalist was trained again"))
+        assert resumed.rank(PLANS[::-1]) == finalists
+
+    def test_the_short_distillation_has_a_share_of_the_steps(
+        self, finaliser: MakeFinaliser, batches: list[torch.Tensor]
+    ) -> None:
+        finaliser(replace(SHORT, epochs=4, min_steps=100), short_epochs=0.2).rank(PLANS[:1])
+        assert len(batches) == 5
+
+    def test_there_must_be_plans(self, finaliser: MakeFinaliser) -> None:
+        with pytest.raises(ValueError, match="plans"):
+            finaliser().rank([])
+
+
+class TestDistil:
+    def test_it_is_at_least_as_accurate_as_the_short_distillation(
+        self, env: FilterPruneEnv, finaliser: MakeFinaliser
+    ) -> None:
+        (short,) = finaliser().rank(PLANS[:1])
+        network = finaliser(replace(SHORT, epochs=8)).distil(PLANS[0])
+        assert accuracy(network, env.problem.data, env.problem.data.reward) >= short.distilled_accuracy - 0.01
+
+    def test_it_starts_with_the_original_weights_and_repeats(self, finaliser: MakeFinaliser) -> None:
+        one, two = finaliser(), finaliser()
+        two.rank(PLANS[:1])
+        assert torch.equal(weights(one.distil(PLANS[0])), weights(two.distil(PLANS[0])))
+
+    def test_a_finished_network_is_read_from_its_checkpoint(
+        self, finaliser: MakeFinaliser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        network = finaliser(checkpoints=tmp_path).distil(PLANS[0])
+        resumed = finaliser(checkpoints=tmp_path)
+        monkeypatch.setattr(Teacher, "compute", lambda *_: pytest.fail("a finished network was trained again"))
+        assert torch.equal(weights(resumed.distil(PLANS[0])), weights(network))
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The batches for which teachers have computed logits."""
+    computed: list[torch.Tensor] = []
+    compute = Teacher.compute
+
+    def counting(teacher: Teacher, images: torch.Tensor) -> torch.Tensor:
+        computed.append(images)
+        return compute(teacher, images)
+
+    monkeypatch.setattr(Teacher, "compute", counting)
+    return computed
+
+
+class TestTeacher:
+    def test_its_logits_are_computed_once_for_all_networks(
+        self, env: FilterPruneEnv, finaliser: MakeFinaliser, batches: list[torch.Tensor]
+    ) -> None:
+        """All networks are trained on the same batches."""
+        brief = replace(SHORT, epochs=1, min_steps=0)
+        epoch = len(env.problem.data.train) // brief.batch_size
+        shared = finaliser(brief, short_epochs=0.5, teacher=Teacher(env.problem.model))
+        finalists = shared.rank(PLANS)
+        assert len(batches) == round(epoch / 2)
+        shared.distil(PLANS[0])
+        assert len(batches) == epoch
+        assert finaliser(brief, short_epochs=0.5).rank(PLANS) == finalists
+        assert len(batches) == epoch + round(epoch / 2), "without a shared teacher, a finaliser makes one of its own"
+
+    def test_the_teacher_of_another_network_is_refused(self, env: FilterPruneEnv, finaliser: MakeFinaliser) -> None:
+        other = Teacher(recalibrated(env, PLANS[0]))
+        with pytest.raises(ValueError, match=other.fingerprint):
+            finaliser(teacher=other)
+
+    def test_a_network_is_not_a_teacher(self, env: FilterPruneEnv, finaliser: MakeFinaliser) -> None:
+        with pytest.raises(TypeError, match=r"Teacher.*SmallCNN"):
+            finaliser(teacher=env.problem.model)
+
+
+def test_a_custom_metric_ranks_the_finalists(make_env: EnvMaker) -> None:
+    def one_minus_error(network: nn.Module, split: Split) -> float:
+        return 2.0 * float((network(split.images).argmax(1) == split.labels).float().mean())
+
+    env = make_env(metric=one_minus_error)
+    finalists = Finaliser(env, SHORT, progress=False).rank(PLANS)
+    assert all(finalist.distilled_accuracy > 1 for finalist in finalists)
+    data = env.problem.data
+    for finalist in finalists:
+        assert finalist.distilled_accuracy == accuracy(finalist.network, data, data.reward, one_minus_error)
+
+
+def test_recalibrated_networks_have_the_original_weights(env: FilterPruneEnv) -> None:
+    network, cut = recalibrated(env, PLANS[0]), env.problem.build(PLANS[0])
+    for one, two in zip(network.parameters(), cut.parameters(), strict=True):
+        assert torch.equal(one, two)
+    assert not all(torch.equal(one, two) for one, two in zip(network.buffers(), cut.buffers(), strict=True))
+    assert not any(module.training for module in network.modules())

@@ -91,9 +91,7 @@ class TestBothViews:
 
     def test_infos_always_have_the_same_keys_and_types(self, make_env: EnvMaker, view: type[View]) -> None:
         env = view(make_env())
-        kinds = [
-            {key: type(value) for key, value in result[-1].items()} for result in play(env, random_actions(env))
-        ]
+        kinds = [{key: type(value) for key, value in result[-1].items()} for result in play(env, random_actions(env))]
         assert all(kind == kinds[0] for kind in kinds)
         assert {"accuracy", "macs_ratio", "params_ratio"} <= kinds[0].keys()
         assert set(kinds[0].values()) == {float, np.ndarray}

@@ -1,0 +1,173 @@
+"""The folder of a run: it is new or resumed with the same settings, and holds the measured networks and plots."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from episodes import EnvMaker, play
+
+from prune_env import EnvConfig, FilterPruneEnv
+from prune_env.deploy.export import ExportError
+from prune_env.finalise import recalibrated
+from prune_env.game.config import DEFAULT_RATES
+from prune_env.reporting.run_folder import Contestant, network_rows, open_folder, save_plots
+
+PLANS = [(20, 20, 40, 40, 80), (32, 10, 64, 20, 128)]
+
+
+class TestOpenFolder:
+    def test_numbers_rise_and_resuming_takes_the_latest(self, tmp_path: Path) -> None:
+        settings = {"episodes": 3, "path": tmp_path}
+        one, two = (open_folder(tmp_path, None, "vgg16-cifar[10]", settings, resume=False) for _ in range(2))
+        assert (one.name, two.name) == ("vgg16-cifar[10]-1", "vgg16-cifar[10]-2")
+        assert open_folder(tmp_path, None, "vgg16-cifar[10]", settings, resume=True) == two
+
+    def test_other_folders_do_not_count(self, tmp_path: Path) -> None:
+        for name in ("stem-9", "stem-x", "other-5", "stem-2b"):
+            (tmp_path / name).mkdir()
+        assert open_folder(tmp_path, None, "stem", {}, resume=False).name == "stem-10"
+
+    def test_an_existing_folder_is_not_overwritten(self, tmp_path: Path) -> None:
+        open_folder(tmp_path, "mine", "stem", {"episodes": 3}, resume=False)
+        with pytest.raises(FileExistsError, match=r"mine.*--resume"):
+            open_folder(tmp_path, "mine", "stem", {"episodes": 3}, resume=False)
+
+    def test_there_must_be_a_run_to_resume(self, tmp_path: Path) -> None:
+        for name in ("typo", None):
+            with pytest.raises(FileNotFoundError, match=name or "stem-0"):
+                open_folder(tmp_path, name, "stem", {"episodes": 3}, resume=True)
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("name", ["../mine", "a/b", "..", "/mine"])
+    def test_the_name_is_not_a_path(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(ValueError, match=re.escape(repr(name))):
+            open_folder(tmp_path / "runs", name, "stem", {}, resume=False)
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            ({"env": EnvConfig(target_macs=0.4)}, ["env.target_macs: 0.5 .*0.4"]),
+            (
+                {"env": EnvConfig(target_macs=None, reward="amc")},
+                ["env.target_macs: 0.5 .*None", "env.reward: 'budget' .*'amc'"],
+            ),
+            ({"env": EnvConfig(rates=(0, 0.5))}, [rf"env.rates: {re.escape(str(list(DEFAULT_RATES)))} .*\[0, 0.5\]"]),
+            ({"seed": 1, "weights": Path("a")}, ["weights: None .*'a'", "seed: 0 .*1"]),
+            ({"added": True}, ["added: not set .*True"]),
+            ({"added": None}, ["added: not set .*None"]),
+            ({"seed": ...}, ["seed: 0 .*not set"]),
+        ],
+    )
+    def test_resuming_with_other_settings_names_each_of_them(
+        self, change: dict[str, Any], named: list[str], tmp_path: Path
+    ) -> None:
+        before: dict[str, Any] = {"env": EnvConfig(), "weights": None, "seed": 0}
+        now = {name: value for name, value in (before | change).items() if value is not ...}
+        before, now = ({k: vars(v) if k == "env" else v for k, v in one.items()} for one in (before, now))
+        open_folder(tmp_path, "mine", "stem", before, resume=False)
+        with pytest.raises(ValueError, match="mine") as caught:
+            open_folder(tmp_path, "mine", "stem", now, resume=True)
+        for pattern in named:
+            assert re.search(pattern, str(caught.value)), pattern
+        assert "env.rounds" not in str(caught.value), "a setting that did not change is named as well"
+        assert open_folder(tmp_path, "mine", "stem", before, resume=True) == tmp_path / "mine"
+
+
+def contestants(env: FilterPruneEnv) -> list[Contestant]:
+    plans = {
+        "original": env.problem.full_plan,
+        "uniform L1": PLANS[0],
+        "QMIX": PLANS[0],
+        "other": PLANS[1],
+        "whole": env.problem.full_plan,
+    }
+    accuracies = {"original": 0.9, "QMIX": 0.5}
+    return [Contestant(name, recalibrated(env, plan), plan, accuracies.get(name)) for name, plan in plans.items()]
+
+
+@pytest.mark.slow
+class TestNetworkRows:
+    @pytest.mark.parametrize("error", [ExportError("no such operator"), ImportError("onnx is missing")])
+    def test_networks_with_equal_plans_share_their_names_and_onnx_may_be_missing(
+        self,
+        make_env: EnvMaker,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        error: Exception,
+    ) -> None:
+        def fails(*_: Any) -> None:
+            raise error
+
+        monkeypatch.setattr("prune_env.reporting.run_folder.to_onnx", fails)
+        env = make_env()
+        rows = network_rows(tmp_path, env, contestants(env), winner="QMIX")
+        names = ["original", "uniform L1", "QMIX = uniform L1", "other", "whole = original"]
+        assert [row.name for row in rows] == names
+        assert [row.accuracy for row in rows] == [0.9, None, 0.5, None, None]
+        assert rows[1].macs == rows[2].macs == env.problem.cost.macs(PLANS[0])
+        assert all(row.onnx_bytes is None for row in rows)
+        assert str(error) in capsys.readouterr().out
+        assert not list(tmp_path.iterdir())
+
+    def test_the_winners_onnx_file_is_kept(self, make_env: EnvMaker, tmp_path: Path) -> None:
+        env = make_env()
+        original, winner = contestants(env)[0], contestants(env)[2]
+        rows = network_rows(tmp_path, env, [original, winner], winner="QMIX")
+        assert [file.name for file in tmp_path.iterdir()] == ["pruned.onnx"]
+        assert rows[1].onnx_bytes == (tmp_path / "pruned.onnx").stat().st_size
+        assert rows[0].onnx_bytes is not None
+        assert rows[1].onnx_bytes < rows[0].onnx_bytes
+        assert all(row.onnx_latency_1_ms and row.onnx_latency_100_ms for row in rows)
+
+
+class TestPlots:
+    @pytest.fixture
+    def searched(self, make_env: EnvMaker) -> FilterPruneEnv:
+        """An environment in which a search has ended."""
+        env = make_env()
+        for seed in range(3):
+            play(env, seed)
+        return env
+
+    def test_every_plot_is_written(self, searched: FilterPruneEnv, tmp_path: Path) -> None:
+        episodes = [{"episode": number, "return": -0.1 * number} for number in range(3)]
+        uniform, winner = searched.budget.uniform(), searched.archive.best()[0].plan
+        save_plots(tmp_path, searched, episodes, uniform, winner)
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["layers.png", "learning.png", "tradeoff.png"]
+
+    def test_they_show_the_search(
+        self, searched: FilterPruneEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shown: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        for name in ("plot_learning", "plot_tradeoff", "plot_layers"):
+
+            def record(_: Path, *args: Any, name: str = name, **keywords: Any) -> None:
+                shown[name] = args, keywords
+
+            monkeypatch.setattr(f"prune_env.reporting.run_folder.{name}", record)
+        original, uniform = searched.evaluator.original_accuracy, searched.budget.uniform()
+        winner = searched.archive.best()[0]
+        episodes = [
+            {"episode": 0, "return": -0.5, "info/accuracy": 0.4},
+            {"episode": 1, "return": -0.6, "info/accuracy": 0.3},
+            {"episode": 1, "eval/return": -0.25},  # the return of reward budget is accuracy / original - 1
+        ]
+        save_plots(tmp_path, searched, episodes, uniform, winner.plan)
+
+        (rows,), learning = shown["plot_learning"]
+        assert [row["best_accuracy"] for row in rows] == pytest.approx([0.4, 0.4, 0.75 * original])
+        assert list(learning["references"].values()) == [searched.evaluator.accuracy(uniform)]
+        (points, marked), tradeoff = shown["plot_tradeoff"]
+        assert points == [(entry.macs_ratio, entry.accuracy) for entry in searched.archive]
+        assert marked["original"] == (1.0, original)
+        assert marked["winner"] == (winner.macs_ratio, winner.accuracy)
+        assert tradeoff["budget"] == searched.config.target_macs
+        ((layers,), _) = shown["plot_layers"]
+        assert tuple(layer.filters_after for layer in layers) == winner.plan
+        assert tuple(layer.filters_before for layer in layers) == searched.problem.full_plan
+        assert [layer.agent for layer in layers] == searched.possible_agents
