@@ -20,9 +20,9 @@ from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.data import DataSplits, from_tensors
 from prune_env.finalise import Finaliser
 from prune_env.networks import create
-from prune_env.scoring.latency import latency
+from prune_env.scoring.latency import TimingConfig, latency
 from prune_env.training.distillation import DistillationConfig
-from prune_env.training.fit import FitConfig, fit
+from prune_env.training.fit import FitConfig, RunOptions, fit
 
 SHORT = DistillationConfig(epochs=2, min_steps=20, batch_size=64)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -49,8 +49,8 @@ class TestAuxiliaryOutputs:
         plain = create("small_cnn", 10, 1)
         settings = FitConfig(epochs=1, batch_size=128, lr=0.05)
         model = Auxiliary(copy.deepcopy(plain), pack)
-        result = fit(model, digits, settings, progress=False)
-        expected = fit(plain, digits, settings, progress=False)
+        result = fit(model, digits, settings, run=RunOptions(progress=False))
+        expected = fit(plain, digits, settings, run=RunOptions(progress=False))
         for name, tensor in expected.state_dict().items():
             assert torch.allclose(result.network.state_dict()[name], tensor, atol=1e-4), name
         assert torch.equal(result.aux.weight, model.aux.weight)
@@ -130,4 +130,4 @@ def test_every_structure_is_evaluated_distilled_and_timed(kind: str) -> None:
     distillation = replace(SHORT, min_steps=1, epochs=1)
     network = Finaliser(env, distillation, progress=False).distil(env.plan)
     assert network(data.normalise(data.test.images)).shape == (20, 5)
-    assert latency(network, (3, 8, 8), 2, warmup=1, seconds=0.01, min_runs=1).median_ms > 0
+    assert latency(network, (3, 8, 8), 2, TimingConfig(warmup=1, seconds=0.01, min_runs=1)).median_ms > 0

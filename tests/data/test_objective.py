@@ -15,12 +15,14 @@ from torch.nn import functional as F
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.data import DataSplits, Split, from_tensors
 from prune_env.data.objective import check_loss, check_metric
-from prune_env.finalise import Finaliser, accuracy
-from prune_env.scoring.metric import score
+from prune_env.finalise import Finaliser
+from prune_env.scoring.metric import accuracy
 from prune_env.training.distillation import DistillationConfig
-from prune_env.training.fit import FitConfig, fit
+from prune_env.training.fit import FitConfig, RunOptions, fit
 
 SHORT = DistillationConfig(epochs=2, min_steps=20, batch_size=64)
+
+QUIET = RunOptions(progress=False)
 
 
 def all_labels(network: nn.Module, split: Split) -> float:
@@ -66,7 +68,7 @@ def with_head(trained: nn.Module, outputs: int, data: DataSplits, loss: Any) -> 
     model.classifier = nn.Linear(128, outputs)
     nn.init.zeros_(model.classifier.weight)
     nn.init.zeros_(model.classifier.bias)
-    return fit(model, data, FitConfig(epochs=6, batch_size=64, lr=0.02, ema_decay=0.9), loss=loss, progress=False)
+    return fit(model, data, FitConfig(epochs=6, batch_size=64, lr=0.02, ema_decay=0.9), loss=loss, run=QUIET)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,7 @@ class TestFromSearchToNetwork:
         data, config = several_labels, EnvConfig(**FAST, target_macs=0.15)
         env = FilterPruneEnv.from_model(labeller, data, config, metric=all_labels, loss=label_loss)
         assert env.evaluator.original_accuracy > 0.8
-        assert score(labeller, data, data.reward, all_labels) > 0.8
+        assert accuracy(labeller, data, data.reward, all_labels) > 0.8
         reported = last_info(play(env))["accuracy"]
         best = env.archive.best()[0]
         assert reported == best.accuracy == env.evaluator.accuracy(best.plan)

@@ -19,7 +19,7 @@ from prune_env.data import DataSplits, Split
 from prune_env.evaluation.config import EvaluationConfig
 from prune_env.evaluation.live import LiveEvaluator
 from prune_env.pruning.problem import ProblemConfig
-from prune_env.scoring.metric import correct
+from prune_env.scoring.metric import accuracy
 
 PLAN = (16, 16, 32, 32, 64)
 PLANS = [(20, 20, 40, 40, 80), (32, 10, 64, 20, 128)]
@@ -32,7 +32,7 @@ def problem(trained: nn.Module, digits: DataSplits) -> PruningProblem:
 
 def test_the_original_accuracy_is_that_of_the_network(problem: PruningProblem) -> None:
     reward = problem.data.reward
-    expected = correct(problem.model, problem.data, reward) / len(reward)
+    expected = accuracy(problem.model, problem.data, reward)
     evaluator = LiveEvaluator(problem)
     assert evaluator.original_accuracy == pytest.approx(expected, abs=0.015)
     assert evaluator.original_accuracy == evaluator.accuracy(problem.full_plan)
@@ -65,7 +65,7 @@ def test_fast_and_exact_precision_agree(problem: PruningProblem, monkeypatch: py
 def test_recalibration_raises_accuracies(problem: PruningProblem) -> None:
     """The stored statistics of a cut network describe inputs that no longer exist."""
     reward = problem.data.reward
-    stored = correct(problem.build(PLAN), problem.data, reward) / len(reward)
+    stored = accuracy(problem.build(PLAN), problem.data, reward)
     assert LiveEvaluator(problem).accuracy(PLAN) > stored + 0.05
 
 
@@ -85,7 +85,7 @@ def test_network_is_the_one_that_is_measured(problem: PruningProblem, batches: i
     network = evaluator.network(PLAN)
     assert not any(module.training for module in network.modules())
     split = problem.data.reward.balanced(1000)
-    found = correct(network, problem.data, split) / len(split)
+    found = accuracy(network, problem.data, split)
     assert found == pytest.approx(evaluator.accuracy(PLAN), abs=0.02)  # bfloat16 against float32
     twin = evaluator.network(PLAN)
     assert twin is not network

@@ -33,7 +33,7 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any, **__: Any) -> Any:
         raise AssertionError("something expensive happened before the error")
 
-    monkeypatch.setattr("prune_env.pruning.problem.trusted", fails)
+    monkeypatch.setattr("prune_env.pruning.problem.inspect", fails)
     monkeypatch.setattr("prune_env.evaluation.live.Measurer", fails)
     monkeypatch.setattr(nn.Module, "__call__", fails)
 
