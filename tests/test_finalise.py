@@ -30,15 +30,11 @@ class Forbidden(Split):
 class CountingTeacher(Teacher):
     """Counts the forward passes of the teacher's network."""
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__(network)
-        self.passes = 0
-        next(module for module in vars(self).values() if isinstance(module, nn.Module)).register_forward_hook(
-            self.count
-        )
+    passes = 0
 
-    def count(self, *_: object) -> None:
+    def compute(self, images: torch.Tensor) -> torch.Tensor:
         self.passes += 1
+        return super().compute(images)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The pictures of a run: how the search went, what became of each layer, and every plan that was evaluated."""
+"""The plots of a run: the progress of the search, the layers before and after pruning, and all evaluated plans."""
 
 from __future__ import annotations
 
@@ -26,14 +26,25 @@ from .summary import percent, scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
+    from matplotlib.figure import Figure
+
+MARKERS = {"original": ("D", INK, 60), "winner": ("*", ORANGE, 260), "uniform": ("s", PURPLE, 90)}
+"""Marker, colour and size of each network that `plot_tradeoff` marks."""
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """A layer before and after pruning; `agent` chose its filters."""
+    """A layer before and after pruning.
+
+    Raises:
+        ValueError: The layer has more filters or MACs after pruning than before, fewer than 0, or none before.
+    """
 
     name: str
+    """Path of the layer in the network."""
     agent: str
+    """Name of the agent that pruned the layer."""
     filters_before: int
     filters_after: int
     macs_before: int
@@ -43,7 +54,10 @@ class LayerRow:
         for name in ("filters", "macs"):
             before, after = getattr(self, f"{name}_before"), getattr(self, f"{name}_after")
             if not 0 <= after <= before or before == 0:
-                raise ValueError(f"layer {self.name!r} cannot keep {after} of {before} {name}; pruning takes away")
+                raise ValueError(
+                    f"layer {self.name!r} cannot keep {after} of {before} {name}: {name}_after must be between 0 and "
+                    f"{name}_before, which must be above 0"
+                )
 
 
 def plot_learning(
@@ -54,45 +68,40 @@ def plot_learning(
     window: int | None = None,
     title: str = "Learning",
 ) -> None:
-    """Return, best accuracy so far and exploration over the episodes of a run, in panels below each other.
+    """Plot return, best accuracy so far and exploration against the episode, in one panel each.
 
-    episodes    rows of metrics.jsonl: "episode" and any of "return", "eval/return", "best_accuracy" (fraction)
-                and "epsilon". Panels without data are left out; of an episode met twice (resumed) the last row counts
-    references  accuracies to compare the best with, by name: the original's, other methods'
-    window      episodes in the running mean; default a twentieth of all, at least 5
+    Panels without data are left out. If an episode occurs twice, as in a resumed run, its last row is used.
 
-    Raises ValueError if no row has a return.
+    Args:
+        path: The file to write.
+        episodes: Rows of metrics.jsonl: "episode" and any of "return", "eval/return", "best_accuracy" (a fraction) and
+            "epsilon".
+        references: Accuracies to compare the best accuracy with, as fractions, by name.
+        window: Episodes in the running mean; None for a twentieth of all episodes, but at least 5.
+        title: Title of the plot.
+
+    Raises:
+        ValueError: No row has both "episode" and "return".
+        ImportError: Matplotlib is not installed.
     """
-    returns, evaluations = _series(episodes, "return"), _series(episodes, "eval/return")
-    best, epsilon = _series(episodes, "best_accuracy"), _series(episodes, "epsilon")
+    returns, best, epsilon = (_series(episodes, key) for key in ("return", "best_accuracy", "epsilon"))
     if not returns:
-        raise ValueError('nothing to plot: no row has "episode" and "return"; give the rows of metrics.jsonl')
-    window = window or max(5, len(returns) // 20)
-    heights = [3.0] + [2.2] * bool(best) + [1.2] * bool(epsilon)
-    figure = new_figure(7.5, 0.9 + sum(heights))  # first, as it has the words for a missing matplotlib
+        raise ValueError('episodes must have a row with "episode" and "return"; give the rows of metrics.jsonl')
+    heights = [3.0] + [2.2] * bool(best) + [1.2] * bool(epsilon)  # inches
+    figure = new_figure(7.5, 0.9 + sum(heights))  # reports a missing matplotlib, so it comes first
     from matplotlib.ticker import MaxNLocator
 
-    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    panels = list(figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
     for panel in panels:
         style_axes(panel)
     add_title(figure, title)
-    upper, rest = panels[0], list(panels[1:])
-    x, y = list(returns), list(returns.values())
-    upper.plot(x, y, ".", color=BLUE, alpha=0.35, markersize=5, markeredgewidth=0, label="episode")
-    smooth = _running_mean(y, min(window, len(y)))
-    upper.plot(x[-len(smooth) :], smooth, color=BLUE, linewidth=1.8, label=f"mean of the last {window}")
-    if evaluations:
-        style = {"color": ORANGE, "linewidth": 1.2, "marker": "D", "markersize": 4, "label": "greedy evaluation"}
-        upper.plot(list(evaluations), list(evaluations.values()), **style)
-    upper.set_ylabel("Return", color=INK)
-    _leave_out_the_lowest(upper, x, y, [*smooth, *evaluations.values()], "{:.3g}")
-    add_legend(upper)
+    _plot_returns(panels[0], returns, _series(episodes, "eval/return"), window or max(5, len(returns) // 20))
     if best:
-        _plot_best(rest.pop(0), best, references or {})
+        _plot_best(panels[1], best, references or {})
     if epsilon:
-        rest[0].plot(list(epsilon), list(epsilon.values()), color=GREEN, linewidth=1.5)
-        rest[0].set_ylabel("Exploration ε", color=INK)
-        rest[0].set_ylim(-0.04, 1.04)
+        panels[-1].plot(list(epsilon), list(epsilon.values()), color=GREEN, linewidth=1.5)
+        panels[-1].set_ylabel("Exploration ε", color=INK)
+        panels[-1].set_ylim(-0.04, 1.04)
     panels[-1].set_xlabel("Episode", color=INK)
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.align_ylabels()
@@ -102,12 +111,21 @@ def plot_learning(
 def plot_layers(
     path: str | Path, layers: Sequence[LayerRow], *, title: str = "Layers before and after pruning"
 ) -> None:
-    """Filters and MACs of every layer, the original faint and the pruned network solid on top, in the order given.
+    """Plot filters and MACs of every layer as bars: the original network pale, the pruned network solid on top.
 
-    The picture grows with the number of layers. Raises ValueError if there are none.
+    The height of the plot grows with the number of layers.
+
+    Args:
+        path: The file to write.
+        layers: The layers, from top to bottom.
+        title: Title of the plot.
+
+    Raises:
+        ValueError: There are no layers.
+        ImportError: Matplotlib is not installed.
     """
     if not layers:
-        raise ValueError("nothing to plot: layers is empty")
+        raise ValueError("layers must have at least one LayerRow; got none")
     figure = new_figure(9.0, 1.3 + 0.2 * len(layers))
     left, right = figure.subplots(1, 2, sharey=True)
     unit, divisor = scale(max(layer.macs_before for layer in layers))
@@ -136,22 +154,23 @@ def plot_tradeoff(
 ) -> None:
     """Plot accuracy against MACs of all plans, coloured by the order of evaluation.
 
-    With a budget all plans cost nearly the same. The plot then shows that narrow range, and the original network as a
-    horizontal line; a few plans far below all others are marked at the lower edge. Points in one place share a mark.
+    With a budget, all plans have nearly the same MACs. The plot then shows that narrow range and draws the original
+    network as a horizontal line. A few plans far below all others are marked at the lower edge. Networks at the same
+    point share one marker.
 
     Args:
         path: The file to write.
-        points: (MACs ratio, accuracy) of every plan, both as fractions.
-        marked: The same for the networks "original", and if there are any "winner" and "uniform".
-        budget: Target MACs as a fraction, or None.
+        points: MACs ratio and accuracy of every plan, both as fractions, in the order of evaluation.
+        marked: MACs ratio and accuracy of the network "original" and optionally of "winner" and "uniform".
+        budget: Target MACs as a fraction of the original network's, or None.
         title: Title of the plot.
 
     Raises:
         ValueError: There are no points.
+        ImportError: Matplotlib is not installed.
     """
-    original, winner, uniform = marked["original"], marked.get("winner"), marked.get("uniform")
     if not points:
-        raise ValueError("nothing to plot: points is empty; give (macs_ratio, accuracy) of every evaluated plan")
+        raise ValueError("points must have the MACs ratio and accuracy of at least one plan; got none")
     figure = new_figure(7.5, 5.2)
     axes = figure.add_subplot()
     style_axes(axes)
@@ -159,50 +178,65 @@ def plot_tradeoff(
     count = len(points)
     colours: dict[str, Any] = {"c": range(1, count + 1), "cmap": "viridis", "vmin": 1, "vmax": max(2, count)}
     dots = axes.scatter(x, y, s=18, linewidths=0, alpha=0.85, zorder=2, **colours)
-    shown = [*x, *(100 * pair[0] for pair in (winner, uniform) if pair is not None)]
-    shown += [] if budget is None else [100 * budget]
-    low, high = min(shown), max(shown)
-    near = 100 * original[0] - high < 3 * max(high - low, 1.0)
-    if near:
-        low, high = min(low, 100 * original[0]), max(high, 100 * original[0])
-    margin = max(0.06 * (high - low), 0.25 - (high - low) / 2)  # half a point at least
-    axes.set_xlim(low - margin, high + margin)
-    marks = [("winner", winner, "*", ORANGE, 260), ("uniform", uniform, "s", PURPLE, 90)]
-    if near:
-        marks.insert(0, ("original", original, "D", INK, 60))
-    else:
+    original = marked["original"]
+    others = [100 * place[0] for name, place in marked.items() if name != "original"]
+    near = _set_macs_range(axes, [*x, *others, *([] if budget is None else [100 * budget])], 100 * original[0])
+    if not near:
         label = f"original: {percent(original[1], 1)} (at {percent(original[0], 0)} of MACs)"
         axes.axhline(100 * original[1], color=INK, linewidth=1.2, linestyle="--", label=label)
-    for name, pair, marker, colour, size in marks:
-        names = [other for other, place, *_ in marks if place == pair]
-        if pair is not None and name == names[0]:  # the others in this place would hide it, or be hidden
-            style: dict[str, Any] = {"marker": marker, "color": colour, "s": size, "edgecolors": "white"}
-            style["zorder"] = 5 if name == "winner" else 4  # a star lets corners of what lies below be seen
-            axes.scatter([100 * pair[0]], [100 * pair[1]], label=f"{' = '.join(names)}: {percent(pair[1], 1)}", **style)
+    _plot_marked(axes, {name: marked[name] for name in MARKERS if name in marked and (near or name != "original")})
     if budget is not None:
         label = f"budget: {100 * budget:g} %"
         axes.axvline(100 * budget, color=GREY, linewidth=1.4, linestyle=":", zorder=1, label=label)
-        # Without one, low accuracy may be the price of few MACs.
-        _leave_out_the_lowest(axes, x, y, [100 * pair[1] for pair in marked.values()], "{:.1f} %")
+        # Without a budget, a low accuracy can be due to few MACs, so that the plan belongs in the plot.
+        _leave_out_the_lowest(axes, x, y, [100 * place[1] for place in marked.values()], "{:.1f} %")
     axes.set_xlabel("MACs, % of the original", color=INK)
     axes.set_ylabel("Accuracy on reward images, %", color=INK)
-    ticks = sorted({1, *(count * quarter // 4 for quarter in range(1, 5))} - {0})
-    bar = figure.colorbar(dots, ax=axes, pad=0.02, aspect=30, ticks=ticks)
-    bar.set_label("Order of evaluation", color=INK)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(colors=GREY, labelsize=8, labelcolor=INK)
+    _add_order_bar(figure, axes, dots, count)
     add_title(figure, title)
     add_legend(axes)
     save_figure(figure, path)
 
 
-def _leave_out_the_lowest(axes: Axes, x: list[Any], y: list[float], shown: Sequence[float], written: str) -> None:
-    """Where a few of the points lie so far below that all others are squeezed, marks at the lower edge stand for them.
+def _set_macs_range(axes: Axes, macs: Sequence[float], original: float) -> bool:
+    """Set the horizontal range to all of `macs`, and to `original` if it is near; return whether it is."""
+    low, high = min(macs), max(macs)
+    near = original - high < 3 * max(high - low, 1.0)
+    if near:
+        low, high = min(low, original), max(high, original)
+    margin = max(0.06 * (high - low), 0.25 - (high - low) / 2)  # the range is at least half a percentage point
+    axes.set_xlim(low - margin, high + margin)
+    return near
 
-    What is in `shown` stays in the picture; `written` is the format of a value.
+
+def _plot_marked(axes: Axes, marked: Mapping[str, tuple[float, float]]) -> None:
+    """Mark networks; those at the same point share the marker of the first one, because one would hide the other."""
+    for name, place in marked.items():
+        names = [other for other in marked if marked[other] == place]
+        if name != names[0]:
+            continue
+        marker, colour, size = MARKERS[name]
+        style: dict[str, Any] = {"marker": marker, "color": colour, "s": size, "edgecolors": "white"}
+        style["zorder"] = 5 if name == "winner" else 4  # a square below the star stays visible, but not above it
+        axes.scatter([100 * place[0]], [100 * place[1]], label=f"{' = '.join(names)}: {percent(place[1], 1)}", **style)
+
+
+def _add_order_bar(figure: Figure, axes: Axes, dots: PathCollection, count: int) -> None:
+    """Add a colour bar for the order of evaluation of `count` plans."""
+    ticks = sorted({1, *(count * quarter // 4 for quarter in range(1, 5))} - {0})
+    bar = figure.colorbar(dots, ax=axes, pad=0.02, aspect=30, ticks=ticks)
+    bar.set_label("Order of evaluation", color=INK)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(colors=GREY, labelsize=8, labelcolor=INK)
+
+
+def _leave_out_the_lowest(axes: Axes, x: list[Any], y: list[float], shown: Sequence[float], written: str) -> None:
+    """Mark a few very low points at the lower edge if showing them would squeeze all others.
+
+    Every value of `shown` stays in the plot. `written` is the format of a value.
     """
     high, low = max(*y, *shown), min(sorted(y)[len(y) // 20], *shown)
-    spread = max(high - low, 0.02 * (high - min(y)))  # the others may be all equal
+    spread = max(high - low, 0.02 * (high - min(y)))  # above 0 even if all other points are equal
     edge = low - 0.15 * spread
     lost = [place for place, value in zip(x, y, strict=True) if value < edge]
     if not lost or high - min(y) < 2 * (high - low):
@@ -212,7 +246,22 @@ def _leave_out_the_lowest(axes: Axes, x: list[Any], y: list[float], shown: Seque
     axes.set_ylim(edge - 0.04 * spread, high + 0.06 * spread)
 
 
+def _plot_returns(axes: Axes, returns: Mapping[int, float], evaluations: Mapping[int, float], window: int) -> None:
+    """Plot the return of every episode, its running mean and the greedy evaluations."""
+    x, y = list(returns), list(returns.values())
+    axes.plot(x, y, ".", color=BLUE, alpha=0.35, markersize=5, markeredgewidth=0, label="episode")
+    smooth = _running_mean(y, min(window, len(y)))
+    axes.plot(x[-len(smooth) :], smooth, color=BLUE, linewidth=1.8, label=f"mean of the last {window}")
+    if evaluations:
+        style: dict[str, Any] = {"color": ORANGE, "linewidth": 1.2, "marker": "D", "markersize": 4}
+        axes.plot(list(evaluations), list(evaluations.values()), label="greedy evaluation", **style)
+    axes.set_ylabel("Return", color=INK)
+    _leave_out_the_lowest(axes, x, y, [*smooth, *evaluations.values()], "{:.3g}")
+    add_legend(axes)
+
+
 def _plot_best(axes: Axes, best: Mapping[int, float], references: Mapping[str, float]) -> None:
+    """Plot the best accuracy so far, and every reference as a horizontal line."""
     y = [100 * accuracy for accuracy in best.values()]
     axes.step(list(best), y, where="post", color=BLUE, linewidth=1.8, label=f"best so far: {y[-1]:.1f} %", zorder=3)
     looks = itertools.cycle(itertools.product(("--", "-.", ":"), (ORANGE, PURPLE, INK)))
@@ -224,8 +273,9 @@ def _plot_best(axes: Axes, best: Mapping[int, float], references: Mapping[str, f
 
 
 def _plot_bars(axes: Axes, pairs: Sequence[tuple[float, float]], colour: str, notes: Sequence[str]) -> None:
+    """Plot pairs of numbers, before and after pruning, as horizontal bars with a note at the end of each."""
     style_axes(axes)
-    axes.grid(False)  # the notes give the numbers
+    axes.grid(False)  # not needed, as the notes give the numbers
     rows, before, after = range(len(pairs)), [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     axes.barh(rows, before, height=0.76, color=PALE[colour], linewidth=0, label="original")
     axes.barh(rows, after, height=0.76, color=colour, linewidth=0, label="pruned")
@@ -238,12 +288,12 @@ def _plot_bars(axes: Axes, pairs: Sequence[tuple[float, float]], colour: str, no
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
-    """Episode -> value, in the order of episodes."""
+    """Return the values of a key by episode, in the order of episodes."""
     values = {row["episode"]: row[key] for row in rows if "episode" in row and row.get(key) is not None}
     return dict(sorted(values.items()))
 
 
 def _running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Mean of the last `window` values, from where there are as many."""
+    """Return the means of every `window` successive values."""
     sums = [0.0, *itertools.accumulate(values)]
     return [(sums[i] - sums[i - window]) / window for i in range(window, len(sums))]

@@ -1,4 +1,4 @@
-"""The table of networks that a run ends with."""
+"""The final summary of a run: a table of its networks as plain text."""
 
 from __future__ import annotations
 
@@ -8,31 +8,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH = 110
-"""Columns that a table may take."""
+"""Maximum width of the table, in characters."""
 CONVENTION = "MACs: multiply-accumulates of convolution and linear layers, one input; FLOPs = 2 x MACs."
 
 
 @dataclass(frozen=True)
 class NetworkRow:
-    """One line of the table. Raises ValueError that names the field."""
+    """One network of the table.
+
+    Raises:
+        ValueError: A number is out of range; the message names the field.
+    """
 
     name: str
     accuracy: float | None
-    """fraction of the test images; None where it was not measured"""
+    """Test accuracy as a fraction; None if it was not measured."""
     macs: int
+    """Multiply-accumulates for one input."""
     params: int
+    """Number of parameters."""
     file_bytes: int
+    """Size of the file of weights, in bytes."""
     latency_1_ms: float
-    """median at batch size 1"""
+    """Median latency at batch size 1, in milliseconds."""
     latency_100_ms: float
-    """median at batch size 100"""
+    """Median latency at batch size 100, in milliseconds."""
     short_accuracy: float | None = None
-    """before distillation"""
+    """Test accuracy before distillation, as a fraction; None if there is none."""
     onnx_bytes: int | None = None
+    """Size of the ONNX file, in bytes; None if there is no file."""
     onnx_latency_1_ms: float | None = None
-    """median of onnxruntime at batch size 1"""
+    """Median latency of onnxruntime at batch size 1, in milliseconds."""
     onnx_latency_100_ms: float | None = None
-    """median of onnxruntime at batch size 100"""
+    """Median latency of onnxruntime at batch size 100, in milliseconds."""
 
     def __post_init__(self) -> None:
         for name in ("accuracy", "short_accuracy"):
@@ -43,17 +51,23 @@ class NetworkRow:
         for name in ("macs", "params", "file_bytes", "latency_1_ms", "latency_100_ms", *optional):
             value = getattr(self, name)
             if not (value is None and name in optional) and not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} of {self.name!r} must be above 0 and finite, got {getattr(self, name)}")
+                raise ValueError(f"{name} of {self.name!r} must be above 0 and finite, got {value}")
 
 
 def summary(rows: Sequence[NetworkRow]) -> str:
-    """Networks as aligned plain text of at most 110 columns; the first one is the original that ratios refer to.
+    """Return a table of the networks as aligned plain text, at most 110 characters wide.
 
-    Units are the original's: what stands below each other compares. Where every row has ONNX figures, files and
-    latencies stand in a block of their own. Raises ValueError if there are no rows.
+    All numbers of a column have the same unit, chosen for the original network. If every row has ONNX values, files and
+    latencies form a second block.
+
+    Args:
+        rows: The networks. The first one is the original network, to which all ratios refer.
+
+    Raises:
+        ValueError: There are no rows.
     """
     if not rows:
-        raise ValueError("a table needs at least one network; the first is the original")
+        raise ValueError("rows must have at least one NetworkRow, the original network first; got none")
     original = rows[0]
     macs_unit, macs = scale(original.macs)
     params_unit, params = scale(original.params)
@@ -97,7 +111,7 @@ def summary(rows: Sequence[NetworkRow]) -> str:
 
 
 def _block(names: Sequence[str], columns: Sequence[Sequence[str]]) -> str:
-    """Columns beside the networks' names; two cells of a column are its heading."""
+    """Return a block of the table: the names, then the columns. The first two cells of a column are its heading."""
     widths = [max(map(len, column)) for column in columns]
     left = max(8, WIDTH - sum(widths) - 2 * len(widths))
     wrapped = [_lines(name, left) for name in names]
@@ -111,13 +125,13 @@ def _block(names: Sequence[str], columns: Sequence[Sequence[str]]) -> str:
 
 
 def _lines(name: str, width: int) -> list[str]:
-    """A name in lines of at most `width`; a word that is longer begins a line of its own."""
+    """Return a name as lines of at most `width` characters. Longer words are split."""
     words = [word[start : start + width] for word in name.split() for start in range(0, len(word), width)]
     return textwrap.wrap(" ".join(words), width, break_on_hyphens=False) or [""]
 
 
 def _with_ratios(values: Sequence[float], decimals: int) -> list[str]:
-    """Numbers in one precision, each but the first with its ratio to the first."""
+    """Return the numbers with the same precision, each except the first with its ratio to the first."""
     digits = 1 if values[0] >= 100 else 2
     ratios = [f"({percent(value / values[0], decimals)})" for value in values[1:]]
     width = max((len(ratio) for ratio in ratios), default=-1)
@@ -130,7 +144,14 @@ def _percents(fractions: Sequence[float | None]) -> list[str]:
 
 
 def scale(largest: float) -> tuple[str, float]:
-    """The unit, as the end of a heading, and the divisor that leaves at least 1."""
+    """Choose the unit in which a number is at least 1.
+
+    Args:
+        largest: The number, or the largest of several.
+
+    Returns:
+        The unit as the end of a heading, such as ", M" (empty below 1000), and the divisor of that unit.
+    """
     for unit, divisor in ((", G", 1e9), (", M", 1e6), (", k", 1e3)):
         if largest >= divisor:
             return unit, divisor
@@ -138,5 +159,5 @@ def scale(largest: float) -> tuple[str, float]:
 
 
 def percent(fraction: float, decimals: int) -> str:
-    """A fraction, written in percent."""
+    """Return a fraction as text in percent, with that number of decimals."""
     return f"{100 * fraction:.{decimals}f} %"

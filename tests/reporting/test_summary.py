@@ -1,0 +1,126 @@
+"""The final summary has the right numbers, aligned."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prune_env.reporting.summary import WIDTH, NetworkRow, summary
+
+ORIGINAL = NetworkRow("original", 0.936, 313_201_664, 14_991_946, 60_000_000, 4.0, 150.0)
+HALF = NetworkRow("QMIX", 0.9291, 156_600_832, 7_000_000, 30_000_000, 3.0, 75.0, short_accuracy=0.731)
+
+
+def test_known_rows() -> None:
+    lines = summary([ORIGINAL, HALF]).split("\n")
+    assert lines[0].split() == ["Before", *["Latency,", "ms"] * 2]
+    assert re.split(" {2,}", lines[1]) == [
+        *("Network", "Accuracy", "distil.", "MACs, M", "Params, M", "File, MiB", "batch 1", "batch 100")
+    ]
+    assert re.split(" {2,}", lines[3]) == ["original", "93.60 %", "-", "313.2", "14.99", "57.22", "4.00", "150.0"]
+    assert re.split(" {2,}", lines[4]) == [
+        *(
+            "QMIX",
+            "92.91 %",
+            "73.10 %",
+            "156.6 (50.0 %)",
+            "7.00 (46.7 %)",
+            "28.61 (50.0 %)",
+            "3.00 (75 %)",
+            "75.0 (50 %)",
+        )
+    ]
+    assert "MACs: multiply-accumulates of convolution and linear layers, one input; FLOPs = 2 x MACs." in lines
+    # A number stands below the number it compares with.
+    for first, second in (("313.2", "156.6"), ("14.99", " 7.00"), ("57.22", "28.61"), ("150.0", " 75.0")):
+        assert lines[3].index(first) == lines[4].index(second)
+
+
+def test_units_follow_the_original() -> None:
+    small = replace(ORIGINAL, macs=40_551_040, params=272_474, file_bytes=1_000_000)
+    header, _, first, second = summary([small, replace(small, params=2_725, file_bytes=10_000)]).split("\n")[1:5]
+    assert ("MACs, M" in header, "Params, k" in header, "File, KiB" in header) == (True, True, True)
+    assert first.split()[3:6] == ["40.55", "272.5", "976.6"]
+    assert "2.7  (1.0 %)" in second or "2.7 (1.0 %)" in second
+    assert re.search(r" MACs +Params +File, KiB ", summary([replace(small, macs=999, params=1)]))
+    assert "Before" not in summary([small])  # no row has an accuracy before distillation
+
+
+def test_onnx_values_have_their_own_block() -> None:
+    onnx = {"onnx_bytes": 61_000_000, "onnx_latency_1_ms": 2.0, "onnx_latency_100_ms": 80.0}
+    unmeasured = replace(HALF, name="uniform, round-to 1", accuracy=None, **{name: x / 2 for name, x in onnx.items()})
+    text = summary([replace(ORIGINAL, **onnx), unmeasured])
+    first, second, notes = text.split("\n\n")
+    assert re.split(" {2,}", first.split("\n")[1]) == [*("Network", "Accuracy", "distil.", "MACs, M", "Params, M")]
+    assert re.split(" {2,}", first.split("\n")[4])[:3] == ["uniform, round-to 1", "-", "73.10 %"]
+    heads, names, _, original, other = (re.split(" {2,}", line.strip()) for line in second.split("\n"))
+    assert heads == ["File, MiB", "File, MiB", "torch, ms", "torch, ms", "ONNX, ms", "ONNX, ms"]
+    assert names == ["Network", "weights", "ONNX", *["batch 1", "batch 100"] * 2]
+    assert original == ["original", "57.22", "58.17", "4.00", "150.0", "2.00", "80.00"]
+    assert other[2:] == ["29.09 (50.0 %)", "3.00 (75 %)", "75.0 (50 %)", "1.00 (50 %)", "40.00 (50 %)"]
+    assert "ONNX by onnxruntime" in notes
+    assert "--round-to" not in notes
+    slower = replace(unmeasured, onnx_latency_100_ms=100.0)
+    assert summary([replace(ORIGINAL, **onnx), slower]).endswith("--round-to 8 keeps multiples of 8.")
+    # Not measured for every network, not shown.
+    assert "ONNX" not in summary([replace(ORIGINAL, **onnx), HALF])
+    assert summary([ORIGINAL, replace(HALF, **onnx)]) == summary([ORIGINAL, HALF])
+
+
+figures = st.builds(
+    NetworkRow,
+    name=st.text("abc -_", min_size=1, max_size=60),
+    accuracy=st.none() | st.floats(0, 1),
+    macs=st.integers(1, 10**11),
+    params=st.integers(1, 10**9),
+    file_bytes=st.integers(1, 10**9),
+    latency_1_ms=st.floats(0.01, 1e3),
+    latency_100_ms=st.floats(0.01, 1e4),
+    short_accuracy=st.none() | st.floats(0, 1),
+    onnx_bytes=st.none() | st.integers(1, 10**9),
+    onnx_latency_1_ms=st.floats(0.01, 1e3),
+    onnx_latency_100_ms=st.floats(0.01, 1e4),
+)
+
+
+@settings(deadline=None)
+@given(figures, st.lists(st.tuples(st.text("abc ", min_size=1, max_size=50), st.floats(0.05, 1)), max_size=4))
+def test_it_fits_and_keeps_every_name(original: NetworkRow, others: list[tuple[str, float]]) -> None:
+    rows = [original] + [
+        replace(
+            original, name=name, macs=max(1, int(original.macs * ratio)), latency_1_ms=original.latency_1_ms * ratio
+        )
+        for name, ratio in others
+    ]
+    text = summary(rows)
+    assert max(map(len, text.split("\n"))) <= WIDTH
+    *blocks, _ = text.split("\n\n")
+    assert len(blocks) == 1 + (original.onnx_bytes is not None)
+    for block in blocks:
+        body = block.split("\n")
+        rule = len(body[2])
+        assert body[2] == "-" * rule
+        assert sum(len(line) == rule for line in body[3:]) == max(1, len(others))  # ratios end at the right edge
+        assert all(word[:8] in block for row in rows for word in row.name.split())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("accuracy", 93.6),
+        ("short_accuracy", -0.1),
+        ("macs", 0),
+        ("file_bytes", -1),
+        ("latency_1_ms", math.nan),
+        ("onnx_bytes", 0),
+        ("onnx_latency_100_ms", math.inf),
+    ],
+)
+def test_wrong_values_are_named(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{field} of 'original'"):
+        replace(ORIGINAL, **{field: value})
