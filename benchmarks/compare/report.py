@@ -35,7 +35,7 @@ class Config:
     rows: tyro.conf.Positional[tuple[Path, ...]]
     """files or folders that benchmarks.compare wrote"""
     out: Path | None = None
-    """a folder; default: `report` beside the first rows"""
+    """a folder; default: `report` in the folder of the first rows"""
 
 
 def write(found: list[Row], out: Path) -> Path:
@@ -176,10 +176,10 @@ def _optimum(comparison: Comparison, target: float) -> str:
 
 def _settings(comparison: Comparison) -> str:
     first = comparison.rows[0]
-    told = {name: first[name] for name in ("problem", "max_plans", "finalisation")}
+    facts_of = {name: first[name] for name in ("problem", "max_plans", "finalisation")}
     for stage in ("search_machine", "finalise_machine"):
-        told[stage] = sorted({json.dumps(row[stage]) for row in comparison.rows if stage in row})
-    facts = html.escape(json.dumps(told, indent=1))
+        facts_of[stage] = sorted({json.dumps(row[stage]) for row in comparison.rows if stage in row})
+    facts = html.escape(json.dumps(facts_of, indent=1))
     methods = {row["method"] for row in comparison.rows}
     own = OWN if methods & set(OWN_WEIGHTS) else ""
     label = comparison.label.removesuffix(", %").lower()

@@ -72,7 +72,7 @@ def test_statistics_end_in_eval_mode_and_in_float32() -> None:
 
 
 class ChannelMean(nn.Module):
-    """A filter that is switched off still counts in the mean, one that is cut does not."""
+    """A masked filter still counts in the mean, one that is cut does not."""
 
     def __init__(self) -> None:
         super().__init__()

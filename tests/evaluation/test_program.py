@@ -71,7 +71,7 @@ def all_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("all_positions")
 @pytest.mark.parametrize("name", [*list_networks(), "resnet18", "shufflenet_v2_x0_5"])
 def test_known_networks(name: str) -> None:
-    """Every convolution is fused with all that follows it: no BatchNorm and no ReLU is left beside them."""
+    """Every convolution is fused with all that follows it: no BatchNorm and no ReLU is left."""
     model, images = make(name)
     program = check(model, images.tile(2, 1, 1, 1)[:, :, :64, :64])
     assert isinstance(program.network, fx.GraphModule)
