@@ -143,8 +143,11 @@ class TestBoth:
         torch.save(trained.state_dict(), tmp_path / "weights.pt")
         env = gymnasium.make(
             f"prune_env.single_agent:prune_env/{view.__name__}-v0",
-            weights=tmp_path / "weights.pt", reward_images=50, calibration_images=200, prove=False,
-        )  # fmt: skip
+            weights=tmp_path / "weights.pt",
+            reward_images=50,
+            calibration_images=200,
+            prove=False,
+        )
         assert isinstance(env.unwrapped, view)
         check_env(env.unwrapped)  # renders, too
         env.reset(seed=0)

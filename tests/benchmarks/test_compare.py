@@ -250,21 +250,41 @@ def made(accuracies: dict[str, list[float]], target: float = 0.5) -> list[rows.R
     """Rows of a comparison that never was."""
     return [
         {
-            "problem": {"network": "none", "data": "invented", "weights": None}, "target_macs": target, "max_plans": 3,
-            "finalisation": {"finalists": 1}, "method": method, "seed": seed, "plan": [4, 8], "full_plan": [8, 8],
-            "macs_ratio": target, "search_accuracy": accuracy - 0.1, "original_search_accuracy": 0.99,
-            "evaluations": 3, "proposals": 3, "optimum": None, "curve": [0.1, accuracy - 0.2, accuracy - 0.1],
-            "search_seconds": 2.0, "search_machine": {"device": "none", "threads": 1, "versions": {"python": "3"}},
-            "rescored_accuracy": accuracy - 0.1, "short_test_accuracy": accuracy - 0.05, "test_accuracy": accuracy,
-            "original_test_accuracy": 0.98, "short_seconds": 1.0, "full_seconds": 3.0,
-            "finalists": [{
-                "plan": [4, 8], "search_accuracy": accuracy - 0.1, "rescored_accuracy": accuracy - 0.1,
-                "distilled_accuracy": accuracy - 0.02,
-            }],
+            "problem": {"network": "none", "data": "invented", "weights": None},
+            "target_macs": target,
+            "max_plans": 3,
+            "finalisation": {"finalists": 1},
+            "method": method,
+            "seed": seed,
+            "plan": [4, 8],
+            "full_plan": [8, 8],
+            "macs_ratio": target,
+            "search_accuracy": accuracy - 0.1,
+            "original_search_accuracy": 0.99,
+            "evaluations": 3,
+            "proposals": 3,
+            "optimum": None,
+            "curve": [0.1, accuracy - 0.2, accuracy - 0.1],
+            "search_seconds": 2.0,
+            "search_machine": {"device": "none", "threads": 1, "versions": {"python": "3"}},
+            "rescored_accuracy": accuracy - 0.1,
+            "short_test_accuracy": accuracy - 0.05,
+            "test_accuracy": accuracy,
+            "original_test_accuracy": 0.98,
+            "short_seconds": 1.0,
+            "full_seconds": 3.0,
+            "finalists": [
+                {
+                    "plan": [4, 8],
+                    "search_accuracy": accuracy - 0.1,
+                    "rescored_accuracy": accuracy - 0.1,
+                    "distilled_accuracy": accuracy - 0.02,
+                }
+            ],
         }
         for method, values in accuracies.items()
         for seed, accuracy in enumerate(values)
-    ]  # fmt: skip
+    ]
 
 
 class TestReport:

@@ -124,3 +124,8 @@ def test_it_fits_and_keeps_every_name(original: NetworkRow, others: list[tuple[s
 def test_wrong_values_are_named(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field} of 'original'"):
         replace(ORIGINAL, **{field: value})
+
+
+def test_there_must_be_rows() -> None:
+    with pytest.raises(ValueError, match="rows"):
+        summary([])
