@@ -1,9 +1,7 @@
-"""Prune a network of your own on images of your own: train, search, distil, save, load.
+"""Prune your own network on your own images: train, search, distil, save in runs/own/, load.
 
-    python examples/prune_your_model.py                       # digits as 32x32 colour images: minutes on 2 cores
-    python examples/prune_your_model.py --data PATH --size 64 # PATH/{train,test}/<class>/*, images of any size
-
-The pruned network goes to runs/own/, and is loaded from there.
+python examples/prune_your_model.py                       # digits as 32x32 colour images: minutes on 2 cores
+python examples/prune_your_model.py --data PATH --size 64 # PATH/{train,test}/<class>/*, images of any size
 """
 
 from __future__ import annotations
@@ -30,18 +28,18 @@ from qmix_agent import QMIX, QMIXConfig
 
 @dataclass(frozen=True)
 class Config:
-    data: str = "digits"  # digits, or a folder PATH/{train,test}/<class>/* of images
-    size: int = 32  # pixels of a side that images are resized to
+    data: str = "digits"  # digits, or an image folder PATH/{train,test}/<class>/*
+    size: int = 32  # images are resized to this number of pixels per side
     target_macs: float = 0.5  # fraction of the MACs that may stay
-    episodes: int = 60  # of the search; each ends with one plan
-    finalists: int = 2  # the best plans, which all get a short distillation
+    episodes: int = 60  # episodes of the search; each ends with one plan
+    finalists: int = 2  # number of best plans that get a short distillation
     out: Path = Path("runs/own")  # folder of the pruned network
     training: FitConfig = field(default_factory=lambda: FitConfig(epochs=8, batch_size=64, lr=0.05, ema_decay=0.98))
     distillation: DistillationConfig = field(default_factory=lambda: DistillationConfig(batch_size=64, min_steps=100))
 
 
 def images(source: str, size: int) -> DataSplits:
-    """Either way of giving data: tensors, or torch Datasets."""
+    """Load data in one of two ways: from tensors, or from torch Datasets."""
     if source == "digits":
         raw = digits()
         train, test = (F.interpolate(part.expand(-1, 3, -1, -1), size) for part in (raw.train_images, raw.test_images))
@@ -54,13 +52,12 @@ def images(source: str, size: int) -> DataSplits:
 def main(config: Config) -> None:
     if min(config.size, config.episodes, config.finalists) < 1:
         raise ValueError("size, episodes and finalists must be at least 1")
-    settings = EnvConfig(target_macs=config.target_macs, reward_images=300)  # wrong ones are told before training
+    settings = EnvConfig(target_macs=config.target_macs, reward_images=300)  # checked before training
     data = images(config.data, config.size)
     model: nn.Module = resnet18(weights=None)
     model.fc = nn.Linear(512, len(data.classes))
     model = fit(model, data, config.training)
     problem = PruningProblem.create(model, data, settings)
-    print(problem.inspection)
     env = FilterPruneEnv(problem, settings)
     QMIX(env, QMIXConfig(standardise_returns=True), seed=0).learn(config.episodes)
     finaliser = Finaliser(env, config.distillation)

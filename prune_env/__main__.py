@@ -7,7 +7,6 @@ on stderr and exit status 2.
 from __future__ import annotations
 
 import io
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
@@ -138,15 +137,14 @@ def _parse(arguments: Sequence[str] | None) -> Inspect | Export:
 
 def _first_paragraph(box: str) -> str:
     """Return the first paragraph in a framed text that tyro prints, without frame and title, as one line."""
-    lines: list[str] = []
-    for line in box.splitlines():
-        text = re.sub(r"^\s*[│|]|[│|]\s*$", "", line).strip()
-        if re.match(r"[╭╰+]", text):  # the title, or the end
-            continue
-        if not text.strip("─-") and lines:  # a rule
+    paragraph: list[str] = []
+    for line in box.strip().splitlines()[1:]:  # the first line is the title
+        text = line.strip(" │|")
+        if text.strip(" ─-"):
+            paragraph.append(text)
+        elif paragraph:  # a rule or an empty line
             break
-        lines.append(text)
-    return " ".join(" ".join(lines).split()).rstrip(".")
+    return " ".join(" ".join(paragraph).split()).rstrip(".")
 
 
 def check_images(record: Mapping[str, Any]) -> tuple[torch.Tensor, str]:

@@ -21,8 +21,8 @@ from prune_env.networks import create
 from prune_env.networks.registry import image_size
 from prune_env.pruning import build, find_groups
 from prune_env.scoring.batchnorm import recalibrate
-from prune_env.scoring.metric import score
-from prune_env.training.fit import FitConfig, fit
+from prune_env.scoring.metric import accuracy
+from prune_env.training.fit import FitConfig, RunOptions, fit
 from prune_env.training.step import Step
 from qmix_agent import QMIX, QMIXConfig
 
@@ -79,11 +79,11 @@ def test_what_is_trained_first_is_trained_alike(trained: torch.nn.Module, digits
     )
     for share in (0.7, 0.4, 0.3):
         plan = tuple(int(share * count) for count in here.problem.full_plan)
-        accuracy = there.evaluator.accuracy(plan)
-        assert again.evaluator.accuracy(plan) == pytest.approx(accuracy, abs=0.01)  # sums come in another order
-        assert accuracy == pytest.approx(here.evaluator.accuracy(plan), abs=0.04)
+        measured = there.evaluator.accuracy(plan)
+        assert again.evaluator.accuracy(plan) == pytest.approx(measured, abs=0.01)  # sums come in another order
+        assert measured == pytest.approx(here.evaluator.accuracy(plan), abs=0.04)
     bare = FilterPruneEnv.from_model(trained, digits, SMALL, resources=Resources(device="cuda"))
-    assert accuracy > bare.evaluator.accuracy(plan) + 0.05
+    assert measured > bare.evaluator.accuracy(plan) + 0.05
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "vgg16", "resnet20", "alexnet"])
@@ -142,7 +142,7 @@ def test_what_cannot_be_recorded_is_measured_all_the_same(caplog: pytest.LogCapt
         dropping.eval(), splits, EnvConfig(prove=False), resources=Resources(device="cuda")
     )  # recording still works
     assert "is not recorded" not in caplog.text
-    fit(dropping, splits, FitConfig(epochs=10, batch_size=20), device="cuda", progress=False)
+    fit(dropping, splits, FitConfig(epochs=10, batch_size=20), run=RunOptions("cuda", progress=False))
     assert len(played(other, 2)) == 2
 
 
@@ -151,16 +151,16 @@ def test_environments_can_be_copied_and_sent(trained: torch.nn.Module, digits: D
     answers = played(env, 3)
     for other in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
         assert other.evaluator._measurer._recording is not None
-        plan, accuracy = answers[0]
-        assert other.evaluator._measurer.accuracy(plan) == accuracy
+        plan, measured = answers[0]
+        assert other.evaluator._measurer.accuracy(plan) == measured
 
 
 def test_a_plan_and_its_network_are_measured_alike(trained: torch.nn.Module, digits: DataSplits) -> None:
     env = FilterPruneEnv.from_model(trained, digits, SMALL, resources=Resources(device="cuda"))
-    for plan, accuracy in played(env, 5):
+    for plan, measured in played(env, 5):
         assert env.evaluator.accuracy_of(
             build(env.problem.model, env.groups, env.problem.ranking, plan)
-        ) == pytest.approx(accuracy, abs=0.02)
+        ) == pytest.approx(measured, abs=0.02)
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "alexnet", "resnet20"])
@@ -176,7 +176,7 @@ def test_steps_that_are_replayed_are_the_same_steps(name: str, muon_lr: float, m
     monkeypatch.setattr(Step, "_record", lambda step, *batch: graphs.append(record(step, *batch)))
     seen = []
     for number, replay in enumerate((True, True, False)):
-        model = fit(create(name), splits, config, device="cuda", replay=replay, progress=False)
+        model = fit(create(name), splits, config, run=RunOptions("cuda", progress=False, replay=replay))
         seen.append(torch.cat([tensor.flatten().float() for tensor in model.state_dict().values()]))
         assert len(graphs) == min(2, number + 1)
     begun = torch.cat([tensor.flatten().float() for tensor in create(name).state_dict().values()])
@@ -194,7 +194,13 @@ def test_a_loss_that_waits_for_the_gpu_trains_all_the_same() -> None:
         return value * (1.0 if value.item() > 0 else -1.0)
 
     one, other = (
-        fit(create("small_cnn"), splits, FitConfig(epochs=5, batch_size=20), loss=loss, device="cuda", replay=replay)
+        fit(
+            create("small_cnn"),
+            splits,
+            FitConfig(epochs=5, batch_size=20),
+            loss=loss,
+            run=RunOptions("cuda", replay=replay),
+        )
         for replay in (True, False)
     )
     for name, tensor in one.state_dict().items():
@@ -219,9 +225,9 @@ def test_networks_are_trained_and_handed_out(trained: torch.nn.Module, digits: D
     played(env, 1)
     small = env.pruned_model()
     assert {parameter.device.type for parameter in small.parameters()} == {"cpu"}
-    before = score(copy.deepcopy(small), digits, digits.reward)
-    better = fit(small, digits, FitConfig(epochs=3), device="cuda", progress=False)
-    assert score(better.cpu(), digits, digits.reward) > before
+    before = accuracy(copy.deepcopy(small), digits, digits.reward)
+    better = fit(small, digits, FitConfig(epochs=3), run=RunOptions("cuda", progress=False))
+    assert accuracy(better.cpu(), digits, digits.reward) > before
 
 
 def test_qmix_learns_there(trained: torch.nn.Module, digits: DataSplits) -> None:

@@ -20,7 +20,7 @@ from prune_env import save_pruned
 from prune_env.__main__ import check_images, main
 from prune_env.data import DataSplits
 from prune_env.deploy.record import read_record
-from prune_env.pruning import proof, trace
+from prune_env.pruning import forward, proof, tracing
 from prune_env.pruning.problem import ProblemConfig, PruningProblem
 
 PLAN = (16, 20, 30, 40, 100)
@@ -270,8 +270,8 @@ def test_a_file_that_fails_is_named_with_its_line(
 def test_progress_of_slow_inspections_is_shown(
     prove: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (trace, proof):
-        monkeypatch.setattr(module, "progress_bar", partial(trace.progress_bar, delay=1e-9, mininterval=0))
+    for module in (tracing, proof):
+        monkeypatch.setattr(module, "progress_bar", partial(forward.progress_bar, delay=1e-9, mininterval=0))
     assert main(["inspect", "small_cnn", "--shape", "1", "8", "8", *prove]) == 0
     shown = capsys.readouterr().err
     assert "tracing" in shown

@@ -1,4 +1,4 @@
-"""Many runs, in one process or several, one row of JSON each: whatever is interrupted goes on where it stopped."""
+"""Run many jobs, in one process or several, with one JSON row each. An interrupted command resumes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ Question, Answer = TypeVar("Question"), TypeVar("Answer")
 
 
 def complete(jobs: Sequence[Job], run: Callable[[Job], dict[str, Any]], file: Path, workers: int = 1) -> list[Job]:
-    """A row {"job": job, **run(job)} for every job, in their order; those in `file` are not run again.
+    """Return a row {"job": job, **run(job)} for every job, in order. Jobs with a row in `file` are not run again.
 
-    workers  processes, each with one thread; `run` must then be a function of a module
+    Args:
+        jobs: The jobs.
+        run: Runs one job; with several workers it must be a function of a module.
+        file: The file of the rows.
+        workers: Number of processes, each with one thread.
     """
     known = {_key(row["job"]): row for row in rows.read_file(file)}
     missing = [job for job in jobs if _key(job) not in known]
@@ -37,7 +41,7 @@ def complete(jobs: Sequence[Job], run: Callable[[Job], dict[str, Any]], file: Pa
 def results(
     jobs: Sequence[Question], run: Callable[[Question], Answer], workers: int, threads: int = 1
 ) -> Iterator[tuple[Question, Answer]]:
-    """Each job and what `run` makes of it, as they come, from this process or from several of so many threads each."""
+    """Yield each job and its result as they finish, from this process or from several with `threads` threads each."""
     if workers == 1:
         for job in jobs:
             yield job, run(job)
@@ -54,7 +58,7 @@ def results(
 
 
 def _begin(threads: int) -> None:
-    """In a new process. One that was killed (SIGTERM, out of memory) says no word to its workers; they look."""
+    """Set up a worker. It watches its parent, because a killed parent cannot end its workers."""
     torch.set_num_threads(threads)
     parent = parent_process()
     assert parent is not None

@@ -77,7 +77,7 @@ def front(means: Mapping[str, Mapping[float, Mean]], original: float | None, lab
         style = {"color": colour, "linestyle": dashes, "linewidth": 1.3, "marker": MARKERS[dashes], "markersize": 4}
         axes.errorbar(x, y, errors, elinewidth=1, capsize=2, label=name, **style)
     if original is not None:
-        axes.axhline(100 * original, color=GREY, linewidth=1, label="unpruned")
+        axes.axhline(100 * original, color=GREY, linewidth=1, label="original")
     axes.set_xticks([100 * share for share in shares], [f"{100 * share:g}" for share in shares])
     axes.set_xlabel("MACs that stay, % (methods side by side)", color=INK, fontsize=8)
     axes.set_ylabel(label, color=INK, fontsize=8)

@@ -35,7 +35,7 @@ class Config:
     rows: tyro.conf.Positional[tuple[Path, ...]]
     """files or folders that benchmarks.compare wrote"""
     out: Path | None = None
-    """a folder; default: `report` beside the first rows"""
+    """a folder; default: `report` in the folder of the first rows"""
 
 
 def write(found: list[Row], out: Path) -> Path:
@@ -102,12 +102,11 @@ def main(config: Config) -> None:
     print(f"\n{page}")
 
 
-HEADINGS = [
-    "problem", "result is", "target", "method", "seeds", "plans evaluated", "search reward",
-    "all reward images, as cut", "test after short distillation", "result", "low", "high", "rank",
-    *(f"{name} {what}" for name in REFERENCES for what in ("difference", "low", "high", "p", "pairs")),
-    "search seconds", "finalise seconds",
-]  # fmt: skip
+ABOUT = "problem, result is, target, method, seeds, plans evaluated, search reward, all reward images as cut"
+RESULT = "test after short distillation, result, low, high, rank"
+DIFFERENCES = [f"{name} {number}" for name in REFERENCES for number in ("difference", "low", "high", "p", "pairs")]
+HEADINGS = [*f"{ABOUT}, {RESULT}".split(", "), *DIFFERENCES, "search seconds", "finalise seconds"]
+"""Columns of report.csv."""
 TITLES = {
     "methods": "Methods: mean, 95 % interval and single seeds",
     "front": "Accuracy against MACs",
@@ -176,10 +175,10 @@ def _optimum(comparison: Comparison, target: float) -> str:
 
 def _settings(comparison: Comparison) -> str:
     first = comparison.rows[0]
-    told = {name: first[name] for name in ("problem", "max_plans", "finalisation")}
+    facts_of = {name: first[name] for name in ("problem", "max_plans", "finalisation")}
     for stage in ("search_machine", "finalise_machine"):
-        told[stage] = sorted({json.dumps(row[stage]) for row in comparison.rows if stage in row})
-    facts = html.escape(json.dumps(told, indent=1))
+        facts_of[stage] = sorted({json.dumps(row[stage]) for row in comparison.rows if stage in row})
+    facts = html.escape(json.dumps(facts_of, indent=1))
     methods = {row["method"] for row in comparison.rows}
     own = OWN if methods & set(OWN_WEIGHTS) else ""
     label = comparison.label.removesuffix(", %").lower()

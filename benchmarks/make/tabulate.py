@@ -35,7 +35,7 @@ class Config:
     round_to: int = 4
     """multiples that filter counts are kept at"""
     cache: Path | None = None
-    """a file that keeps answers, so that a killed run goes on"""
+    """file that keeps accuracies, so that an interrupted run resumes"""
 
 
 def main(config: Config) -> None:

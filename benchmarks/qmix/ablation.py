@@ -30,7 +30,7 @@ from qmix_agent import QMIXConfig
 
 from ..compare.jobs import Job, complete
 from ..compare.methods import qmix, random_search
-from ..compare.methods.budgeted import PROPOSALS
+from ..compare.methods.counted import PROPOSALS
 from ..compare.statistics import difference_interval, mean_interval
 from ..make.enumerate_plans import accuracies, reachable
 

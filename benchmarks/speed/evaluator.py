@@ -27,12 +27,12 @@ from typing import Any
 
 import torch
 import tyro
-from prune_env.problem.data import from_tensors
 from torch import nn
 from tqdm import tqdm
 
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.common.device import channels_last
+from prune_env.data import from_tensors
 from prune_env.evaluation.engine.program import MULTIPLE, Program
 from prune_env.evaluation.measurer import BATCH_SIZES
 from prune_env.evaluation.resources import Resources

@@ -72,7 +72,7 @@ def main(config: Config) -> None:
     pairs = [(evaluator.accuracy(plan), exact(plan)) for plan in tqdm(plans)]
     gaps = [100 * abs(fast - slow) for fast, slow in pairs]
     print(f"{config.network}, {fast_dtype()} against float32, {len(reward)} reward images, in points of accuracy")
-    print(f"unpruned: {100 * pairs[0][0]:.2f} % and {100 * pairs[0][1]:.2f} %")
+    print(f"original: {100 * pairs[0][0]:.2f} % and {100 * pairs[0][1]:.2f} %")
     print(f"{config.plans} random plans: mean difference {mean(gaps[1:]):.3f}, largest {max(gaps[1:]):.2f}")
     print(f"Kendall's tau-b of the ranks: {kendall(pairs[1:]):.4f}")
 

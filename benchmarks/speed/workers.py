@@ -43,7 +43,7 @@ class Config:
     workers: tuple[int, ...] = (1, 2)
     """numbers of workers to compare"""
     ray: bool = False
-    """Ray actors beside processes"""
+    """also measure Ray actors"""
     device: str = "cpu"
     """cpu or cuda"""
     blocks: int = 5

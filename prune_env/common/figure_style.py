@@ -1,7 +1,7 @@
-"""The common style of all figures: canvas, colours, axes, legends.
+"""The common style of all figures: canvas, colours, axes and legends.
 
-Figures use matplotlib's objects with the Agg canvas, without pyplot and without global settings. Colours are those of
-Okabe and Ito, and viridis: colour-blind readers can distinguish them, also in grey.
+Figures use the objects of matplotlib with the Agg canvas, without pyplot and without global settings. The colours are
+those of Okabe and Ito, and viridis. Colour-blind readers can distinguish them, also in greyscale.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def new_figure(width: float, height: float, dpi: int = 200) -> Figure:
     """Create an empty white figure on an Agg canvas.
 
     Args:
-        width: Inches.
-        height: Inches.
+        width: Width in inches.
+        height: Height in inches.
         dpi: Pixels per inch.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: Matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -44,14 +44,19 @@ def new_figure(width: float, height: float, dpi: int = 200) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure to a file, completely or not at all, in the format of the file's suffix."""
+    """Write a figure to a file, completely or not at all.
+
+    Args:
+        figure: The figure.
+        path: The file. Its suffix is the format; without a suffix the format is PNG.
+    """
     path = Path(path)
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:] or "png", facecolor="white")
 
 
 def style_axes(axes: Axes) -> None:
-    """Draw two spines and a faint grid."""
+    """Style axes with two spines and a faint grid."""
     axes.set_facecolor("white")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
@@ -66,9 +71,9 @@ def add_title(figure: Figure, title: str) -> None:
 
 
 def add_legend(axes: Axes) -> None:
-    """Draw the legend above the axes, in two columns if one row would be wider than the figure."""
+    """Draw a legend above the axes, in two columns if one row would be wider than the figure."""
     labels = axes.get_legend_handles_labels()[1]
-    in_a_row = sum(len(label) + 7 for label in labels) <= 90  # 7 characters for the mark and the gaps
+    in_a_row = sum(len(label) + 7 for label in labels) <= 90  # marker and gaps take 7 characters
     style: dict[str, Any] = {"fontsize": 8, "labelcolor": INK, "frameon": False, "borderaxespad": 0.2, "borderpad": 0.2}
     columns = len(labels) if in_a_row else 2
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, handletextpad=0.5, **style)

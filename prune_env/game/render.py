@@ -1,4 +1,4 @@
-"""Show the current state of the game, as text or as an image: one line per agent and one for the whole network."""
+"""Draw the current state of the game as text or as an image: one line per agent and one for the whole network."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ BAR_LENGTH = 20
 LAYERS_LENGTH = 24
 """Longest text that names an agent's layers, in characters."""
 DPI = 100
+"""Pixels per inch of the image."""
 WIDTH, ROW_HEIGHT = 8.0, 0.24
 """Size of the image and of one of its rows, in inches."""
 HEADINGS = ("agent", "layers", "filters kept", "", "MACs", "last rate")
+"""Headings of the image's columns. The second cell of "filters kept" has none."""
 COLUMNS = ((0.02, "left"), (0.12, "left"), (0.35, "left"), (0.76, "right"), (0.87, "right"), (0.98, "right"))
-"""Position (as a fraction of the width) and alignment of each column of the image."""
+"""Position of each column of the image, as a fraction of the width, and its alignment."""
 BAR_LEFT, BAR_RIGHT = 0.35, 0.63
 """Where the bars of the image start and where a full bar ends, as fractions of the width."""
 
@@ -31,10 +33,13 @@ class RenderRow:
     """The state of one agent."""
 
     agent: str
+    """Name of the agent."""
     layers: tuple[str, ...]
     """Paths of the agent's layers."""
     filters_before: int
+    """Filters of the original network."""
     filters_after: int
+    """Filters that are kept now."""
     macs_share: float
     """Share of the pruned network's MACs, as a fraction."""
     last_rate: float
@@ -64,7 +69,11 @@ class RenderTotals:
 
 
 def ansi(rows: Sequence[RenderRow], totals: RenderTotals) -> str:
-    """Return the state as plain text without colours: one aligned line per row, then the totals.
+    """Return the state as plain text without colours: one aligned line per agent, then the totals.
+
+    Args:
+        rows: The state of each agent.
+        totals: The state of the whole network.
 
     Raises:
         ValueError: There are no rows.
@@ -86,12 +95,16 @@ def rgb_array(rows: Sequence[RenderRow], totals: RenderTotals) -> np.ndarray:
 
     The image is 800 pixels wide. Its height depends only on the number of rows.
 
+    Args:
+        rows: The state of each agent.
+        totals: The state of the whole network.
+
     Raises:
         ValueError: There are no rows.
         ImportError: Matplotlib is not installed.
     """
     _check(rows)
-    figure = new_figure(WIDTH, ROW_HEIGHT * (len(rows) + 3), DPI)  # reports a missing matplotlib
+    figure = new_figure(WIDTH, ROW_HEIGHT * (len(rows) + 3), DPI)  # reports a missing matplotlib, so it comes first
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure.set_layout_engine("none")
@@ -118,7 +131,7 @@ def _check(rows: Sequence[RenderRow]) -> None:
 
 
 def _cells(row: RenderRow) -> tuple[str, ...]:
-    """Return the texts of a row of the image; the bar leaves the third one empty."""
+    """Return the texts of a row of the image. The third one is empty because the bar is there."""
     kept = f"{row.filters_after} of {row.filters_before}"
     return row.agent, _layers(row), "", kept, f"{100 * row.macs_share:.1f} %", f"{100 * row.last_rate:.1f} %"
 

@@ -1,4 +1,4 @@
-"""The plots of a run: the progress of the search, the layers before and after pruning, and every evaluated plan."""
+"""The plots of a run: the progress of the search, the layers before and after pruning, and all evaluated plans."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ from .summary import percent, scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
 
-Point = tuple[float, float]
-"""MACs ratio and accuracy of a plan, both as fractions."""
+MARKERS = {"original": ("D", INK, 60), "winner": ("*", ORANGE, 260), "uniform": ("s", PURPLE, 90)}
+"""Marker, colour and size of each network that `plot_tradeoff` marks."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,13 @@ class LayerRow:
     """A layer before and after pruning.
 
     Raises:
-        ValueError: A count grows, or is 0 before pruning; the message names the layer.
+        ValueError: The layer has more filters or MACs after pruning than before, fewer than 0, or none before.
     """
 
     name: str
+    """Path of the layer in the network."""
     agent: str
-    """The agent that chose the layer's filters."""
+    """Name of the agent that pruned the layer."""
     filters_before: int
     filters_after: int
     macs_before: int
@@ -52,7 +54,10 @@ class LayerRow:
         for name in ("filters", "macs"):
             before, after = getattr(self, f"{name}_before"), getattr(self, f"{name}_after")
             if not 0 <= after <= before or before == 0:
-                raise ValueError(f"layer {self.name!r} cannot keep {after} of {before} {name}")
+                raise ValueError(
+                    f"layer {self.name!r} cannot keep {after} of {before} {name}: {name}_after must be between 0 and "
+                    f"{name}_before, which must be above 0"
+                )
 
 
 def plot_learning(
@@ -63,40 +68,40 @@ def plot_learning(
     window: int | None = None,
     title: str = "Learning",
 ) -> None:
-    """Plot return, best accuracy so far and exploration against the episodes, in panels below each other.
+    """Plot return, best accuracy so far and exploration against the episode, in one panel each.
+
+    Panels without data are left out. If an episode occurs twice, as in a resumed run, its last row is used.
 
     Args:
         path: The file to write.
-        episodes: Rows of metrics.jsonl: "episode", and any of "return", "eval/return", "best_accuracy" (a fraction)
-            and "epsilon". Panels without data are omitted. If an episode occurs twice, as in a resumed run, its last
-            row counts.
-        references: Name -> accuracy of other networks, to compare the best accuracy with.
-        window: Episodes of the running mean; None for a twentieth of all, but at least 5.
+        episodes: Rows of metrics.jsonl: "episode" and any of "return", "eval/return", "best_accuracy" (a fraction) and
+            "epsilon".
+        references: Accuracies to compare the best accuracy with, as fractions, by name.
+        window: Episodes in the running mean; None for a twentieth of all episodes, but at least 5.
         title: Title of the plot.
 
     Raises:
-        ValueError: No row has a return.
+        ValueError: No row has both "episode" and "return".
         ImportError: Matplotlib is not installed.
     """
     returns, best, epsilon = (_series(episodes, key) for key in ("return", "best_accuracy", "epsilon"))
     if not returns:
-        raise ValueError('no row has "episode" and "return"; give the rows of metrics.jsonl')
-    heights = [3.0] + [2.2] * bool(best) + [1.2] * bool(epsilon)
-    figure = new_figure(7.5, 0.9 + sum(heights))  # reports a missing matplotlib
+        raise ValueError('episodes must have a row with "episode" and "return"; give the rows of metrics.jsonl')
+    heights = [3.0] + [2.2] * bool(best) + [1.2] * bool(epsilon)  # inches
+    figure = new_figure(7.5, 0.9 + sum(heights))  # reports a missing matplotlib, so it comes first
     from matplotlib.ticker import MaxNLocator
 
-    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    panels = list(figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
     for panel in panels:
         style_axes(panel)
     add_title(figure, title)
-    upper, *rest = panels
-    _plot_returns(upper, returns, _series(episodes, "eval/return"), window or max(5, len(returns) // 20))
+    _plot_returns(panels[0], returns, _series(episodes, "eval/return"), window or max(5, len(returns) // 20))
     if best:
-        _plot_best(rest.pop(0), best, references or {})
+        _plot_best(panels[1], best, references or {})
     if epsilon:
-        rest[0].plot(list(epsilon), list(epsilon.values()), color=GREEN, linewidth=1.5)
-        rest[0].set_ylabel("Exploration ε", color=INK)
-        rest[0].set_ylim(-0.04, 1.04)
+        panels[-1].plot(list(epsilon), list(epsilon.values()), color=GREEN, linewidth=1.5)
+        panels[-1].set_ylabel("Exploration ε", color=INK)
+        panels[-1].set_ylim(-0.04, 1.04)
     panels[-1].set_xlabel("Episode", color=INK)
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.align_ylabels()
@@ -106,13 +111,13 @@ def plot_learning(
 def plot_layers(
     path: str | Path, layers: Sequence[LayerRow], *, title: str = "Layers before and after pruning"
 ) -> None:
-    """Plot filters and MACs of every layer: pale bars for the original network, solid bars for the pruned one.
+    """Plot filters and MACs of every layer as bars: the original network pale, the pruned network solid on top.
 
-    The layers stand in the given order, and the height of the figure grows with their number.
+    The height of the plot grows with the number of layers.
 
     Args:
         path: The file to write.
-        layers: The layers.
+        layers: The layers, from top to bottom.
         title: Title of the plot.
 
     Raises:
@@ -141,23 +146,23 @@ def plot_layers(
 
 def plot_tradeoff(
     path: str | Path,
-    points: Sequence[Point],
-    marked: Mapping[str, Point],
+    points: Sequence[tuple[float, float]],
+    marked: Mapping[str, tuple[float, float]],
     *,
     budget: float | None = None,
     title: str = "Every evaluated plan",
 ) -> None:
     """Plot accuracy against MACs of all plans, coloured by the order of evaluation.
 
-    With a budget all plans cost nearly the same. The plot then shows that narrow range, and the original network as a
-    horizontal line; a few plans far below all others are marked at the lower edge. Networks at the same point share a
-    mark.
+    With a budget, all plans have nearly the same MACs. The plot then shows that narrow range and draws the original
+    network as a horizontal line. A few plans far below all others are marked at the lower edge. Networks at the same
+    point share one marker.
 
     Args:
         path: The file to write.
-        points: MACs ratio and accuracy of every plan, as fractions.
-        marked: The same for the networks "original", and if there are any "winner" and "uniform".
-        budget: Target MACs as a fraction, or None.
+        points: MACs ratio and accuracy of every plan, both as fractions, in the order of evaluation.
+        marked: MACs ratio and accuracy of the network "original" and optionally of "winner" and "uniform".
+        budget: Target MACs as a fraction of the original network's, or None.
         title: Title of the plot.
 
     Raises:
@@ -165,50 +170,98 @@ def plot_tradeoff(
         ImportError: Matplotlib is not installed.
     """
     if not points:
-        raise ValueError("points must have (MACs ratio, accuracy) of at least one plan; got none")
+        raise ValueError("points must have the MACs ratio and accuracy of at least one plan; got none")
     figure = new_figure(7.5, 5.2)
     axes = figure.add_subplot()
     style_axes(axes)
     x, y = [100 * macs for macs, _ in points], [100 * accuracy for _, accuracy in points]
-    _plot_in_order(figure, axes, x, y)
-    others = [100 * marked[name][0] for name in ("winner", "uniform") if name in marked]
-    shown = [*x, *others, *([] if budget is None else [100 * budget])]
-    original_is_near = _show_range(axes, shown, 100 * marked["original"][0])
-    _plot_marks(axes, marked, original_is_near)
+    count = len(points)
+    colours: dict[str, Any] = {"c": range(1, count + 1), "cmap": "viridis", "vmin": 1, "vmax": max(2, count)}
+    dots = axes.scatter(x, y, s=18, linewidths=0, alpha=0.85, zorder=2, **colours)
+    original = marked["original"]
+    others = [100 * place[0] for name, place in marked.items() if name != "original"]
+    near = _set_macs_range(axes, [*x, *others, *([] if budget is None else [100 * budget])], 100 * original[0])
+    if not near:
+        label = f"original: {percent(original[1], 1)} (at {percent(original[0], 0)} of MACs)"
+        axes.axhline(100 * original[1], color=INK, linewidth=1.2, linestyle="--", label=label)
+    _plot_marked(axes, {name: marked[name] for name in MARKERS if name in marked and (near or name != "original")})
     if budget is not None:
         label = f"budget: {100 * budget:g} %"
         axes.axvline(100 * budget, color=GREY, linewidth=1.4, linestyle=":", zorder=1, label=label)
-        # Without a budget, a low accuracy may be the price of few MACs, so no point is omitted.
-        _omit_lowest(axes, x, y, [100 * accuracy for _, accuracy in marked.values()], "{:.1f} %")
+        # Without a budget, a low accuracy can be due to few MACs, so that the plan belongs in the plot.
+        _leave_out_the_lowest(axes, x, y, [100 * place[1] for place in marked.values()], "{:.1f} %")
     axes.set_xlabel("MACs, % of the original", color=INK)
     axes.set_ylabel("Accuracy on reward images, %", color=INK)
+    _add_order_bar(figure, axes, dots, count)
     add_title(figure, title)
     add_legend(axes)
     save_figure(figure, path)
 
 
+def _set_macs_range(axes: Axes, macs: Sequence[float], original: float) -> bool:
+    """Set the horizontal range to all of `macs`, and to `original` if it is near; return whether it is."""
+    low, high = min(macs), max(macs)
+    near = original - high < 3 * max(high - low, 1.0)
+    if near:
+        low, high = min(low, original), max(high, original)
+    margin = max(0.06 * (high - low), 0.25 - (high - low) / 2)  # the range is at least half a percentage point
+    axes.set_xlim(low - margin, high + margin)
+    return near
+
+
+def _plot_marked(axes: Axes, marked: Mapping[str, tuple[float, float]]) -> None:
+    """Mark networks; those at the same point share the marker of the first one, because one would hide the other."""
+    for name, place in marked.items():
+        names = [other for other in marked if marked[other] == place]
+        if name != names[0]:
+            continue
+        marker, colour, size = MARKERS[name]
+        style: dict[str, Any] = {"marker": marker, "color": colour, "s": size, "edgecolors": "white"}
+        style["zorder"] = 5 if name == "winner" else 4  # a square below the star stays visible, but not above it
+        axes.scatter([100 * place[0]], [100 * place[1]], label=f"{' = '.join(names)}: {percent(place[1], 1)}", **style)
+
+
+def _add_order_bar(figure: Figure, axes: Axes, dots: PathCollection, count: int) -> None:
+    """Add a colour bar for the order of evaluation of `count` plans."""
+    ticks = sorted({1, *(count * quarter // 4 for quarter in range(1, 5))} - {0})
+    bar = figure.colorbar(dots, ax=axes, pad=0.02, aspect=30, ticks=ticks)
+    bar.set_label("Order of evaluation", color=INK)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(colors=GREY, labelsize=8, labelcolor=INK)
+
+
+def _leave_out_the_lowest(axes: Axes, x: list[Any], y: list[float], shown: Sequence[float], written: str) -> None:
+    """Mark a few very low points at the lower edge if showing them would squeeze all others.
+
+    Every value of `shown` stays in the plot. `written` is the format of a value.
+    """
+    high, low = max(*y, *shown), min(sorted(y)[len(y) // 20], *shown)
+    spread = max(high - low, 0.02 * (high - min(y)))  # above 0 even if all other points are equal
+    edge = low - 0.15 * spread
+    lost = [place for place, value in zip(x, y, strict=True) if value < edge]
+    if not lost or high - min(y) < 2 * (high - low):
+        return
+    label = f"{len(lost)} further down, to {written.format(min(y))}"
+    axes.plot(lost, [edge] * len(lost), "v", color=GREY, markersize=4, label=label)
+    axes.set_ylim(edge - 0.04 * spread, high + 0.06 * spread)
+
+
 def _plot_returns(axes: Axes, returns: Mapping[int, float], evaluations: Mapping[int, float], window: int) -> None:
-    """Plot the return of every episode, the running mean, and the returns of greedy evaluations."""
+    """Plot the return of every episode, its running mean and the greedy evaluations."""
     x, y = list(returns), list(returns.values())
     axes.plot(x, y, ".", color=BLUE, alpha=0.35, markersize=5, markeredgewidth=0, label="episode")
     smooth = _running_mean(y, min(window, len(y)))
     axes.plot(x[-len(smooth) :], smooth, color=BLUE, linewidth=1.8, label=f"mean of the last {window}")
     if evaluations:
-        style: dict[str, Any] = {
-            "color": ORANGE,
-            "linewidth": 1.2,
-            "marker": "D",
-            "markersize": 4,
-            "label": "greedy evaluation",
-        }
-        axes.plot(list(evaluations), list(evaluations.values()), **style)
+        style: dict[str, Any] = {"color": ORANGE, "linewidth": 1.2, "marker": "D", "markersize": 4}
+        axes.plot(list(evaluations), list(evaluations.values()), label="greedy evaluation", **style)
     axes.set_ylabel("Return", color=INK)
-    _omit_lowest(axes, x, y, [*smooth, *evaluations.values()], "{:.3g}")
+    _leave_out_the_lowest(axes, x, y, [*smooth, *evaluations.values()], "{:.3g}")
     add_legend(axes)
 
 
 def _plot_best(axes: Axes, best: Mapping[int, float], references: Mapping[str, float]) -> None:
-    """Plot the best accuracy so far, and a horizontal line for every reference."""
+    """Plot the best accuracy so far, and every reference as a horizontal line."""
     y = [100 * accuracy for accuracy in best.values()]
     axes.step(list(best), y, where="post", color=BLUE, linewidth=1.8, label=f"best so far: {y[-1]:.1f} %", zorder=3)
     looks = itertools.cycle(itertools.product(("--", "-.", ":"), (ORANGE, PURPLE, INK)))
@@ -220,9 +273,9 @@ def _plot_best(axes: Axes, best: Mapping[int, float], references: Mapping[str, f
 
 
 def _plot_bars(axes: Axes, pairs: Sequence[tuple[float, float]], colour: str, notes: Sequence[str]) -> None:
-    """Plot a pale bar (before) with a solid bar (after) on top for every pair, and a note at its end."""
+    """Plot pairs of numbers, before and after pruning, as horizontal bars with a note at the end of each."""
     style_axes(axes)
-    axes.grid(False)  # the notes give the numbers
+    axes.grid(False)  # not needed, as the notes give the numbers
     rows, before, after = range(len(pairs)), [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     axes.barh(rows, before, height=0.76, color=PALE[colour], linewidth=0, label="original")
     axes.barh(rows, after, height=0.76, color=colour, linewidth=0, label="pruned")
@@ -234,78 +287,13 @@ def _plot_bars(axes: Axes, pairs: Sequence[tuple[float, float]], colour: str, no
     add_legend(axes)
 
 
-def _plot_in_order(figure: Figure, axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
-    """Plot points whose colour is their order, with a colour bar."""
-    count = len(x)
-    colours: dict[str, Any] = {"c": range(1, count + 1), "cmap": "viridis", "vmin": 1, "vmax": max(2, count)}
-    dots = axes.scatter(x, y, s=18, linewidths=0, alpha=0.85, zorder=2, **colours)
-    ticks = sorted({1, *(count * quarter // 4 for quarter in range(1, 5))} - {0})
-    bar = figure.colorbar(dots, ax=axes, pad=0.02, aspect=30, ticks=ticks)
-    bar.set_label("Order of evaluation", color=INK)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(colors=GREY, labelsize=8, labelcolor=INK)
-
-
-def _show_range(axes: Axes, shown: Sequence[float], original: float) -> bool:
-    """Set the range of MACs, and return whether the original network lies within it or near enough to be included."""
-    low, high = min(shown), max(shown)
-    near = original - high < 3 * max(high - low, 1.0)
-    if near:
-        low, high = min(low, original), max(high, original)
-    margin = max(0.06 * (high - low), 0.25 - (high - low) / 2)  # the range is at least half a point wide
-    axes.set_xlim(low - margin, high + margin)
-    return near
-
-
-def _plot_marks(axes: Axes, marked: Mapping[str, Point], original_is_near: bool) -> None:
-    """Plot winner, uniform and original, the latter as a horizontal line if its MACs lie outside the plot."""
-    original = marked["original"]
-    looks = {"winner": ("*", ORANGE, 260), "uniform": ("s", PURPLE, 90)}
-    if original_is_near:
-        looks = {"original": ("D", INK, 60), **looks}
-    else:
-        label = f"original: {percent(original[1], 1)} (at {percent(original[0], 0)} of MACs)"
-        axes.axhline(100 * original[1], color=INK, linewidth=1.2, linestyle="--", label=label)
-    for name, (marker, colour, size) in looks.items():
-        if name not in marked:
-            continue
-        point = marked[name]
-        names = [other for other in looks if marked.get(other) == point]
-        if name != names[0]:  # one mark stands for all networks at this point
-            continue
-        style: dict[str, Any] = {"marker": marker, "color": colour, "s": size, "edgecolors": "white"}
-        style["zorder"] = 5 if name == "winner" else 4  # the star is on top, and does not cover the corners of a square
-        axes.scatter([100 * point[0]], [100 * point[1]], label=f"{' = '.join(names)}: {percent(point[1], 1)}", **style)
-
-
-def _omit_lowest(axes: Axes, x: list[Any], y: list[float], shown: Sequence[float], number: str) -> None:
-    """Replace a few points far below all others by marks at the lower edge; otherwise they would squeeze the rest.
-
-    Args:
-        axes: The plot, which has the points already.
-        x: Positions of the points.
-        y: Values of the points.
-        shown: Values that must stay in the plot.
-        number: Format of a value.
-    """
-    high, low = max(*y, *shown), min(sorted(y)[len(y) // 20], *shown)
-    spread = max(high - low, 0.02 * (high - min(y)))  # all other points may be equal
-    edge = low - 0.15 * spread
-    omitted = [place for place, value in zip(x, y, strict=True) if value < edge]
-    if not omitted or high - min(y) < 2 * (high - low):
-        return
-    label = f"{len(omitted)} further down, to {number.format(min(y))}"
-    axes.plot(omitted, [edge] * len(omitted), "v", color=GREY, markersize=4, label=label)
-    axes.set_ylim(edge - 0.04 * spread, high + 0.06 * spread)
-
-
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
-    """Return episode -> value, in the order of episodes."""
+    """Return the values of a key by episode, in the order of episodes."""
     values = {row["episode"]: row[key] for row in rows if "episode" in row and row.get(key) is not None}
     return dict(sorted(values.items()))
 
 
 def _running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Return the means of the last `window` values, from the first position with that many values."""
+    """Return the means of every `window` successive values."""
     sums = [0.0, *itertools.accumulate(values)]
     return [(sums[i] - sums[i - window]) / window for i in range(window, len(sums))]

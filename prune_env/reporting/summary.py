@@ -1,4 +1,4 @@
-"""The summary of networks that a run ends with: accuracies, costs, file sizes and latencies as plain text."""
+"""The final summary of a run: a table of its networks as plain text."""
 
 from __future__ import annotations
 
@@ -8,42 +8,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH = 110
-"""Columns of text that a summary may take."""
+"""Maximum width of the table, in characters."""
 CONVENTION = "MACs: multiply-accumulates of convolution and linear layers, one input; FLOPs = 2 x MACs."
-SLOWER = 1.05
-"""Print a hint on odd filter counts if a pruned network's ONNX latency exceeds the original's by this factor."""
-
-Column = list[str]
-"""Two cells of heading, then one cell per network."""
 
 
 @dataclass(frozen=True)
 class NetworkRow:
-    """One network of a summary.
+    """One network of the table.
 
     Raises:
-        ValueError: A field has a value that is not allowed; the message names the field.
+        ValueError: A number is out of range; the message names the field.
     """
 
     name: str
     accuracy: float | None
-    """Fraction of the test images; None if it was not measured."""
+    """Test accuracy as a fraction; None if it was not measured."""
     macs: int
+    """Multiply-accumulates for one input."""
     params: int
+    """Number of parameters."""
     file_bytes: int
-    """Size of the file of weights."""
+    """Size of the file of weights, in bytes."""
     latency_1_ms: float
-    """Median latency at batch size 1."""
+    """Median latency at batch size 1, in milliseconds."""
     latency_100_ms: float
-    """Median latency at batch size 100."""
+    """Median latency at batch size 100, in milliseconds."""
     short_accuracy: float | None = None
-    """Accuracy before distillation; None if there was none."""
+    """Test accuracy before distillation, as a fraction; None if there is none."""
     onnx_bytes: int | None = None
-    """Size of the ONNX file; None if there is none."""
+    """Size of the ONNX file, in bytes; None if there is no file."""
     onnx_latency_1_ms: float | None = None
-    """Median latency in onnxruntime at batch size 1."""
+    """Median latency of onnxruntime at batch size 1, in milliseconds."""
     onnx_latency_100_ms: float | None = None
-    """Median latency in onnxruntime at batch size 100."""
+    """Median latency of onnxruntime at batch size 100, in milliseconds."""
 
     def __post_init__(self) -> None:
         for name in ("accuracy", "short_accuracy"):
@@ -58,29 +55,56 @@ class NetworkRow:
 
 
 def summary(rows: Sequence[NetworkRow]) -> str:
-    """Return the networks as aligned plain text of at most 110 columns.
+    """Return a table of the networks as aligned plain text, at most 110 characters wide.
 
-    All numbers of a column have the unit that suits the original network. If every network was measured as ONNX, file
-    sizes and latencies stand in a second block.
+    All numbers of a column have the same unit, chosen for the original network. If every row has ONNX values, files and
+    latencies form a second block.
 
     Args:
-        rows: The networks. The first one is the original, to which ratios refer.
+        rows: The networks. The first one is the original network, to which all ratios refer.
 
     Raises:
         ValueError: There are no rows.
     """
     if not rows:
-        raise ValueError("rows must have at least one network, the original first; got none")
-    costs, deployment = _costs(rows), _deployment(rows)
+        raise ValueError("rows must have at least one NetworkRow, the original network first; got none")
+    original = rows[0]
+    macs_unit, macs = scale(original.macs)
+    params_unit, params = scale(original.params)
+    file_unit, size = ("MiB", 2**20) if original.file_bytes >= 2**20 else ("KiB", 2**10)
+    columns = [["", "Accuracy", *_percents([row.accuracy for row in rows])]]
+    if any(row.short_accuracy is not None for row in rows):
+        columns.append(["Before", "distil.", *_percents([row.short_accuracy for row in rows])])
+    columns += [
+        ["", f"MACs{macs_unit}", *_with_ratios([row.macs / macs for row in rows], 1)],
+        ["", f"Params{params_unit}", *_with_ratios([row.params / params for row in rows], 1)],
+    ]
+    files = _with_ratios([row.file_bytes / size for row in rows], 1)
+    latencies = [_with_ratios([getattr(row, f"latency_{batch}_ms") for row in rows], 0) for batch in (1, 100)]
+    onnx = [
+        [value for row in rows if (value := getattr(row, name)) is not None]
+        for name in ("onnx_bytes", "onnx_latency_1_ms", "onnx_latency_100_ms")
+    ]
     notes = [CONVENTION, "In parentheses: share of the original. Latency: median forward pass."]
-    onnx = _onnx_deployment(rows)
-    if onnx is None:
-        blocks = [costs + deployment]
+    if any(len(values) < len(rows) for values in onnx):
+        columns += [
+            ["", f"File, {file_unit}", *files],
+            ["Latency, ms", "batch 1", *latencies[0]],
+            ["Latency, ms", "batch 100", *latencies[1]],
+        ]
+        blocks = [columns]
     else:
-        blocks = [costs, onnx]
+        deployment = [
+            [f"File, {file_unit}", "weights", *files],
+            [f"File, {file_unit}", "ONNX", *_with_ratios([value / size for value in onnx[0]], 1)],
+            ["torch, ms", "batch 1", *latencies[0]],
+            ["torch, ms", "batch 100", *latencies[1]],
+            ["ONNX, ms", "batch 1", *_with_ratios(onnx[1], 0)],
+            ["ONNX, ms", "batch 100", *_with_ratios(onnx[2], 0)],
+        ]
+        blocks = [columns, deployment]
         notes[1] = "In parentheses: share of the original. Latency: median forward pass; ONNX by onnxruntime."
-        latencies = [row.onnx_latency_100_ms or 0.0 for row in rows]
-        if max(latencies) > SLOWER * latencies[0]:
+        if max(onnx[2]) > 1.05 * onnx[2][0]:
             notes.append(
                 "A network with fewer MACs is slower: odd filter counts can cause that; --round-to 8 avoids them."
             )
@@ -88,73 +112,8 @@ def summary(rows: Sequence[NetworkRow]) -> str:
     return "\n\n".join([*(_block(names, block) for block in blocks), "\n".join(notes)])
 
 
-def scale(largest: float) -> tuple[str, float]:
-    """Return a unit and its divisor, so that `largest` is at least 1 in that unit.
-
-    Returns:
-        The unit as the end of a heading, such as ", M", and the divisor, such as 1e6.
-    """
-    for unit, divisor in ((", G", 1e9), (", M", 1e6), (", k", 1e3)):
-        if largest >= divisor:
-            return unit, divisor
-    return "", 1.0
-
-
-def percent(fraction: float, decimals: int) -> str:
-    """Return a fraction in percent."""
-    return f"{100 * fraction:.{decimals}f} %"
-
-
-def _costs(rows: Sequence[NetworkRow]) -> list[Column]:
-    """Return the columns of accuracies, MACs and parameters."""
-    macs_unit, macs = scale(rows[0].macs)
-    params_unit, params = scale(rows[0].params)
-    columns = [["", "Accuracy", *_percents([row.accuracy for row in rows])]]
-    if any(row.short_accuracy is not None for row in rows):
-        columns.append(["Before", "distil.", *_percents([row.short_accuracy for row in rows])])
-    return [
-        *columns,
-        ["", f"MACs{macs_unit}", *_with_ratios([row.macs / macs for row in rows], 1)],
-        ["", f"Params{params_unit}", *_with_ratios([row.params / params for row in rows], 1)],
-    ]
-
-
-def _deployment(rows: Sequence[NetworkRow]) -> list[Column]:
-    """Return the columns of file sizes and latencies in torch."""
-    unit, size = _file_unit(rows)
-    return [
-        ["", f"File, {unit}", *_with_ratios([row.file_bytes / size for row in rows], 1)],
-        ["Latency, ms", "batch 1", *_with_ratios([row.latency_1_ms for row in rows], 0)],
-        ["Latency, ms", "batch 100", *_with_ratios([row.latency_100_ms for row in rows], 0)],
-    ]
-
-
-def _onnx_deployment(rows: Sequence[NetworkRow]) -> list[Column] | None:
-    """Return the columns of file sizes and latencies in torch and onnxruntime, None if one is missing."""
-    unit, size = _file_unit(rows)
-    onnx = [
-        [value for row in rows if (value := getattr(row, name)) is not None]
-        for name in ("onnx_bytes", "onnx_latency_1_ms", "onnx_latency_100_ms")
-    ]
-    if any(len(values) < len(rows) for values in onnx):
-        return None
-    (_, _, *files), (_, _, *at_1), (_, _, *at_100) = _deployment(rows)
-    return [
-        [f"File, {unit}", "weights", *files],
-        [f"File, {unit}", "ONNX", *_with_ratios([value / size for value in onnx[0]], 1)],
-        ["torch, ms", "batch 1", *at_1],
-        ["torch, ms", "batch 100", *at_100],
-        ["ONNX, ms", "batch 1", *_with_ratios(onnx[1], 0)],
-        ["ONNX, ms", "batch 100", *_with_ratios(onnx[2], 0)],
-    ]
-
-
-def _file_unit(rows: Sequence[NetworkRow]) -> tuple[str, int]:
-    return ("MiB", 2**20) if rows[0].file_bytes >= 2**20 else ("KiB", 2**10)
-
-
-def _block(names: Sequence[str], columns: Sequence[Column]) -> str:
-    """Return the names of the networks, next to them the columns, under a heading and a rule."""
+def _block(names: Sequence[str], columns: Sequence[Sequence[str]]) -> str:
+    """Return a block of the table: the names, then the columns. The first two cells of a column are its heading."""
     widths = [max(map(len, column)) for column in columns]
     left = max(8, WIDTH - sum(widths) - 2 * len(widths))
     wrapped = [_lines(name, left) for name in names]
@@ -168,13 +127,13 @@ def _block(names: Sequence[str], columns: Sequence[Column]) -> str:
 
 
 def _lines(name: str, width: int) -> list[str]:
-    """Wrap a name into lines of at most `width` characters, and cut longer words."""
+    """Return a name as lines of at most `width` characters. Longer words are split."""
     words = [word[start : start + width] for word in name.split() for start in range(0, len(word), width)]
     return textwrap.wrap(" ".join(words), width, break_on_hyphens=False) or [""]
 
 
 def _with_ratios(values: Sequence[float], decimals: int) -> list[str]:
-    """Format numbers with one precision, and all but the first with their ratio to the first."""
+    """Return the numbers with the same precision, each except the first with its ratio to the first."""
     digits = 1 if values[0] >= 100 else 2
     ratios = [f"({percent(value / values[0], decimals)})" for value in values[1:]]
     width = max((len(ratio) for ratio in ratios), default=-1)
@@ -184,3 +143,23 @@ def _with_ratios(values: Sequence[float], decimals: int) -> list[str]:
 
 def _percents(fractions: Sequence[float | None]) -> list[str]:
     return ["-" if fraction is None else percent(fraction, 2) for fraction in fractions]
+
+
+def scale(largest: float) -> tuple[str, float]:
+    """Choose the unit in which a number is at least 1.
+
+    Args:
+        largest: The number, or the largest of several.
+
+    Returns:
+        The unit as the end of a heading, such as ", M" (empty below 1000), and the divisor of that unit.
+    """
+    for unit, divisor in ((", G", 1e9), (", M", 1e6), (", k", 1e3)):
+        if largest >= divisor:
+            return unit, divisor
+    return "", 1.0
+
+
+def percent(fraction: float, decimals: int) -> str:
+    """Return a fraction as text in percent, with that number of decimals."""
+    return f"{100 * fraction:.{decimals}f} %"

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from benchmarks.compare.methods.budgeted import Budgeted
 
-from benchmarks.compare.methods.amc import Agent, _truncated_normal
+from benchmarks.compare.methods.amc import Agent, truncated_normal
+from benchmarks.compare.methods.counted import Counted
 from benchmarks.compare.methods.plans import from_keep_ratios
 from benchmarks.compare.methods.reconstruction import Reconstruction
 from benchmarks.compare.methods.seeding import own_generators
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.data import DataSplits
-from prune_env.pruning import build
 
+CPU = torch.device("cpu")
 MakeEnv = Callable[..., FilterPruneEnv]
 
 
@@ -41,11 +42,11 @@ def test_the_agent_finds_what_pays() -> None:
 
 def test_noise_stays_in_its_bounds() -> None:
     rng = np.random.default_rng(0)
-    drawn = [_truncated_normal(0.9, 0.5, rng) for _ in range(2000)]
+    drawn = [truncated_normal(0.9, 0.5, rng) for _ in range(2000)]
     assert 0 <= min(drawn) < 0.1
     assert 0.95 < max(drawn) <= 1
     assert np.mean(drawn) == pytest.approx(0.614, abs=0.03)  # of the truncated distribution
-    assert np.std([_truncated_normal(0.5, 0.01, rng) for _ in range(2000)]) == pytest.approx(0.01, rel=0.1)
+    assert np.std([truncated_normal(0.5, 0.01, rng) for _ in range(2000)]) == pytest.approx(0.01, rel=0.1)
 
 
 def test_what_others_can_say_is_not_lost(trained: torch.nn.Module, digits: DataSplits) -> None:
@@ -56,15 +57,15 @@ def test_what_others_can_say_is_not_lost(trained: torch.nn.Module, digits: DataS
         for tensor in (convolution.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var):
             tensor[16:] = tensor[:16]
     env = FilterPruneEnv.from_model(model, digits, EnvConfig(reward_images=100, calibration_images=200, prove=False))
-    env.problem.ranking["conv_0"] = torch.arange(32)
+    problem = dataclasses.replace(env.problem, ranking={**env.problem.ranking, "conv_0": torch.arange(32)})
     plan = (16, *env.problem.full_plan[1:])
     images = digits.normalise(digits.test.images)
     with torch.inference_mode():
-        wanted = env.model(images)
-        reconstructed = Reconstruction(env, 0).network(plan).eval()(images)
-        cut = build(env.problem.model, env.groups, env.problem.ranking, plan).eval()(images)
-    assert (reconstructed - wanted).abs().max() < 0.05 * wanted.abs().max()
-    assert (cut - wanted).abs().max() > 0.5 * wanted.abs().max()
+        expected = problem.model(images)
+        reconstructed = Reconstruction(problem, 0, CPU).network(plan).eval()(images)
+        cut = problem.build(plan).eval()(images)
+    assert (reconstructed - expected).abs().max() < 0.05 * expected.abs().max()
+    assert (cut - expected).abs().max() > 0.5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("batches", [0, 2])
@@ -72,25 +73,23 @@ def test_reconstruction_helps_and_leaves_the_problem_alone(make_env: MakeEnv, ba
     env = make_env(target_macs=0.3, finetune_batches=batches)
     before = {name: tensor.clone() for name, tensor in env.problem.model.state_dict().items()}
     plan = from_keep_ratios(env, [0.5] * 5)
-    network = Reconstruction(env, 0).network(plan)
+    network = Reconstruction(env.problem, 0, CPU).network(plan)
     assert env.evaluator.accuracy_of(network) > env.evaluator.accuracy(plan)
     assert all(torch.equal(tensor, before[name]) for name, tensor in env.problem.model.state_dict().items())
     assert not any(module._forward_hooks for module in env.problem.model.modules())
-    shapes = [
-        parameter.shape for parameter in build(env.problem.model, env.groups, env.problem.ranking, plan).parameters()
-    ]
+    shapes = [parameter.shape for parameter in env.problem.build(plan).parameters()]
     assert [parameter.shape for parameter in network.parameters()] == shapes
 
 
-def test_what_is_reconstructed_is_what_would_be_measured(make_env: MakeEnv) -> None:
-    env, asked = make_env(measure_at=0.5), []
+def test_the_counted_accuracy_is_that_of_the_given_network(make_env: MakeEnv) -> None:
+    env, plans = make_env(), []
 
     def network_of(plan: tuple[int, ...]) -> torch.nn.Module:
-        asked.append(plan)
-        return build(env.problem.model, env.groups, env.problem.ranking, plan)
+        plans.append(plan)
+        return env.problem.build(plan)
 
     plan = from_keep_ratios(env, [0.5] * 5)
-    with Budgeted(env, 2, network_of) as budgeted:
-        accuracy = budgeted.accuracy(plan)
-    assert asked == [env.evaluator.measured(plan)] != [plan]
+    with Counted(env, 2, network_of) as counted:
+        accuracy = counted.accuracy(plan)
+    assert plans == [plan]
     assert accuracy == pytest.approx(env.evaluator.accuracy(plan), abs=0.04)

@@ -15,9 +15,10 @@ import pytest
 
 from benchmarks.compare import report, rows, statistics
 from benchmarks.compare import run as compare
-from benchmarks.compare.methods import METHODS, qmix
+from benchmarks.compare.methods import qmix
 from benchmarks.compare.model import comparisons
 from prune_env import EnvConfig
+from prune_env.game.arguments import ProblemArgs
 from prune_env.training.distillation import DistillationConfig, Teacher
 from qmix_agent import QMIXConfig
 
@@ -25,9 +26,9 @@ BRIEF = DistillationConfig(epochs=2, min_steps=4, batch_size=64)
 
 
 def config(out: Path, **settings: object) -> compare.Config:
-    """On the tabulated problem, where searching takes no time."""
-    usual = {"methods": ("uniform", "random", "evolution"), "budget": 12, "seeds": 2, "finalise": False}
-    return compare.Config(out=out, evaluator="table", distillation=BRIEF, **(usual | settings))
+    """Return a comparison on the tabulated problem, where a search takes no time."""
+    usual = {"methods": ("uniform", "random", "evolution"), "max_plans": 12, "seeds": 2, "finalise": False}
+    return compare.Config(out=out, tabulated=True, distillation=BRIEF, **(usual | settings))
 
 
 def without_times(row: rows.Row) -> rows.Row:
@@ -52,18 +53,16 @@ class TestCompare:
         compare.main(config(tmp_path, methods=("vdn", "random"), seeds=1))
         vdn, random = rows.read([tmp_path])
         expected = QMIXConfig(mixer="vdn", epsilon_episodes=6, eval_every=0, **qmix.SETTINGS)
-        assert vdn["method_settings"] == dataclasses.asdict(expected)
+        assert vdn["method_settings"].items() <= dataclasses.asdict(expected).items()
+        assert vdn["method_settings"]["learning_rate"] == expected.learning_rate
         assert random["method_settings"] == {}
 
     @pytest.mark.parametrize(
-        ("change", "told"),
-        [
-            ({"hidden_size": 32, "gone": 1}, r"hidden_size from 32 to 64, gone from 1 to not set\)"),
-            (None, "not recorded"),
-        ],
+        ("change", "named"),
+        [({"hidden_size": 32, "gone": 1}, "hidden_size from 32 to 64, gone from 1 to not set"), (None, "vdn")],
     )
-    def test_rows_of_a_learner_that_was_set_otherwise_are_not_gone_on_with(
-        self, tmp_path: Path, change: dict[str, Any] | None, told: str
+    def test_rows_of_a_learner_with_other_settings_are_refused(
+        self, tmp_path: Path, change: dict[str, Any] | None, named: str
     ) -> None:
         settings = config(tmp_path, methods=("vdn", "random"), seeds=1)
         compare.main(settings)
@@ -74,14 +73,12 @@ class TestCompare:
             vdn["method_settings"] |= change
         settings.file.write_text("".join(json.dumps(row) + "\n" for row in (vdn, random)))
         for asked in (settings, dataclasses.replace(settings, finalise=True)):
-            with pytest.raises(ValueError, match=rf"has a row of vdn that was set otherwise .*{told}.*another --out"):
+            with pytest.raises(ValueError, match=named):
                 compare.main(asked)
         compare.main(dataclasses.replace(settings, methods=("random",)))
 
-    def test_rows_of_other_weights_are_not_gone_on_with(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        """A changed file has the same name; and without a file every machine trains weights of its own."""
+    def test_rows_of_other_weights_are_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """A changed file keeps its name, and without a file every machine trains its own weights."""
         settings = config(tmp_path, methods=("random",), seeds=1)
         compare.main(settings)
         assert re.search(
@@ -98,7 +95,7 @@ class TestCompare:
         ):
             with pytest.raises(
                 ValueError,
-                match=rf"\(fingerprint other\) than today's \({row['weights_fingerprint']}, from a train.*--weights",
+                match=rf"other.*{row['weights_fingerprint']}",
             ):
                 compare.main(dataclasses.replace(settings, **asked))  # type: ignore[arg-type]
         compare.main(settings)  # nothing is left to do
@@ -122,12 +119,12 @@ class TestCompare:
         assert len(one) == 6
 
     def test_what_is_not_tabulated_is_refused_before_the_first_run(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"target_macs=0\.4 is not tabulated"):
+        with pytest.raises(ValueError, match=r"target_macs=0\.4"):
             compare.main(config(tmp_path, target_macs=(0.5, 0.4)))
         assert not list(tmp_path.iterdir())
 
     def test_other_settings_are_other_runs(self, tmp_path: Path) -> None:
-        for settings in ({}, {"budget": 13}, {"target_macs": (0.3,)}):
+        for settings in ({}, {"max_plans": 13}, {"target_macs": (0.3,)}):
             compare.main(config(tmp_path, methods=("uniform",), seeds=1, **settings))
         assert len(rows.read([tmp_path])) == 3
 
@@ -143,22 +140,17 @@ class TestCompare:
         tested = [row[f"{kind}test_accuracy"] for kind in ("", "short_", "original_")]
         assert all(abs(360 * accuracy - round(360 * accuracy)) < 1e-6 for accuracy in tested), "shares of 360 images"
 
-    def test_runs_of_one_seed_share_what_the_teacher_says(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        asked, compute = [], Teacher._compute
-        monkeypatch.setattr(Teacher, "_compute", lambda teacher, images: asked.append(1) or compute(teacher, images))
+    def test_runs_of_one_seed_share_a_teacher(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        passes, compute = [], Teacher.compute
+        monkeypatch.setattr(Teacher, "compute", lambda teacher, images: passes.append(1) or compute(teacher, images))
         settings: dict[str, object] = {"seeds": 2, "finalise": True, "finalists": 1, "short_epochs": 0.5}
-        compare._teacher.cache_clear()
-        compare.main(config(tmp_path / "one", methods=("uniform",), **settings))
-        once = len(asked)
-        compare.main(config(tmp_path / "more", methods=("uniform", "random"), **settings))
-        assert len(asked) == 2 * once > 0, "the second method of a seed asked nothing new"
-        compare._teacher.cache_clear()
-        compare.main(config(tmp_path / "anew", methods=("random",), **settings))
-        assert len(asked) == 3 * once
-        tested = [[row["test_accuracy"] for row in rows.read([tmp_path / name])] for name in ("more", "anew")]
-        assert tested[0][1::2] == tested[1]
+        counts = []
+        for number, methods in enumerate([("uniform",), ("uniform",), ("uniform", "random")]):
+            before = len(passes)
+            compare.main(config(tmp_path / str(number), methods=methods, **settings))
+            counts.append(len(passes) - before)
+        # The first comparison fills the cache of one teacher, so that the other two start alike.
+        assert counts[1] == counts[2] > 0, "the second method of a seed needs no forward pass of the teacher"
 
     def test_what_was_searched_before_is_only_finalised(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         settings = {"methods": ("random",), "seeds": 1, "finalists": 2}
@@ -177,7 +169,7 @@ class TestCompare:
         accuracies = [candidate["search_accuracy"] for candidate in row["candidates"]]
         assert len(accuracies) == compare.CANDIDATES
         assert accuracies == sorted(accuracies, reverse=True)
-        with pytest.raises(ValueError, match="finalists must be at most"):
+        with pytest.raises(ValueError, match="finalists"):
             config(tmp_path, finalists=compare.CANDIDATES + 1)
 
     @pytest.mark.slow
@@ -190,11 +182,11 @@ class TestCompare:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"methods": ("guess",)}, "'guess' is unknown; choose among uniform"),
-            ({"shard": "2/2"}, "0 <= i < n"),
-            ({"budget": 0}, "at least 1"),
-            ({"env": EnvConfig(round_finetune_batches=2)}, "take finetune-batches"),
-            ({"env": EnvConfig(target_macs=0.3)}, "--env.target-macs 0.3 is not read.*give --target-macs"),
+            ({"methods": ("guess",)}, "'guess'"),
+            ({"shard": "2/2"}, "'2/2'"),
+            ({"max_plans": 0}, "max-plans"),
+            ({"env": EnvConfig(round_finetune_batches=2)}, "round-finetune-batches"),
+            ({"env": EnvConfig(target_macs=0.3)}, "target-macs 0.3"),
         ],
     )
     def test_bad_settings(self, tmp_path: Path, settings: dict[str, object], message: str) -> None:
@@ -203,9 +195,9 @@ class TestCompare:
 
 
 class TestRows:
-    @pytest.mark.parametrize("evaluator", ["local", "table"])
-    def test_a_setting_that_came_later_had_its_default(self, tmp_path: Path, evaluator: str) -> None:
-        settings = compare.Config(network="vgg16", evaluator=evaluator, distillation=BRIEF, out=tmp_path)  # type: ignore[arg-type]
+    @pytest.mark.parametrize("tabulated", [False, True])
+    def test_a_missing_setting_counts_as_its_default(self, tmp_path: Path, tabulated: bool) -> None:
+        settings = compare.Config(tabulated=tabulated, distillation=BRIEF, out=tmp_path)
         row = settings.identity(0, 0.5, "qmix")
         older = {**row, "problem": dict(row["problem"]), "finalisation": dict(row["finalisation"])}
         older["problem"].pop("finetune_batches", None)
@@ -217,18 +209,16 @@ class TestRows:
         assert len(comparisons([row, other])) == 2
 
     def test_rows_of_other_networks_do_not_compare(self, tmp_path: Path) -> None:
-        row = compare.Config(network="vgg16", distillation=BRIEF, out=tmp_path).identity(0, 0.5, "qmix")
+        row = compare.Config(ProblemArgs(network="vgg16"), distillation=BRIEF, out=tmp_path).identity(0, 0.5, "qmix")
         trained = {**row, "problem": {**row["problem"], "finetune_batches": 3}}
         theirs = {**row, "problem": {**row["problem"], "weights": "theirs.pt"}}
-        halfway = {**row, "problem": {**row["problem"], "measure_at": 0.5}}
-        titles = {comparison.title for comparison in comparisons([row, trained, theirs, halfway])}
+        titles = {comparison.title for comparison in comparisons([row, trained, theirs])}
         assert titles == {
             f"vgg16{which} on digits, 300 plans{how}"
             for which, how in (
                 ("", ""),
-                ("", ", each trained for 3 batches before it is measured"),
+                ("", ", each fine-tuned for 3 batches before it is evaluated"),
                 (" (theirs.pt)", ""),
-                ("", ", measured at 0.5 of the way"),
             )
         }
         again = {**row, "seed": 1, "weights_fingerprint": "of another training"}
@@ -249,10 +239,10 @@ class TestRows:
         assert [line.method for line in comparison.lines(0.5)] == ["qmix", "random", "vdn"]
 
     def test_bad_files(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match="does not exist"):
+        with pytest.raises(FileNotFoundError, match="none"):
             rows.read([tmp_path / "none"])
         (tmp_path / "bad.jsonl").write_text('{"seed": 1}\n')
-        with pytest.raises(ValueError, match=r"bad.jsonl, line 1 is no row .*\(it has no .problem.\); give the folder"):
+        with pytest.raises(ValueError, match=r"bad\.jsonl, line 1 .*problem"):
             rows.read([tmp_path])
 
 
@@ -260,28 +250,48 @@ def made(accuracies: dict[str, list[float]], target: float = 0.5) -> list[rows.R
     """Rows of a comparison that never was."""
     return [
         {
-            "problem": {"network": "none", "data": "invented", "weights": None}, "target_macs": target, "budget": 3,
-            "finalisation": {"finalists": 1}, "method": method, "seed": seed, "plan": [4, 8], "full_plan": [8, 8],
-            "macs_ratio": target, "search_accuracy": accuracy - 0.1, "original_search_accuracy": 0.99,
-            "evaluations": 3, "proposals": 3, "optimum": None, "curve": [0.1, accuracy - 0.2, accuracy - 0.1],
-            "search_seconds": 2.0, "search_machine": {"device": "none", "threads": 1, "versions": {"python": "3"}},
-            "rescored_accuracy": accuracy - 0.1, "short_test_accuracy": accuracy - 0.05, "test_accuracy": accuracy,
-            "original_test_accuracy": 0.98, "short_seconds": 1.0, "full_seconds": 3.0,
-            "finalists": [{
-                "plan": [4, 8], "search_accuracy": accuracy - 0.1, "rescored_accuracy": accuracy - 0.1,
-                "distilled_accuracy": accuracy - 0.02,
-            }],
+            "problem": {"network": "none", "data": "invented", "weights": None},
+            "target_macs": target,
+            "max_plans": 3,
+            "finalisation": {"finalists": 1},
+            "method": method,
+            "seed": seed,
+            "plan": [4, 8],
+            "full_plan": [8, 8],
+            "macs_ratio": target,
+            "search_accuracy": accuracy - 0.1,
+            "original_search_accuracy": 0.99,
+            "evaluations": 3,
+            "proposals": 3,
+            "optimum": None,
+            "curve": [0.1, accuracy - 0.2, accuracy - 0.1],
+            "search_seconds": 2.0,
+            "search_machine": {"device": "none", "threads": 1, "versions": {"python": "3"}},
+            "rescored_accuracy": accuracy - 0.1,
+            "short_test_accuracy": accuracy - 0.05,
+            "test_accuracy": accuracy,
+            "original_test_accuracy": 0.98,
+            "short_seconds": 1.0,
+            "full_seconds": 3.0,
+            "finalists": [
+                {
+                    "plan": [4, 8],
+                    "search_accuracy": accuracy - 0.1,
+                    "rescored_accuracy": accuracy - 0.1,
+                    "distilled_accuracy": accuracy - 0.02,
+                }
+            ],
         }
         for method, values in accuracies.items()
         for seed, accuracy in enumerate(values)
-    ]  # fmt: skip
+    ]
 
 
 class TestReport:
     ROWS = made({"qmix": [0.91, 0.92, 0.94], "random": [0.90, 0.90, 0.91], "uniform": [0.88, 0.88, 0.88]})
 
     def test_a_folder_without_rows_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=rf"no rows .* are in {re.escape(str(tmp_path))}"):
+        with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
             report.main(report.Config((tmp_path,)))
         assert not list(tmp_path.iterdir())
 
@@ -355,10 +365,11 @@ class TestReport:
             assert ("has no rank" in printed) == ("amc_ls" in methods)
 
     def test_seconds_of_cached_searches_do_not_count(self, tmp_path: Path) -> None:
-        env = compare.problem(config(tmp_path), 0.5)
-        result = METHODS["uniform"](env, 1, 0)
         for cache in (None, tmp_path / "cache.sqlite"):
-            row = compare._searched(config(tmp_path, cache=cache), env, result)
+            settings = compare.Config(
+                ProblemArgs(cache=cache), max_plans=1, methods=("uniform",), finalise=False, out=tmp_path
+            )
+            row = compare.run(settings, 0, 0.5, "uniform")
             assert (row["search_seconds"] is None) == (cache is not None)
         found = made({"qmix": [0.9, 0.9]})
         found[0]["search_seconds"] = None

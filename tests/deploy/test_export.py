@@ -21,7 +21,7 @@ from prune_env.common.onnx_session import PACKAGES, missing_packages, require_pa
 from prune_env.data import DataSplits
 from prune_env.deploy import export
 from prune_env.export import ExportError, to_onnx, to_torch_export
-from prune_env.networks import NETWORKS, create
+from prune_env.networks import create, list_networks
 from prune_env.networks.registry import image_size
 from prune_env.pruning.problem import ProblemConfig, PruningProblem
 
@@ -107,7 +107,7 @@ def test_torch_export_runs_without_this_package(pruned: nn.Module, images: torch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", list_networks())
 def test_every_registered_network(name: str, tmp_path: Path) -> None:
     network = create(name, 10, 3)
     images = torch.randn((3, 3, *image_size(name)), generator=torch.Generator().manual_seed(0))

@@ -14,10 +14,10 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from benchmarks.make.zoo import make
-from prune_env.evaluation.engine.fused_conv import Unit, sample
+from prune_env.evaluation.engine.fused_conv import FusedConv, sample
 from prune_env.evaluation.engine.fusion import fused_graph
 from prune_env.evaluation.engine.program import Program
-from prune_env.networks import NETWORKS
+from prune_env.networks import list_networks
 from prune_env.pruning import Plan, PruningGroup, build, inspect
 from prune_env.scoring.batchnorm import recalibrate
 
@@ -69,9 +69,9 @@ def all_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("all_positions")
-@pytest.mark.parametrize("name", [*NETWORKS, "resnet18", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("name", [*list_networks(), "resnet18", "shufflenet_v2_x0_5"])
 def test_known_networks(name: str) -> None:
-    """Every convolution is fused with all that follows it: no BatchNorm and no ReLU is left beside them."""
+    """Every convolution is fused with all that follows it: no BatchNorm and no ReLU is left."""
     model, images = make(name)
     program = check(model, images.tile(2, 1, 1, 1)[:, :, :64, :64])
     assert isinstance(program.network, fx.GraphModule)
@@ -81,7 +81,7 @@ def test_known_networks(name: str) -> None:
     assert not any(node.type for node in program.network.graph.nodes), "a graph with annotations may not pickle"
     if name.startswith("resnet"):  # an addition stands between convolution and ReLU
         assert not any(node.op == "call_function" and node.target is F.relu for node in program.network.graph.nodes)
-        assert any(unit.overwrites for unit in program.network.modules() if isinstance(unit, Unit))
+        assert any(unit.overwrites for unit in program.network.modules() if isinstance(unit, FusedConv))
 
 
 @pytest.mark.slow
@@ -199,7 +199,7 @@ def test_a_network_that_cannot_be_traced_symbolically() -> None:
     model, images = Branching().eval(), torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     program = check(model, images)
     assert isinstance(program.network, Branching)
-    assert isinstance(program.network.conv, Unit)
+    assert isinstance(program.network.conv, FusedConv)
 
 
 @pytest.mark.usefixtures("all_positions")
@@ -211,13 +211,13 @@ def test_memory_is_overwritten_when_nobody_reads_it_any_more(how: str, kernel: i
     model = Wired(how, kernel).eval()
     images = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     graph = fused_graph(copy.deepcopy(model), images)  # itself: no check comes to its rescue
-    for unit in (module for module in graph.modules() if isinstance(module, Unit)):
+    for unit in (module for module in graph.modules() if isinstance(module, FusedConv)):
         unit.fold(torch.float32)
     with torch.inference_mode():
         assert_same(graph(images), model(images))
     program = check(model, images)
     assert not program.refused
-    overwriting = [unit for unit in program.network.modules() if isinstance(unit, Unit) and unit.overwrites]
+    overwriting = [unit for unit in program.network.modules() if isinstance(unit, FusedConv) and unit.overwrites]
     assert len(overwriting) == (how in ("block", "a later reader", "written before the sum"))
 
 
@@ -281,7 +281,7 @@ def test_units_with_and_without_onednn(monkeypatch: pytest.MonkeyPatch, fused: b
     conv, norm = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels, momentum=1.0)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
         for added, overwrites in ((None, False), (other, False), (other, True)):
-            unit = Unit(copy.deepcopy(conv), copy.deepcopy(norm), relu=True)
+            unit = FusedConv(copy.deepcopy(conv), copy.deepcopy(norm), relu=True)
             unit.overwrites = overwrites
             with torch.inference_mode():
                 unit.start_calibration(dtype)

@@ -15,8 +15,12 @@ from prune_env.data import DataError, from_folder
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "prune_your_model.py"
 SMALL = [
-    "--episodes=3", "--finalists=1", "--training.epochs=2", "--distillation.epochs=1", "--distillation.min-steps=4",
-]  # fmt: skip
+    "--episodes=3",
+    "--finalists=1",
+    "--training.epochs=2",
+    "--distillation.epochs=1",
+    "--distillation.min-steps=4",
+]
 
 
 @pytest.mark.slow

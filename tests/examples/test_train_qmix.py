@@ -21,9 +21,16 @@ from prune_env import load_pruned
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "--episodes=30", "--checkpoint-every=4", "--finalists=2", "--short-epochs=0.5", "--distillation.min-steps=40",
-    "--distillation.epochs=2", "--reward-images=100", "--qmix.learning-starts=8", "--qmix.batch-size=8",
-]  # fmt: skip
+    "--episodes=30",
+    "--finalists=2",
+    "--short-epochs=0.5",
+    "--reward-images=100",
+    "--distillation.min-steps=40",
+    "--distillation.epochs=2",
+    "--qmix.checkpoint-every=4",
+    "--qmix.learning-starts=8",
+    "--qmix.batch-size=8",
+]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +50,7 @@ def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
 
 
 def results(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What two equal runs agree on."""
+    """Return everything that two equal runs have in common."""
     record = json.loads((folder / "pruned.json").read_text())
     record["metrics"].pop("search_seconds")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -90,16 +97,16 @@ class TestMainScript:
             torch.testing.assert_close(found, load_pruned(finished[0])(images), rtol=1e-4, atol=1e-4)
 
     def test_without_the_extra_and_with_rounding(self, weights: Path, tmp_path: Path) -> None:
-        """It says so and goes on; the table shows the same budget without rounding."""
+        """The reason is printed, and the summary has the same budget without rounding."""
         arguments = command(tmp_path, weights, "--round-to=8")[1:]
         code = "import sys, runpy; sys.modules['onnxscript'] = None; runpy.run_path(sys.argv[0], run_name='__main__')"
         code = f"import sys; sys.argv = {arguments!r}; {code}"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500, cwd=ROOT)
         assert done.returncode == 0, done.stderr
-        assert 'No ONNX file: ONNX needs onnxscript, not installed: pip install -e ".[export]"' in done.stdout
+        assert re.search(r"No ONNX file: .*onnxscript", done.stdout)
         assert "ONNX, ms" not in done.stdout
         assert re.search(r"^L1, unrounded( +-){2} +\d", done.stdout, re.MULTILINE)
-        assert "the same budget with round-to 1" in done.stdout
+        assert "round-to 1" in done.stdout
         assert not (tmp_path / "run" / "pruned.onnx").exists()
         kept = json.loads((tmp_path / "run" / "pruned.json").read_text())["plan"].values()
         assert all(filters % 8 == 0 for filters in kept)
@@ -130,9 +137,11 @@ class TestMainScript:
 
     def test_ctrl_c_keeps_a_checkpoint(self, weights: Path, tmp_path: Path) -> None:
         process = subprocess.Popen(
-            command(tmp_path, weights), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            command(tmp_path, weights),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # background shells ignore it
-        )  # fmt: skip
+        )
         rows = tmp_path / "run" / "metrics.jsonl"
         while not rows.is_file() or len(rows.read_text().splitlines()) < 2:
             assert process.poll() is None
@@ -140,41 +149,46 @@ class TestMainScript:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
         assert process.returncode != 0
-        assert "--resume goes on" in errors.decode()
+        assert "--resume" in errors.decode()
         assert "Traceback" not in errors.decode()
         assert list((tmp_path / "run" / "checkpoint").iterdir())
 
     def test_a_run_is_never_overwritten(self, finished: tuple[Path, str], weights: Path) -> None:
         again = run(finished[0].parent, weights)
         assert again.returncode != 0
-        assert "is there already" in again.stderr
+        assert str(finished[0]) in again.stderr
+        assert "--resume" in again.stderr
         assert "Traceback" not in again.stderr
         other = run(finished[0].parent, weights, "--resume", "--seed=5")
         assert other.returncode != 0
-        assert "begun with other settings (seed: 0 in the run, 5 now)" in other.stderr
+        assert "seed: 0 in the run, 5 now" in other.stderr
         assert "Traceback" not in other.stderr
 
     @pytest.mark.parametrize(
-        ("arguments", "message"),
+        ("arguments", "named"),
         [
-            (["--finalists=0"], "must be at least 1"),
-            (["--max-cycles=2"], "no episode would finish"),
-            (["--device=nonsense"], "cannot be used"),
-            (["--reward=tradeoff"], "set target_macs to None (--target-macs None) instead of 0.5, or take 'amc' or"),
-            (["--reward=tradeoff", "--target-macs=None"], "set target-macs, with reward budget or amc"),
-            (["--resume"], "no run to resume"),
-            (["--data=/nowhere"], "is neither 'digits'"),
-            (["--network=vgg19"], "not registered"),
-            (["--network=vgg16"], "takes images of 32x32"),
-            (["--target-macs=0.00001"], "out of reach"),
+            (["--finalists=0"], "finalists"),
+            (["--max-cycles=2"], "max-cycles"),
+            (["--device=nonsense"], "nonsense"),
+            (["--reward=tradeoff"], "tradeoff"),
+            (["--reward=tradeoff", "--target-macs=None"], "target-macs"),
+            (["--resume"], "small_cnn-digits-0"),
+            (["--data=/nowhere"], "/nowhere"),
+            (["--network=vgg19"], "vgg19"),
+            (["--network=vgg16"], "32x32"),
+            (["--target-macs=0.00001"], "target_macs=1e-05"),
         ],
     )
-    def test_mistakes_are_told_in_one_line(self, arguments: list[str], message: str, tmp_path: Path) -> None:
+    def test_mistakes_end_with_one_line(self, arguments: list[str], named: str, tmp_path: Path) -> None:
         script = str(ROOT / "examples" / "train_qmix.py")
         done = subprocess.run(
-            [sys.executable, script, f"--out={tmp_path}", *arguments], capture_output=True, text=True, cwd=ROOT,
-            env=os.environ, timeout=300,
-        )  # fmt: skip
+            [sys.executable, script, f"--out={tmp_path}", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=os.environ,
+            timeout=300,
+        )
         assert done.returncode != 0
-        assert message in " ".join(done.stderr.replace("│", " ").split())  # tyro frames its own errors
+        assert named in " ".join(done.stderr.replace("│", " ").split())  # tyro frames its own errors
         assert "Traceback" not in done.stderr

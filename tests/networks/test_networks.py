@@ -8,12 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from prune_env.networks import NETWORKS, create
+from prune_env.networks import create, list_networks
 from prune_env.networks.registry import image_size
 from prune_env.networks.resnet import ZeroPadShortcut
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", list_networks())
 def test_every_network_runs_and_repeats_under_one_seed(name: str) -> None:
     one, two, other = create(name, 7, 2, seed=1), create(name, 7, 2, seed=1), create(name, 7, 2, seed=2)
     images = torch.zeros(2, 2, *image_size(name))

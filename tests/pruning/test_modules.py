@@ -195,7 +195,7 @@ def test_a_problem_with_such_a_layer_can_be_saved_and_loaded(kind: str, digits: 
     problem = PruningProblem.create(model, digits, ProblemConfig())
     plan = tuple(-(-filters // 2) for filters in problem.full_plan)
     small = pickle.loads(pickle.dumps(problem)).build(plan)
-    save_pruned(tmp_path, small, plan, groups=problem.groups, ranking=problem.ranking, data=digits, base=model)
+    save_pruned(tmp_path, small, plan, problem, base=model)
     loaded = load_pruned(tmp_path, base_model=network(kind)[0])
     with torch.inference_mode():
         assert torch.equal(loaded(digits.example_input), small(digits.example_input))

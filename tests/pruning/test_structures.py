@@ -18,6 +18,7 @@ from prune_env.data import DataSplits
 from prune_env.export import to_onnx
 from prune_env.pruning import Cost, build, inspect, prove
 from prune_env.pruning.grouping import groups_and_protected
+from prune_env.pruning.problem import ProblemConfig, PruningProblem
 from prune_env.pruning.proof import INVISIBLE, NOT_THE_SAME
 
 NETWORKS = int(os.environ.get("PRUNE_ENV_RANDOM_NETWORKS", "40"))
@@ -128,7 +129,10 @@ def test_random_networks_survive_saving_and_export(
     plan = tuple(-(-group.filters // 2) for group in groups)
     smaller = build(model, groups, ranking, plan)
     folder = tmp_path_factory.mktemp("saved")
-    save_pruned(folder, smaller, plan, groups=groups, ranking=ranking, data=digits, base=model)
+    inspection = inspect(model, images)
+    costs = Cost(model, groups, images)
+    problem = PruningProblem(model, digits, inspection, {}, ranking, costs, ProblemConfig())
+    save_pruned(folder, smaller, plan, problem, base=model)
     loaded = load_pruned(folder, base_model=random_network(["Plain", *kinds], "hidden", seed)[0])
     with torch.inference_mode():
         assert torch.equal(loaded(images), smaller(images))

@@ -17,7 +17,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from prune_env.common.figure_style import ORANGE
-from prune_env.reporting.plots import LayerRow, Point, plot_layers, plot_learning, plot_tradeoff
+from prune_env.reporting.plots import LayerRow, plot_layers, plot_learning, plot_tradeoff
+
+Point = tuple[float, float]
 
 EPISODES: list[dict[str, Any]] = [
     {"episode": i, "return": math.sin(i), "epsilon": 1 - i / 40, "best_accuracy": 0.5 + i / 100} for i in range(40)

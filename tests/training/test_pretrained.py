@@ -12,9 +12,10 @@ import torch
 
 from prune_env.data import DataSplits, Split, load
 from prune_env.networks import create
+from prune_env.networks.resnet import IMAGENET_NORMALISATION
 from prune_env.scoring.metric import accuracy
 from prune_env.training.fit import FitConfig
-from prune_env.training.pretrained import IMAGENET_NORMALISATION, load_weights, pretrained, with_network_normalisation
+from prune_env.training.pretrained import load_weights, pretrained, with_network_normalisation
 
 RECIPE = FitConfig(epochs=1, batch_size=64, lr=0.05)
 

@@ -34,11 +34,14 @@ METHODS: dict[str, Callable[[FilterPruneEnv, int, int], SearchResult]] = {
 ONE_PLAN = ("uniform", "magnitude", "sensitivity")
 """Methods whose plan follows from the problem alone: no seed, and no use for more evaluations."""
 LEARNERS = ("iql", "vdn", "qmix")
-"""Those of qmix_agent."""
+"""Methods of qmix_agent."""
+IRRELEVANT = ("checkpoint_every", "keep_checkpoints")
+"""Settings of QMIXConfig that change no result."""
 
 
 def method_settings(method: str, max_plans: int) -> dict[str, Any]:
     """How a method of this release is set, where that is not in its file alone: the fields of QMIXConfig."""
     if method not in LEARNERS:
         return {}
-    return dataclasses.asdict(qmix.config(max_plans, mixer=method, **qmix.SETTINGS))
+    settings = dataclasses.asdict(qmix.config(max_plans, mixer=method, **qmix.SETTINGS))
+    return {name: value for name, value in settings.items() if name not in IRRELEVANT}

@@ -92,7 +92,7 @@ def search(env: FilterPruneEnv, max_plans: int, seed: int, reconstruct: bool = F
             observation, _ = view.reset()
             steps, ends = [], False
             while not ends:
-                wanted = rng.random() if episode < warm_up else _truncated_normal(agent.act(observation), noise, rng)
+                wanted = rng.random() if episode < warm_up else truncated_normal(agent.act(observation), noise, rng)
                 then, reward, ends, _, info = view.step(np.array([max(FEWEST, wanted)], np.float32))
                 steps.append((observation, info["keep_ratio"], then, ends))
                 observation = then
@@ -111,7 +111,7 @@ def _network(inputs: int, end: nn.Module) -> nn.Sequential:
     )
 
 
-def _truncated_normal(mean: float, deviation: float, rng: np.random.Generator) -> float:
+def truncated_normal(mean: float, deviation: float, rng: np.random.Generator) -> float:
     """Drawn again until it lies in [0, 1]; the mean does, so that takes a few draws."""
     while True:
         value = rng.normal(mean, deviation)

@@ -1,6 +1,6 @@
 """Least squares after cutting: layers that lost inputs learn to give their old outputs from those that are left.
 
-He, Zhang & Sun 2017 (arXiv:1707.06168, section 3.1), and AMC after it. Inputs and outputs are those of the unpruned
+He, Zhang & Sun 2017 (arXiv:1707.06168, section 3.1), and AMC after it. Inputs and outputs are those of the original
 network on the calibration images, at a few positions of each image, so sums over them are taken once and a plan only
 solves for what it keeps. Letters: N rows, D inputs of a layer (channels x kernel), O outputs.
 """
@@ -25,7 +25,7 @@ RIDGE = 1e-4
 
 
 class Reconstruction:
-    """What the layers of a problem's unpruned network read and give.
+    """Inputs and outputs of the layers of a problem's original network.
 
     Convolutions in groups and those padded otherwise than with zeros are left as they were cut.
     """
