@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from prune_env.common.figure_style import BLUE, FAINT, GREEN, GREY, INK, ORANGE, dress, new_figure, save
+from prune_env.common.figure_style import BLUE, FAINT, GREEN, GREY, INK, ORANGE, new_figure, save_figure, style_axes
 from prune_env.game.budget import Budget
 from prune_env.networks import create
 from prune_env.pruning import Cost, Plan, find_groups
@@ -73,7 +73,7 @@ def draw_pruned_network(file: Path) -> None:
         f"{100 * row['original_test_accuracy']:.2f} %)"
     )
     figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=10, fontweight="bold")
-    save(figure, file)
+    save_figure(figure, file)
 
 
 def draw_budget(file: Path) -> None:
@@ -97,11 +97,11 @@ def draw_budget(file: Path) -> None:
         projected = budget.project(previous, wanted, last)
         _draw_projection(axes, title, full, {"wanted": wanted, "applied": projected}, cost)
     panels[0].set_ylabel("Filters kept", color=INK, fontsize=9)
-    save(figure, file)
+    save_figure(figure, file)
 
 
 def _draw_projection(axes: Axes, title: str, full: Plan, plans: dict[str, Plan], cost: Cost) -> None:
-    dress(axes)
+    style_axes(axes)
     axes.grid(axis="x", visible=False)
     places = np.arange(len(full))
     axes.bar(places, full, 0.84, color=FAINT, linewidth=0, label="original: 100 % of the MACs")
