@@ -37,6 +37,7 @@ nb_execution_timeout = 600
 nb_output_stderr = "remove"  # progress bars
 nb_merge_streams = True
 
+smartquotes = False  # docstrings contain quoted code
 default_role = "py:obj"  # docstrings write `name`, which becomes a link where the name is documented
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -24,10 +24,6 @@ from .types import EnvSpec, Evaluation, MetricsRow
 class QMIX:
     """A team of agents that learns one value from a common reward (Rashid et al. 2018, arXiv:1803.11485).
 
-        agent = QMIX(env).learn(total_episodes=300, checkpoint_dir="run")
-        agent = QMIX.load("run", env).learn(total_episodes=600)  # 300 more, as if it had never stopped
-        actions = agent.act(observations, reset=True)
-
     No global random state is read or written. Runs of equal seed are bit-identical on the same machine with the same
     number of threads.
 
@@ -43,6 +39,11 @@ class QMIX:
     Raises:
         ValueError: QMIX cannot play the environment, or the seed is invalid.
         TypeError: `config` is not a QMIXConfig.
+
+    Example:
+        >>> agent = QMIX(env).learn(total_episodes=300, checkpoint_dir="run")
+        >>> agent = QMIX.load("run", env).learn(total_episodes=600)  # 300 more, as if it had never stopped
+        >>> actions = agent.act(observations, reset=True)
     """
 
     def __init__(
