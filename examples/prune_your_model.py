@@ -1,7 +1,7 @@
 """Prune your own network on your own images: train, search, distil, save, load.
 
-python examples/prune_your_model.py                       # digits as 32x32 colour images: minutes on 2 cores
-python examples/prune_your_model.py --data PATH --size 64 # PATH/{train,test}/<class>/*, images of any size
+    python examples/prune_your_model.py                       # digits as 32x32 colour images: minutes on 2 cores
+    python examples/prune_your_model.py --data PATH --size 64 # PATH/{train,test}/<class>/*, images of any size
 
 The pruned network is saved in runs/own/.
 """
