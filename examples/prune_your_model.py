@@ -1,7 +1,9 @@
-"""Prune your own network on your own images: train, search, distil, save in runs/own/, load.
+"""Prune your own network on your own images: train, search, distil, save, load.
 
-python examples/prune_your_model.py                       # digits as 32x32 colour images: minutes on 2 cores
-python examples/prune_your_model.py --data PATH --size 64 # PATH/{train,test}/<class>/*, images of any size
+    python examples/prune_your_model.py                       # digits as 32x32 colour images: minutes on 2 cores
+    python examples/prune_your_model.py --data PATH --size 64 # PATH/{train,test}/<class>/*, images of any size
+
+The pruned network is saved in runs/own/.
 """
 
 from __future__ import annotations
@@ -39,7 +41,6 @@ class Config:
 
 
 def images(source: str, size: int) -> DataSplits:
-    """Load data in one of two ways: from tensors, or from torch Datasets."""
     if source == "digits":
         raw = digits()
         train, test = (F.interpolate(part.expand(-1, 3, -1, -1), size) for part in (raw.train_images, raw.test_images))

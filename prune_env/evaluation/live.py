@@ -154,7 +154,7 @@ class LiveEvaluator:
         arithmetic = (VERSION, fused_conv.POSITIONS, torch.__version__, torch.backends.cpu.get_cpu_capability())
         text = f"{weights_fingerprint(problem.model)} {problem.data.fingerprint} {settings} {arithmetic}"
         digest = hashlib.blake2b(text.encode(), digest_size=16)
-        # Two networks with equal weights can compute different functions; their outputs tell them apart.
+        # Two networks with equal weights can compute different functions; their outputs differ then.
         with torch.inference_mode():
             digest.update(problem.model(task.example_input).numpy().tobytes())
         for group in problem.groups:

@@ -1,4 +1,4 @@
-"""The pool: its results are those of one measurer, whichever worker dies and in whatever order results arrive."""
+"""The pool: results do not depend on which worker dies, nor on the order in which results arrive."""
 
 from __future__ import annotations
 

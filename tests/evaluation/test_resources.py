@@ -1,4 +1,4 @@
-"""Resources: wrong values are named, and each backend is made as asked."""
+"""Resources: wrong values are named, and the right backend is made."""
 
 from __future__ import annotations
 
