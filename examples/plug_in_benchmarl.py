@@ -1,6 +1,6 @@
-"""BenchMARL's QMIX and MAPPO, with our game as a task of one's own.
+"""Search with QMIX and MAPPO of BenchMARL, with the environment as a custom task.
 
-BenchMARL pins an older TorchRL: give it an environment of its own, from a clone.
+BenchMARL requires an older TorchRL: install it in a separate virtual environment, from a clone.
 
     python3 -m venv .venv-benchmarl && .venv-benchmarl/bin/pip install "benchmarl>=1.5" -e ".[train]"
     .venv-benchmarl/bin/python examples/plug_in_benchmarl.py --algorithm mappo
@@ -24,7 +24,7 @@ from prune_env import FilterPruneEnv, make_env
 
 
 class FilterPruneTask(PettingZooClass):
-    """BenchMARL's PettingZoo task, played on one game; specs of masks, state and observations are read off it."""
+    """A PettingZoo task of BenchMARL on one environment, from which it derives masks, state and observations."""
 
     def get_env_fun(self, *_: Any, **__: Any) -> Callable[[], PettingZooWrapper]:
         game: FilterPruneEnv = self.config["game"]
@@ -38,19 +38,19 @@ class FilterPruneTask(PettingZooClass):
 
 
 def main(algorithm: Literal["qmix", "mappo"] = "qmix", episodes: int = 300, seed: int = 0) -> None:
-    """Plays, and compares the best plan.
+    """Search, and compare the best plan with those of random search and uniform pruning.
 
     Args:
-        algorithm: which of BenchMARL's
-        episodes: played in training
-        seed: of the algorithm
+        algorithm: Algorithm of BenchMARL.
+        episodes: Number of training episodes.
+        seed: Seed of the algorithm.
     """
     game = make_env("small_cnn", "digits", target_macs=0.3)
     batch = 10 * game.config.rounds  # environment steps, 10 episodes
     config = ExperimentConfig.get_from_yaml()
     config.max_n_frames = episodes * game.config.rounds
     config.gamma, config.lr = 1.0, 1e-3
-    # One environment, no evaluation between: the game is one board, and its archive keeps what was found.
+    # One environment without evaluations in between, because its archive collects the plans.
     config.on_policy_n_envs_per_worker = config.off_policy_n_envs_per_worker = 1
     config.evaluation = config.create_json = False
     config.loggers = []

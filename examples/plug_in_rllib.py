@@ -1,6 +1,6 @@
-"""RLlib's PPO with action masks, one policy shared by all agents, through ParallelPettingZooEnv.
+"""Search with PPO of RLlib with action masks and one policy for all agents, through ParallelPettingZooEnv.
 
-RLlib pins an older Gymnasium: give it an environment of its own, from a clone.
+RLlib requires an older Gymnasium: install it in a separate virtual environment, from a clone.
 
     python3 -m venv .venv-rllib && .venv-rllib/bin/pip install "ray[rllib]>=2.40" -e ".[train]"
     .venv-rllib/bin/python examples/plug_in_rllib.py
@@ -25,7 +25,7 @@ from prune_env import make_env
 
 
 class MaskInObservation(BaseParallelWrapper):
-    """RLlib's module with masks looks for them in the observation."""
+    """Add the action mask to the observation, where RLlib's action-masking module expects it."""
 
     def observation_space(self, agent: str) -> Dict:
         mask = Box(0.0, 1.0, (self.env.action_space(agent).n,), np.float32)
@@ -45,11 +45,11 @@ class MaskInObservation(BaseParallelWrapper):
 
 
 def main(episodes: int = 300, seed: int = 0) -> None:
-    """Plays, and compares the best plan.
+    """Search, and compare the best plan with those of random search and uniform pruning.
 
     Args:
-        episodes: played in training
-        seed: of the algorithm
+        episodes: Number of training episodes.
+        seed: Seed of the algorithm.
     """
     game = make_env("small_cnn", "digits", target_macs=0.3)
     masked = MaskInObservation(game)
@@ -61,7 +61,7 @@ def main(episodes: int = 300, seed: int = 0) -> None:
     config = (
         PPOConfig()
         .environment("filter_prune")
-        .env_runners(num_env_runners=0)  # all plans in one archive, in this process
+        .env_runners(num_env_runners=0)  # in this process, so that one archive collects all plans
         .multi_agent(policies={"shared"}, policy_mapping_fn=lambda agent, *_, **__: "shared")
         .rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs={"shared": module}))
         .training(train_batch_size=batch, minibatch_size=batch, num_epochs=10, gamma=1.0, lr=1e-3, entropy_coeff=0.01)
@@ -71,7 +71,7 @@ def main(episodes: int = 300, seed: int = 0) -> None:
     for _ in range(episodes // 10):
         ppo.train()
     (played,) = ppo.env_runner_group.local_env_runner.env.envs
-    print_scores(played.unwrapped.par_env.unwrapped, "RLlib PPO", seed)  # Ray played on a copy of the game
+    print_scores(played.unwrapped.par_env.unwrapped, "RLlib PPO", seed)  # Ray plays on a copy of the environment
     ppo.stop()
 
 

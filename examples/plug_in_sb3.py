@@ -1,8 +1,9 @@
-"""Stable-Baselines3's PPO, one policy shared by all agents, through SuperSuit (no wheels for Python 3.13).
+"""Search with PPO of Stable-Baselines3 and one policy for all agents, through SuperSuit.
 
     python examples/plug_in_sb3.py
 
-PPO of Stable-Baselines3 knows no masks: an illegal action is taken as the nearest legal rate below, and infos say so.
+PPO of Stable-Baselines3 has no action masks. The environment replaces an illegal action by the nearest legal rate below
+and reports it in the infos. SuperSuit has no wheels for Python 3.13.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from prune_env import make_env
 
 
 class SharedPolicyEnv(SB3VecEnvWrapper):
-    """Every agent is a copy of one environment to Stable-Baselines3.
+    """Present every agent to Stable-Baselines3 as a copy of one environment.
 
-    What SuperSuit 3.11's wrapper lacks: `seed`, which PPO(seed=...) calls and which forwards to a method that is not
-    there; and truncation, without which an episode cut short by `max_cycles` is not bootstrapped. `concat_vec_envs_v1`
-    is left out, since it plays on copies, whose archives nobody sees.
+    The wrapper of SuperSuit 3.11 lacks a working `seed`, which PPO(seed=...) calls, and truncation, which PPO needs to
+    bootstrap an episode that `max_cycles` ends. `concat_vec_envs_v1` is not used, because it plays on copies of the
+    environment, whose archives cannot be read.
     """
 
     def seed(self, seed: int | None = None) -> list[int | None]:
@@ -39,16 +40,16 @@ class SharedPolicyEnv(SB3VecEnvWrapper):
 
 
 def main(episodes: int = 300, seed: int = 0) -> None:
-    """Plays, and compares the best plan.
+    """Search, and compare the best plan with those of random search and uniform pruning.
 
     Args:
-        episodes: played in training
-        seed: of the algorithm
+        episodes: Number of training episodes.
+        seed: Seed of the algorithm.
     """
     game = make_env("small_cnn", "digits", target_macs=0.3)
     env = SharedPolicyEnv(pettingzoo_env_to_vec_env_v1(game))
     rounds = game.config.rounds
-    # Updates after every 10 episodes; all agents get the team's reward.
+    # Update after every 10 episodes. All agents get the reward of the team.
     ppo = PPO("MlpPolicy", env, n_steps=10 * rounds, batch_size=10 * rounds, gamma=1.0, ent_coef=0.01, seed=seed)
     ppo.learn(episodes * rounds * env.num_envs)
     print_scores(game, "SB3 PPO", seed)

@@ -1,4 +1,4 @@
-"""TorchRL's QMIX with action masks, through its PettingZooWrapper.
+"""Search with QMIX of TorchRL with action masks, through its PettingZooWrapper.
 
 python examples/plug_in_torchrl.py
 """
@@ -22,15 +22,15 @@ MASK, ACTION, VALUES, CHOSEN = (("conv", name) for name in ("action_mask", "acti
 
 
 def main(episodes: int = 300, seed: int = 0) -> None:
-    """Plays, and compares the best plan.
+    """Search, and compare the best plan with those of random search and uniform pruning.
 
     Args:
-        episodes: played in training
-        seed: of the algorithm
+        episodes: Number of training episodes.
+        seed: Seed of the algorithm.
     """
     game = make_env("small_cnn", "digits", target_macs=0.3)
     torch.manual_seed(seed)
-    # Agents conv_0, conv_1, ... are TorchRL's group `conv`; masks come out of the infos.
+    # TorchRL groups the agents conv_0, conv_1, ... as `conv` and reads the masks from the infos.
     env = PettingZooWrapper(game, return_state=True)
     agents, rates, rounds = len(game.possible_agents), len(game.config.rates), game.config.rounds
     network = MultiAgentMLP(
@@ -53,7 +53,7 @@ def main(episodes: int = 300, seed: int = 0) -> None:
     )
     loss = QMixerLoss(greedy, mixer, delay_value=True, action_space="categorical")
     loss.set_keys(action=ACTION, action_value=VALUES, local_value=CHOSEN)
-    loss.make_value_estimator(gamma=1.0)  # an episode's return is what counts
+    loss.make_value_estimator(gamma=1.0)  # the undiscounted return of an episode
     target = SoftUpdate(loss, tau=0.05)
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3)
     replay = TensorDictReplayBuffer(storage=LazyTensorStorage(20_000), batch_size=64)
@@ -61,12 +61,12 @@ def main(episodes: int = 300, seed: int = 0) -> None:
     for _ in range(episodes):
         episode = env.rollout(rounds, policy)  # [T]
         explore.step(episode.numel())
-        episode["next", "reward"] = episode["next", "conv", "reward"].mean(-2)  # all agents get the team's
+        episode["next", "reward"] = episode["next", "conv", "reward"].mean(-2)  # all agents get the reward of the team
         replay.extend(episode)
         for batch in (replay.sample() for _ in range(4)):
             optimizer.zero_grad()
             loss(batch)["loss"].backward()
-            torch.nn.utils.clip_grad_norm_(loss.parameters(), 1.0)  # learns far slower without
+            torch.nn.utils.clip_grad_norm_(loss.parameters(), 1.0)  # training is much slower without clipping
             optimizer.step()
             target.step()
     print_scores(game, "TorchRL QMIX", seed)

@@ -1,4 +1,4 @@
-"""An algorithm of one's own, without a framework: the cross-entropy method (Rubinstein 1999) on every agent's rates.
+"""Search with your own algorithm without a framework: the cross-entropy method (Rubinstein 1999) on agents' rates.
 
 python examples/plug_in_your_own.py
 """
@@ -13,11 +13,11 @@ from prune_env import make_env
 
 
 def main(episodes: int = 300, seed: int = 0) -> None:
-    """Plays, and compares the best plan.
+    """Search, and compare the best plan with those of random search and uniform pruning.
 
     Args:
-        episodes: played in training
-        seed: of the algorithm
+        episodes: Number of training episodes.
+        seed: Seed of the algorithm.
     """
     env = make_env("small_cnn", "digits", target_macs=0.3)
     rng = np.random.default_rng(seed)
@@ -32,9 +32,9 @@ def main(episodes: int = 300, seed: int = 0) -> None:
                 legal = chances[number, index] * infos[agent]["action_mask"]
                 actions[number, index] = rng.choice(rates, p=legal / legal.sum())
             _, rewards, _, _, infos = env.step(dict(zip(agents, actions[number], strict=True)))
-            total += rewards[agents[0]]  # the team's
+            total += rewards[agents[0]]  # all agents get the reward of the team
         played.append((total, actions))
-        if episode % 30 == 0:  # move a part of the way to how often the best tenth took each rate
+        if episode % 30 == 0:  # move halfway to the frequency of each rate in the best tenth
             best = [actions for _, actions in sorted(played, key=lambda one: -one[0])[: max(3, episode // 10)]]
             chances = 0.5 * chances + 0.5 * np.mean(np.eye(rates)[best], 0)
     print_scores(env, "cross-entropy", seed)

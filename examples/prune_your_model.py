@@ -75,5 +75,5 @@ def main(config: Config) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:  # a missing folder, images that cannot be read: one line says it
+    except (ValueError, OSError) as error:  # such as a missing folder: print one line
         sys.exit(f"error: {error}")

@@ -63,7 +63,7 @@ class Args:
 
 
 class AgentNetwork(nn.Module):
-    """Action values of every agent. All agents share the weights; a one-hot identity tells them apart."""
+    """Action values of every agent. All agents share the weights; a one-hot identity distinguishes them."""
 
     def __init__(self, n_agents: int, n_features: int, n_actions: int, hidden_size: int) -> None:
         super().__init__()

@@ -132,7 +132,7 @@ def main(config: Config) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:  # such as a missing folder: one line says it
+    except (ValueError, OSError) as error:  # such as a missing folder: print one line
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. Use the same command with --resume to continue from the last checkpoint.")

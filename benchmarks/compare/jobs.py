@@ -17,7 +17,7 @@ from tqdm import tqdm
 from . import rows
 
 Job = dict[str, Any]
-"""All that a run depends on, as plain JSON."""
+"""Everything that a run depends on, as plain JSON."""
 Question, Answer = TypeVar("Question"), TypeVar("Answer")
 
 

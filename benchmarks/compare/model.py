@@ -1,4 +1,4 @@
-"""Rows put together where they compare, and what they say of each method."""
+"""Group rows that can be compared, and summarise the results of each method."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from . import plots as pictures
+from . import plots
 from .rows import Row, canonical, settings
 from .statistics import Difference, Mean, difference, kendall, mean, mean_ranks
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 Panel = TypeVar("Panel")
 
 REFERENCES = ("random", "uniform")
-"""Methods that every other is compared with."""
+"""Methods that every other method is compared with."""
 OWN_WEIGHTS = ("amc_ls",)
-"""Methods whose search evaluates reconstructed weights: what it says of a plan is not what others hear of it."""
+"""Methods that search with reconstructed weights; their search accuracies cannot be compared with those of others."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A method on one problem and target; NaN where rows do not say it."""
+    """The summary of a method on one problem and target. Values that the rows do not contain are NaN."""
 
     method: str
     seeds: int
@@ -43,29 +43,34 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows of one problem, budget and finalisation."""
+    """Rows with the same problem, number of plans and finalisation."""
 
     rows: list[Row]
 
     @property
     def finalised(self) -> bool:
+        """Whether the best plans were distilled and tested."""
         return self.rows[0]["finalisation"] is not None
 
     @property
     def metric(self) -> str:
+        """Name of the row's entry that ranks the methods."""
         return "test_accuracy" if self.finalised else "search_accuracy"
 
     @property
     def label(self) -> str:
+        """Axis label of `metric`."""
         where = "Test accuracy after distillation" if self.finalised else "Accuracy on the reward images"
         return f"{where}, %"
 
     @property
     def network(self) -> str:
+        """Name of the network."""
         return str(self.rows[0]["problem"]["network"])
 
     @property
     def title(self) -> str:
+        """Title that names network, weights, data and number of plans."""
         problem = settings(self.rows[0])["problem"]
         weights = f" ({problem['weights']})" if problem["weights"] else ""
         batches = problem["finetune_batches"]
@@ -74,24 +79,30 @@ class Comparison:
 
     @property
     def targets(self) -> list[float]:
+        """Fractions of the MACs that may stay, the largest first."""
         return sorted({row["target_macs"] for row in self.rows}, reverse=True)
 
     def of(self, target: float | None, method: str | None = None) -> list[Row]:
-        """Rows of a target (None: of all) and a method."""
+        """Return the rows of a target and a method; None selects all."""
         return [row for row in self.rows if target in (None, row["target_macs"]) and method in (None, row["method"])]
 
     def values(self, target: float | None, method: str) -> dict[object, float]:
-        """Result by target and seed."""
+        """Return the results of a method by target and seed."""
         return {(row["target_macs"], row["seed"]): row[self.metric] for row in self.of(target, method)}
 
     def compares(self, method: str) -> bool:
-        """Whether a method's results are of the same weights as the others': those of a search may not be."""
+        """Return whether the results of a method use the same weights as the results of the other methods."""
         return self.finalised or method not in OWN_WEIGHTS
 
     def lines(self, target: float | None) -> list[Line]:
-        """Methods, the best first. For all targets a seed's result is its mean over them; differences stay paired.
+        """Return one line per method, the best first.
 
-        Those with fewer seeds come later, as they met other ones, and last those that do not compare, without a rank.
+        Methods with fewer seeds come later, because their results are not from the same seeds. Methods that cannot be
+        compared come last and have no rank.
+
+        Args:
+            target: Fraction of the MACs. None averages the results of a seed over all targets; differences stay paired
+                by target and seed.
         """
         values = {name: self.values(target, name) for name in dict.fromkeys(row["method"] for row in self.of(target))}
         rivals = {name: found for name, found in values.items() if self.compares(name)}
@@ -120,8 +131,8 @@ class Comparison:
         ]
         return sorted(lines, key=lambda line: (not self.compares(line.method), -line.seeds, -line.result.value))
 
-    def pictures(self) -> dict[str, Figure]:
-        """Name -> picture, those that the rows suffice for; of the methods that compare."""
+    def plots(self) -> dict[str, Figure]:
+        """Return the plots that the rows have enough data for, by name. They show the methods that can be compared."""
         lines = {target: [one for one in self.lines(target) if self.compares(one.method)] for target in self.targets}
         order = [line.method for line in self.lines(None) if self.compares(line.method)]
         if not order:
@@ -149,21 +160,21 @@ class Comparison:
             name: {target: line.result for target in self.targets for line in lines[target] if line.method == name}
             for name in order
         }
-        figures = {"methods": pictures.methods(panels(seeds), means, self.label)}
+        figures = {"methods": plots.methods(panels(seeds), means, self.label)}
         if len(self.targets) > 1:
-            figures["front"] = pictures.front(by_share, self.rows[0][f"original_{self.metric}"], self.label)
+            figures["front"] = plots.front(by_share, self.rows[0][f"original_{self.metric}"], self.label)
         searches = {title: found for title, found in panels(curves).items() if found}
         if searches:
-            figures["curves"] = pictures.curves(searches, panels(lambda target: self.of(target)[0]["optimum"]))
-        figures["layers"] = pictures.heat_map(panels(kept))
+            figures["curves"] = plots.curves(searches, panels(lambda target: self.of(target)[0]["optimum"]))
+        figures["layers"] = plots.heat_map(panels(kept))
         if self.finalised:
-            figures["correlation"] = pictures.correlation(
+            figures["correlation"] = plots.correlation(
                 panels(self.finalists), "Reward images after the short distillation, %"
             )
         return figures
 
     def finalists(self, target: float) -> dict[str, list[tuple[float, float]]]:
-        """Method -> (accuracy in the search, after the short distillation) of all finalists."""
+        """Return (search accuracy, accuracy after the short distillation) of all finalists, by method."""
         return {
             row["method"]: [
                 (finalist["search_accuracy"], finalist["distilled_accuracy"])
@@ -175,7 +186,7 @@ class Comparison:
         }
 
     def correlations(self, target: float) -> list[tuple[str, int, float, float]]:
-        """What was asked, pairs, Kendall's tau and its p-value."""
+        """Return rank correlations: description, number of pairs, Kendall's tau and its p-value."""
         if not self.finalised:
             return []
         short = [pair for pairs in self.finalists(target).values() for pair in pairs]
@@ -185,30 +196,31 @@ class Comparison:
             for row in winners
         ]
         rescored = [(row["rescored_accuracy"], row["test_accuracy"]) for row in winners]
-        asked = {
+        pairs_of = {
             "search reward and reward images after the short distillation, all finalists": short,
             "search reward and test after the full distillation, winners": full,
             "all reward images, as cut, and test after the full distillation, winners": rescored,
         }
-        return [(name, len(pairs), *kendall(pairs)) for name, pairs in asked.items()]
+        return [(name, len(pairs), *kendall(pairs)) for name, pairs in pairs_of.items()]
 
 
 def comparisons(found: Iterable[Row]) -> list[Comparison]:
-    """Rows put together where they compare."""
+    """Group rows that have the same settings and the same weights."""
     groups: dict[str, list[Row]] = {}
     for row in found:
-        # Files are known by their names, and weights of one name need not be the same.
+        # Files are identified by name, and files of one name may hold different weights.
         key = canonical([settings(row), row["max_plans"], row.get("weights_fingerprint")])
         groups.setdefault(key, []).append(row)
     return [Comparison(group) for group in groups.values()]
 
 
 def _average(found: list[Row], name: str) -> float:
-    """NaN where rows have no such number."""
+    """Return the mean of an entry over the rows that have it, NaN if none has."""
     values = [row[name] for row in found if row.get(name) is not None]
     return float(np.mean(values)) if values else math.nan
 
 
 def _by_seed(found: list[Row], name: str) -> list[float]:
+    """Return the mean of an entry for each seed."""
     seeds = dict.fromkeys(row["seed"] for row in found)
     return [float(np.mean([row[name] for row in found if row["seed"] == seed])) for seed in seeds]

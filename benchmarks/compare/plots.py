@@ -1,7 +1,7 @@
-"""The pictures of a comparison. A method has one colour and one line style in all of them.
+"""Plots of a comparison. A method has the same colour and line style in all of them.
 
-Solid lines and circles for methods that learn in the environment, dashed lines and triangles for other searches, dotted
-lines and squares for those of one plan. Colours are Okabe and Ito's as far as they go, then Tol's.
+Methods that learn in the environment have solid lines and circles, other searches have dashed lines and triangles, and
+methods that evaluate one plan have dotted lines and squares. The colours are those of Okabe and Ito, then of Tol.
 """
 
 from __future__ import annotations
@@ -40,11 +40,17 @@ MARKERS = {"-": "o", "--": "^", ":": "s"}
 RESOLUTION = 150
 
 Points = Mapping[str, Sequence[float]]
-"""Method -> one number for each seed."""
+"""One number per seed, by method."""
 
 
 def methods(panels: Mapping[str, Points], means: Mapping[str, Mapping[str, Mean]], label: str) -> Figure:
-    """Title -> methods: means with intervals as bars, single seeds as dots; the best on top of each panel."""
+    """Plot means as diamonds, intervals as bars and single seeds as dots, with the best method on top of each panel.
+
+    Args:
+        panels: Results by panel title.
+        means: Means and intervals by panel title and method.
+        label: Label of the x axis.
+    """
     rows = max(map(len, panels.values()))
     figure = new_figure(4.6 * len(panels), 1.2 + 0.27 * rows, RESOLUTION)
     for axes, (title, points) in zip(_panels(figure, len(panels)), panels.items(), strict=True):
@@ -62,7 +68,13 @@ def methods(panels: Mapping[str, Points], means: Mapping[str, Mapping[str, Mean]
 
 
 def front(means: Mapping[str, Mapping[float, Mean]], original: float | None, label: str) -> Figure:
-    """Method -> share of the MACs -> accuracy, with intervals, slightly apart where shares are equal; two or more."""
+    """Plot accuracy against MACs, with intervals. Methods are shifted slightly so that they do not overlap.
+
+    Args:
+        means: Means by method and fraction of the MACs; at least two fractions.
+        original: Accuracy of the original network.
+        label: Label of the y axis.
+    """
     figure = new_figure(7.5, 4.4, RESOLUTION)
     (axes,) = _panels(figure, 1)
     shares = sorted({share for points in means.values() for share in points})
@@ -88,7 +100,12 @@ def front(means: Mapping[str, Mapping[float, Mean]], original: float | None, lab
 def curves(
     panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], optimum: Mapping[str, float | None]
 ) -> Figure:
-    """Title -> method -> seeds' best accuracy after each evaluation: mean and interval; one plan alone is a line."""
+    """Plot the mean and the interval of the best accuracy after each evaluation.
+
+    Args:
+        panels: One curve per seed, by panel title and method. Methods that evaluate one plan are horizontal lines.
+        optimum: The best accuracy of any plan by panel title, if it is known.
+    """
     figure = new_figure(5.2 * len(panels) + 1.2, 4.2, RESOLUTION)
     axes_of = _panels(figure, len(panels))
     for axes, (title, methods) in zip(axes_of, panels.items(), strict=True):
@@ -97,7 +114,7 @@ def curves(
         for name, seeds in methods.items():
             colour, dashes = _style(name)
             padded = 100 * np.array([[*curve, *[curve[-1]] * (length - len(curve))] for curve in seeds])  # [S, E]
-            if name in ONE_PLAN:  # from where it is known
+            if name in ONE_PLAN:  # the line starts where the plan has been evaluated
                 known, found = min(map(len, seeds)), padded[:, -1].mean()
                 axes.plot(
                     [known, max(length, known + 1)],
@@ -130,7 +147,7 @@ def curves(
 
 
 def heat_map(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Title -> method -> mean share of filters kept in each group."""
+    """Plot the mean share of filters kept in each group, by panel title and method."""
     rows = max(map(len, panels.values()))
     columns = len(next(iter(next(iter(panels.values())).values())))
     figure = new_figure(1.6 + max(5.0, 0.42 * columns), 0.5 + len(panels) * (0.8 + 0.24 * rows), RESOLUTION)
@@ -151,7 +168,7 @@ def heat_map(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
 
 
 def correlation(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], label: str) -> Figure:
-    """Title -> method -> (accuracy in the search, accuracy after distillation) of single plans."""
+    """Plot (search accuracy, accuracy after distillation) of single plans, by panel title and method."""
     figure = new_figure(4.4 * len(panels) + 1.2, 3.8, RESOLUTION)
     axes_of = _panels(figure, len(panels))
     for axes, (title, methods) in zip(axes_of, panels.items(), strict=True):
@@ -183,6 +200,6 @@ def _panels(figure: Figure, count: int, vertical: bool = False) -> list[Axes]:
 
 
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """Beside the panels, where it hides nothing."""
+    """Draw one legend for all panels, outside of them."""
     found = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(found.values(), found, loc="outside right upper", fontsize=7, frameon=False, labelcolor=INK)

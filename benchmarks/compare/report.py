@@ -1,9 +1,9 @@
-"""Tables and pictures of a comparison: PNG, CSV and one report.html that needs no other file.
+"""Make tables and plots of a comparison: PNG, CSV and a report.html that needs no other file.
 
     python -m benchmarks.compare.report runs/compare
 
-ROWS are files or folders that benchmarks.compare wrote; rows of several machines are put together. Rows compare where
-problem, budget and finalisation are the same; each such comparison has its own tables and pictures.
+ROWS are files or folders that benchmarks.compare wrote, possibly on several machines. Rows can be compared if they have
+the same problem, number of plans and finalisation; each such comparison has its own tables and plots.
 """
 
 from __future__ import annotations
@@ -33,13 +33,24 @@ from .statistics import RESAMPLES, Difference, Mean
 @dataclass(frozen=True)
 class Config:
     rows: tyro.conf.Positional[tuple[Path, ...]]
-    """files or folders that benchmarks.compare wrote"""
+    """Files or folders that benchmarks.compare wrote."""
     out: Path | None = None
-    """a folder; default: `report` in the folder of the first rows"""
+    """Folder of the report; by default `report` in the folder of the first rows."""
 
 
 def write(found: list[Row], out: Path) -> Path:
-    """Writes everything to a folder and returns the page. Raises ValueError without rows."""
+    """Write tables and plots to a folder.
+
+    Args:
+        found: The rows.
+        out: The folder.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        ValueError: There are no rows.
+    """
     if not found:
         raise ValueError("there are no rows; run benchmarks.compare first")
     out.mkdir(parents=True, exist_ok=True)
@@ -53,7 +64,7 @@ def write(found: list[Row], out: Path) -> Path:
             body.append(f"<h3>{name}</h3>{_html_table(comparison, lines)}")
             table += [_csv_line(comparison, name, line) for line in lines]
         body.append(_correlations(comparison))
-        for name, figure in comparison.pictures().items():
+        for name, figure in comparison.plots().items():
             title = "\n".join(textwrap.wrap(comparison.title, int(12 * figure.get_figwidth())))
             figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=9)
             image = io.BytesIO()
@@ -71,7 +82,7 @@ def write(found: list[Row], out: Path) -> Path:
 
 
 def text_table(comparison: Comparison, target: float | None) -> str:
-    """The table for a terminal."""
+    """Return the table for a terminal."""
     head = f"{'method':<12}{'seeds':>5}{'plans':>6}{'search':>8}{'result, %':>11}{'95 % interval':>17}{'rank':>6}"
     head += "".join(f"{f'minus {name} [95 %], p':>33}" for name in REFERENCES) + f"{'seconds':>9}"
     lines = [head, "-" * len(head)]
@@ -84,6 +95,11 @@ def text_table(comparison: Comparison, target: float | None) -> str:
 
 
 def main(config: Config) -> None:
+    """Write the report and print its tables.
+
+    Raises:
+        ValueError: There are no rows.
+    """
     if not config.rows:
         raise ValueError("give files or folders that benchmarks.compare wrote, such as runs/compare")
     found = rows.read(config.rows)
@@ -102,28 +118,42 @@ def main(config: Config) -> None:
     print(f"\n{page}")
 
 
-ABOUT = "problem, result is, target, method, seeds, plans evaluated, search reward, all reward images as cut"
-RESULT = "test after short distillation, result, low, high, rank"
-DIFFERENCES = [f"{name} {number}" for name in REFERENCES for number in ("difference", "low", "high", "p", "pairs")]
-HEADINGS = [*f"{ABOUT}, {RESULT}".split(", "), *DIFFERENCES, "search seconds", "finalise seconds"]
+HEADINGS = [
+    "problem",
+    "result is",
+    "target",
+    "method",
+    "seeds",
+    "plans evaluated",
+    "search reward",
+    "all reward images, as cut",
+    "test after short distillation",
+    "result",
+    "low",
+    "high",
+    "rank",
+    *(f"{name} {number}" for name in REFERENCES for number in ("difference", "low", "high", "p", "pairs")),
+    "search seconds",
+    "finalise seconds",
+]
 """Columns of report.csv."""
 TITLES = {
     "methods": "Methods: mean, 95 % interval and single seeds",
     "front": "Accuracy against MACs",
     "curves": "Search: best reward over evaluations, mean and 95 % interval",
-    "layers": "Where filters stay, mean over seeds",
-    "correlation": "What the search's reward says about accuracy after distillation",
+    "layers": "Share of filters kept, mean over seeds",
+    "correlation": "Accuracy in the search and after distillation",
 }
 NOTES = """<p>Accuracies in %, differences in points. <b>Result</b> is {label}. Intervals: percentile bootstrap of the
 mean over seeds, 95 %, {resamples} resamples; with fewer than ten seeds they are too narrow. Differences are paired by
 seed (and target); p is that of the two-sided paired t-test, not corrected for the number of comparisons. Coloured: the
-interval of the difference excludes zero. Rank: mean over seeds, the best 1. Search: best accuracy on the images of the
-reward split that the search sees; as cut: the winner's on the whole split, without any training. Seconds are wall time
-per run on whatever machine it ran, of runs without a cache; of finalisations on a CPU the first of a seed and process
-asks the teacher, and others look up what it said. MACs: multiply-accumulates of convolution and linear
-layers, one input. {own}</p>"""
-OWN = """amc_ls searches with weights reconstructed by least squares, so its search reward is that of other networks;
-it is finalised from the original weights like all, and where nothing is finalised it has no rank."""
+interval of the difference excludes zero. Rank: mean over seeds; the best rank is 1. Search: best accuracy on the images
+of the reward split that the search uses. As cut: accuracy of the winner on the whole split, without any training.
+Seconds: wall time per run on its machine, without runs that used a cache. On a CPU, the first finalisation of a seed in
+a process computes the teacher's outputs, and the others reuse them. MACs: multiply-accumulates of convolutional and
+linear layers for one input. {own}</p>"""
+OWN = """amc_ls searches with weights reconstructed by least squares, so its search accuracies belong to other networks.
+Like all methods it is finalised from the original weights; without finalisation it has no rank."""
 PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Search methods compared</title><style>
 body{font:15px/1.45 system-ui,sans-serif;color:#222;max-width:1150px;margin:2em auto;padding:0 1em}
 table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums;display:block;overflow-x:auto}
@@ -168,7 +198,7 @@ def _csv_line(comparison: Comparison, target: str, line: Line) -> list[object]:
 
 
 def _optimum(comparison: Comparison, target: float) -> str:
-    """The best accuracy that any plan has, where it is known."""
+    """Describe the best accuracy that any plan has, if it is known."""
     optimum = comparison.of(target)[0]["optimum"]
     return "" if optimum is None else f", at most {_percent(optimum)} % of the reward images"
 

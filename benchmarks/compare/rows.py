@@ -1,4 +1,7 @@
-"""Rows of JSON, one line a run, that survive a kill; and what makes those of a comparison the same run."""
+"""Read and append rows of JSON, one line per run, and identify the run of a row.
+
+Files stay readable if the process that writes them is killed.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +17,24 @@ from prune_env.training.distillation import DistillationConfig
 Row = dict[str, Any]
 
 IDENTITY = ("problem", "target_macs", "max_plans", "finalisation", "method", "seed")
-"""What makes a run the same run."""
+"""Entries that identify a run."""
 
 
 def identity(row: Row) -> str:
-    """Equal for rows of the same run, however their numbers were written."""
+    """Return a text that is equal for rows of the same run."""
     complete = row | settings(row)
     return canonical([complete[name] for name in IDENTITY])
 
 
 def canonical(value: object) -> str:
-    """JSON that does not tell 1 from 1.0, a tuple from a list, nor one order of names from another."""
+    """Return JSON that is equal for 1 and 1.0, for tuples and lists, and for all orders of names."""
     return json.dumps(json.loads(json.dumps(value), parse_int=float), sort_keys=True)
 
 
 def settings(row: Row) -> Row:
-    """Its problem and finalisation, with those settings at their defaults that came after the row was made."""
+    """Return the problem and the finalisation of a row. Settings that are newer than the row have their defaults."""
     game = asdict(EnvConfig()) | row["problem"]
-    del game["target_macs"]  # has a place of its own in the row, as the seed has
+    del game["target_macs"]  # a separate entry of the row, like the seed
     training = row["finalisation"]
     if training is not None:
         training = asdict(DistillationConfig()) | training
@@ -40,9 +43,17 @@ def settings(row: Row) -> Row:
 
 
 def read(sources: Iterable[Path]) -> list[Row]:
-    """All rows of files, and of the .jsonl files in folders; of a run that is met twice the first row.
+    """Read the rows of benchmarks.compare.
 
-    Raises FileNotFoundError for a missing source and ValueError for a line that is no row of benchmarks.compare.
+    Args:
+        sources: Files, and folders whose .jsonl files are read.
+
+    Returns:
+        One row per run; the first one if a run has several.
+
+    Raises:
+        FileNotFoundError: A source does not exist.
+        ValueError: A line is not a row of benchmarks.compare.
     """
     rows: dict[str, Row] = {}
     for source in sources:
@@ -56,28 +67,28 @@ def read(sources: Iterable[Path]) -> list[Row]:
                 except (ValueError, TypeError, KeyError) as error:
                     reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
                     raise ValueError(
-                        f"{file}, line {number} is no row of benchmarks.compare ({reason}); give the folder that it "
+                        f"{file}, line {number} is not a row of benchmarks.compare ({reason}); give the folder that it "
                         "wrote to (its --out)"
                     ) from error
     return list(rows.values())
 
 
 def read_file(file: Path) -> list[Row]:
-    """The rows of one file of any benchmark; none if it is not there yet."""
+    """Return the rows of one file of any benchmark, or no rows if the file does not exist yet."""
     return [json.loads(line) for line in _lines(file)] if file.is_file() else []
 
 
 def append(file: Path, row: Row) -> None:
-    """Adds a row at once: what was written stays whole if the process is killed later."""
+    """Append a row and close the file, so that a later kill does not damage it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(row) + "\n"
     unfinished = file.is_file() and file.stat().st_size > 0 and not file.read_bytes().endswith(b"\n")
-    if unfinished:  # of a process that was killed while it wrote: the run is repeated, the piece goes
+    if unfinished:  # a process was killed while it wrote; its run is repeated, so the partial line is removed
         file.write_bytes(file.read_bytes().rpartition(b"\n")[0] + b"\n")
     with file.open("a") as stream:
         stream.write(text)
 
 
 def _lines(file: Path) -> list[str]:
-    """Those that were finished; a last one that a killed process left unfinished is passed over."""
+    """Return the complete lines; a killed process may have left a partial last line."""
     return file.read_text().split("\n")[:-1]

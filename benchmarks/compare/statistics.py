@@ -1,4 +1,4 @@
-"""What several seeds say of a method: means, intervals, paired differences, ranks.
+"""Statistics of results over seeds: means, intervals, paired differences and ranks.
 
 Letters: S seeds, M methods, R resamples.
 """
@@ -18,7 +18,7 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Mean:
-    """With the bounds of its bootstrap interval; NaN where one value tells nothing of the spread."""
+    """A mean with the bounds of its bootstrap interval, which are NaN for a single value."""
 
     value: float
     low: float
@@ -27,16 +27,24 @@ class Mean:
 
 @dataclass(frozen=True)
 class Difference(Mean):
-    """Of two methods, paired by seed; `p` is that of the two-sided paired t-test, NaN where there is no spread."""
+    """A mean difference of two methods, paired by seed."""
 
     p: float
+    """p-value of the two-sided paired t-test; NaN if all differences are equal."""
     pairs: int
+    """Number of pairs."""
 
 
 def interval(values: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile bootstrap interval (Efron 1979) of the mean over the first axis, [S, ...] -> two of [...].
+    """Return the percentile bootstrap interval (Efron 1979) of the mean over the first axis.
 
-    With a handful of seeds it is too narrow, as every bootstrap is; it never leaves the range of what was seen.
+    With few seeds it is too narrow, like every bootstrap interval, because it never exceeds the range of the values.
+
+    Args:
+        values: Values [S, ...].
+
+    Returns:
+        Lower and upper bounds, [...] each.
     """
     array = np.asarray(values, float)
     if len(array) < 2:
@@ -49,12 +57,13 @@ def interval(values: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def mean(values: Sequence[float]) -> Mean:
+    """Return the mean and its bootstrap interval."""
     low, high = interval(values)
     return Mean(float(np.mean(values)), float(low), float(high))
 
 
 def difference(ours: Mapping[object, float], theirs: Mapping[object, float]) -> Difference | None:
-    """Ours minus theirs over the keys (seeds) that both have; None if there are none."""
+    """Return the mean of ours minus theirs over their common keys (seeds), or None without common keys."""
     from scipy.stats import ttest_rel
 
     keys = [key for key in ours if key in theirs]
@@ -68,9 +77,9 @@ def difference(ours: Mapping[object, float], theirs: Mapping[object, float]) -> 
 
 
 def mean_ranks(values: Mapping[str, Mapping[object, float]]) -> dict[str, float]:
-    """Method -> its rank among all methods, the most accurate 1, equals sharing theirs, averaged over common keys.
+    """Return the mean rank of every method over the keys that all methods have in common.
 
-    NaN where no key is common to all methods.
+    The most accurate method has rank 1, and equal methods share a rank. Ranks are NaN without common keys.
     """
     from scipy.stats import rankdata
 
@@ -82,7 +91,7 @@ def mean_ranks(values: Mapping[str, Mapping[object, float]]) -> dict[str, float]
 
 
 def kendall(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Kendall's tau-b of two rankings and its p-value; NaN for fewer than three pairs or where all are equal."""
+    """Return Kendall's tau-b of two rankings and its p-value; NaN for fewer than three pairs or if all are equal."""
     from scipy.stats import kendalltau
 
     if len(pairs) < 3:
@@ -92,7 +101,7 @@ def kendall(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Mean and half the width of its confidence interval (Student's t); nan for a single value."""
+    """Return the mean and half the width of its confidence interval (Student's t), NaN for a single value."""
     from scipy.stats import t
 
     count = len(values)
@@ -102,7 +111,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 
 
 def difference_interval(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """mean(a) - mean(b) and half the width of its interval, for unequal variances (Welch 1947)."""
+    """Return mean(a) - mean(b) and half the width of its confidence interval for unequal variances (Welch 1947)."""
     from scipy.stats import t
 
     errors = [variance(values) / len(values) for values in (a, b)]

@@ -1,1 +1,1 @@
-"""Programs that make files of the repository: the tabulated problem and the zoo."""
+"""Programs that make files of the repository: the tabulated problem and the table of known networks."""

@@ -1,4 +1,4 @@
-"""Every plan that an episode can end with, so that the true optimum is known. For coarse rates and few rounds."""
+"""Enumerate every plan that an episode can end with, to find the true optimum for coarse rates and few rounds."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ from prune_env.pruning import Plan
 
 
 def reachable(env: FilterPruneEnv, most: int = 200_000) -> list[Plan]:
-    """Final plans in lexical order, each once. Raises ValueError where a round has more than `most` joint actions.
+    """Return the distinct final plans in lexicographic order.
 
-    An illegal action is taken as a legal one, so that legal ones are enough.
+    Legal actions suffice, because the environment replaces an illegal action by a legal one.
+
+    Args:
+        env: The environment.
+        most: Largest number of joint actions in a round.
+
+    Raises:
+        ValueError: A round has more than `most` joint actions.
     """
     budget, rounds = env.budget, env.config.rounds
     plans = {env.problem.full_plan}
@@ -33,5 +40,5 @@ def reachable(env: FilterPruneEnv, most: int = 200_000) -> list[Plan]:
 
 
 def accuracies(env: FilterPruneEnv, plans: list[Plan]) -> dict[Plan, float]:
-    """Evaluates each plan; with `cache=FILE` only those that the file does not hold."""
+    """Return the accuracy of each plan. With a cache, only plans that the cache does not contain are measured."""
     return {plan: env.evaluator.accuracy(plan) for plan in tqdm(plans, unit="plan", mininterval=1)}

@@ -1,10 +1,10 @@
-"""Evaluates every plan of the tabulated problem once and writes the file that the package ships.
+"""Evaluate every plan of the tabulated problem once and write the file that the package ships.
 
     python -m benchmarks.make.tabulate
 
 The network is trained (or taken from the user's cache) and its parameters are rounded to float16, which halves the
-file. Plans are all those that can finish an episode: every count a multiple of `round_to`, MACs at most the target and
-no more than the budget's tolerance below. With them come those that cut a single group.
+file. The table contains all plans that can end an episode: every count is a multiple of `round_to`, and the MACs are at
+most the target and at least the target minus the budget's tolerance. It also contains the plans that cut one group.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from prune_env.training.pretrained import pretrained
 @dataclass(frozen=True)
 class Config:
     out: Path = FILE
-    """where results go"""
+    """File of the table."""
     targets: tuple[float, ...] = (0.5, 0.3, 0.2)
-    """budgets, fractions of the MACs"""
+    """Fractions of the MACs that may stay."""
     round_to: int = 4
-    """multiples that filter counts are kept at"""
+    """Filter counts are multiples of this number."""
     cache: Path | None = None
-    """file that keeps accuracies, so that an interrupted run resumes"""
+    """File of measured accuracies, with which an interrupted run resumes."""
 
 
 def main(config: Config) -> None:
@@ -56,7 +56,7 @@ def main(config: Config) -> None:
     ratios = env.problem.cost.macs(plans) / env.problem.cost.macs(env.problem.full_plan)
     meets = [(ratios <= target) & (ratios >= target - Budget.tolerance) for target in config.targets]
     meets.append((plans < env.problem.full_plan).sum(1) <= 1)
-    wanted = np.stack(meets)  # [T + 1, P]; a plan belongs to the first that it meets
+    wanted = np.stack(meets)  # [T + 1, P]; a plan belongs to the first target that it meets
     plans, target = plans[wanted.any(0)], wanted.argmax(0)[wanted.any(0)]
     accuracies = [env.evaluator.accuracy(tuple(plan)) for plan in tqdm(plans.tolist(), unit="plan")]
     settings = {name: getattr(env.config, name) for name in FIXED} | {

@@ -1,4 +1,4 @@
-"""What can be pruned in known networks: groups, protected layers, the proof, and torch-pruning for comparison.
+"""Find what can be pruned in known networks: groups, protected layers, the proof, and torch-pruning for comparison.
 
     python -m benchmarks.make.zoo                          # every CNN of torchvision, five of timm, our own
     python -m benchmarks.make.zoo resnet18 timm/resnest14d --out zoo.jsonl
@@ -43,9 +43,9 @@ TRIED = 6
 @dataclass(frozen=True)
 class Config:
     names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """our own, of torchvision, or of timm as timm/NAME; default: all"""
+    """Registered networks, networks of torchvision, or networks of timm as timm/NAME; default: all."""
     out: Path = Path("runs/zoo.jsonl")
-    """file with one JSON row for each network"""
+    """File with one JSON row for each network."""
 
 
 def main(config: Config) -> None:

@@ -1,1 +1,1 @@
-"""How fast the environment, the evaluator and surgery are, as ratios in one run."""
+"""Benchmarks of the speed of the environment, the evaluator and surgery, as ratios measured in one run."""

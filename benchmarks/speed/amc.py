@@ -1,32 +1,33 @@
-"""Plans per hour against AMC's released environment (He et al., ECCV 2018), ResNet-20, in one process and in turn.
+"""Compare plans per hour with AMC's released environment (He et al., ECCV 2018) on ResNet-20, in one process.
 
-    git clone https://github.com/mit-han-lab/amc && git -C amc checkout 65363c8   # then the patches below
+    git clone https://github.com/mit-han-lab/amc && git -C amc checkout 65363c8   # then apply the patches below
     python -m benchmarks.speed.amc --amc amc --data PATH --weights resnet20.th
 
-What must change in that copy for a current torch, the CPU, and 3x3 convolutions; what an episode does stays:
+The clone needs patches for a current torch, the CPU and 3x3 convolutions. They do not change what an episode does:
 
-- env/channel_pruning_env.py: no `.cuda(...)`.
-- The same, `_extract_layer_information`, the branch "normal conv": it stores whole feature maps, which nothing can use.
-  As in the 1x1 branch, draw `n_points_per_layer` positions of the output a batch; store the outputs there, and the
+- env/channel_pruning_env.py: remove `.cuda(...)`.
+- The same file, `_extract_layer_information`, branch "normal conv": it stores whole feature maps, which cannot be used.
+  As in the 1x1 branch, draw `n_points_per_layer` positions of the output per batch; store the outputs there, and the
   inputs under the kernel (padded, at stride times position) as [batch * points, C, k, k].
-- The same, `prune_kernel`, in place of NotImplementedError: `least_square_sklearn` of those inputs, flattened to
-  [batch * points, kept * k * k], and the result reshaped to [C_out, kept, k, k].
-- lib/utils.py: `term_width` is a constant text, no terminal is asked; `correct[:k].reshape(-1)` for `.view(-1)`.
+- The same file, `prune_kernel`, instead of NotImplementedError: call `least_square_sklearn` with those inputs,
+  flattened to [batch * points, kept * k * k], and reshape the result to [C_out, kept, k, k].
+- lib/utils.py: set `term_width` to a constant text; replace `correct[:k].view(-1)` by `correct[:k].reshape(-1)`.
 
-Given from here, without a patch: network, arguments (the released defaults but acc1 and single filters for multiples of
-8), which layers read the same sum and so share their channels (`shared_idx`), and data as tensors in memory: the
-released code would decode and normalise each image again at every episode, on top of the times below.
+This program passes the rest without a patch: the network, the arguments (the released defaults, except acc1 and single
+filters instead of multiples of 8), the layers that read the same sum and therefore share their channels (`shared_idx`),
+and the data as tensors in memory. The released code would decode and normalise each image again in every episode, which
+would take additional time.
 
-One plan of AMC's: for each layer, one after the other, channels by magnitude and least squares on 30,000 sampled
-positions of 3,000 images (float32); then accuracy and loss on the validation images, of the network with zeros where
-channels are gone, in float32, with the stored BatchNorm statistics. One plan of ours: three rounds of masks, budget and
-observations; the cut network, BatchNorm statistics from 500 images, accuracy on the same validation images, in bfloat16
-where that is fast. The two answer differently, so this is about time only. Both play uniformly random actions with
-target 0.5. Ours end there; AMC's random plans stay well below (`macs_ratio` in the results), which only makes its least
-squares smaller.
+One plan of AMC: for one layer after another, channels by magnitude and least squares on 30,000 sampled positions of
+3,000 images (float32); then accuracy and loss on the validation images, of the network with zeros in the removed
+channels, in float32, with the stored BatchNorm statistics. One plan of our environment: three rounds of masks, budget
+and observations; the cut network, BatchNorm statistics from 500 images, and accuracy on the same validation images, in
+bfloat16 if that is fast. The accuracies differ, so the benchmark compares time only. Both play uniformly random actions
+with target 0.5. Our plans meet the target; AMC's random plans stay well below it (`macs_ratio` in the results), which
+makes its least squares faster.
 
-Two ratios more say how much hangs on what: to its validation alone (AMC has no switch to leave least squares out), and
-to all of it with validation on batches that are ready in channels_last, which the released code does not have.
+Two more ratios separate the causes: the ratio to AMC's validation alone (AMC has no option that omits least squares),
+and the ratio to AMC with validation on prepared channels_last batches, which the released code does not have.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ from prune_env.training.pretrained import pretrained, with_network_normalisation
 from ..compare.methods import random_search
 
 LOWEST = 0.2
-"""AMC's `lbound`: the fraction of a layer's channels that stays at least."""
+"""AMC's `lbound`: the smallest fraction of a layer's channels that stays."""
 BATCH = 50
 """AMC's `data_bsize`."""
 
@@ -65,32 +66,32 @@ BATCH = 50
 @dataclass(frozen=True)
 class Config:
     amc: Path
-    """a clone of AMC's repository, patched as described above"""
+    """A clone of AMC's repository, patched as described above."""
     data: str = "cifar10"
-    """digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*"""
+    """digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*."""
     weights: Path | None = None
-    """a file of its weights; by default they are trained, and cached"""
+    """File with trained weights. Without it the network is trained once and cached."""
     validation_images: tuple[int, ...] = (1000, 5000)
-    """images that both sides measure accuracy on"""
+    """Numbers of images on which both environments measure accuracy."""
     episodes: int = 5
-    """of AMC's, for each number of validation images"""
+    """AMC's episodes for each number of validation images."""
     plans_per_turn: int = 5
-    """of ours after each of AMC's episodes"""
+    """Our plans after each of AMC's episodes."""
     calibration_batches: int = 60
-    """of 50 images each, for AMC's least squares; 60 is the released default"""
+    """Batches of 50 images for AMC's least squares; 60 is the released default."""
     seed: int = 0
-    """of plans and actions"""
+    """Seed of plans and actions."""
     out: Path = Path("runs/amc_speed.json")
-    """where results go"""
+    """File of the results."""
 
 
 def main(config: Config) -> None:
-    from threadpoolctl import threadpool_limits  # of scikit-learn's, which AMC needs
+    from threadpoolctl import threadpool_limits  # a dependency of scikit-learn, which AMC needs
 
     amc = load_amc(config.amc)
     data = with_network_normalisation("resnet20", load(config.data))
     threads = torch.get_num_threads()
-    with threadpool_limits(threads):  # BLAS as torch
+    with threadpool_limits(threads):  # BLAS uses as many threads as torch
         results = [compare(amc, data, images, config) for images in config.validation_images]
     config.out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(config.out) as temporary:
@@ -100,12 +101,16 @@ def main(config: Config) -> None:
 
 
 def load_amc(path: Path) -> Any:
-    """AMC's module `env.channel_pruning_env`. Raises ValueError where it is missing, or not patched."""
+    """Return AMC's module `env.channel_pruning_env`.
+
+    Raises:
+        ValueError: The module is missing or not patched.
+    """
     file = path / "env" / "channel_pruning_env.py"
     if not file.is_file():
-        raise ValueError(f"{path} is no clone of AMC's repository: {file} does not exist")
+        raise ValueError(f"{path} is not a clone of AMC's repository: {file} does not exist")
     if ".cuda(" in file.read_text():
-        raise ValueError(f"{file} still calls .cuda(); patch the clone as this benchmark's docstring says")
+        raise ValueError(f"{file} still calls .cuda(); patch the clone as described in this benchmark's docstring")
     sys.path.insert(0, str(path))
     try:
         from env import channel_pruning_env  # type: ignore[import-not-found]
@@ -115,12 +120,12 @@ def load_amc(path: Path) -> Any:
 
 
 def compare(amc: Any, data: DataSplits, images: int, config: Config) -> dict[str, Any]:
-    """Seconds of each plan on both sides, and what follows from them."""
+    """Return the seconds of each plan in both environments, and their ratios."""
     rng = np.random.default_rng(config.seed)
     model = pretrained("resnet20", data, config.weights)
     ours = FilterPruneEnv.from_model(model, data, EnvConfig(target_macs=0.5, reward_images=images))
     theirs = make_theirs(amc, model, data, images, config)
-    play_ours(ours, 2, rng)  # both warm up
+    play_ours(ours, 2, rng)  # warms up both environments
     batches = [(inputs.contiguous(memory_format=torch.channels_last), labels) for inputs, labels in theirs.val_loader]
     play_theirs(theirs, rng, batches)
     turns = []
@@ -151,18 +156,22 @@ def compare(amc: Any, data: DataSplits, images: int, config: Config) -> dict[str
 
 
 def play_ours(env: FilterPruneEnv, plans: int, rng: np.random.Generator) -> list[float]:
-    """Seconds for each of so many plans that are new to the environment, by random legal actions."""
+    """Play random legal actions and return the seconds of each of `plans` new plans."""
     seconds = []
     for known in range(len(env.archive), len(env.archive) + plans):
         start = time.perf_counter()
-        while len(env.archive) == known:  # a plan that is known costs its time, too
+        while len(env.archive) == known:  # the time of repeated plans counts, too
             random_search.play(env, rng)
         seconds.append(time.perf_counter() - start)
     return seconds
 
 
 def play_theirs(env: Any, rng: np.random.Generator, batches: list[Any]) -> dict[str, float]:
-    """One episode of AMC's: seconds in all and by its own count, of validation on other `batches`, and its result."""
+    """Play one episode of AMC.
+
+    Returns:
+        Its seconds in total and by AMC's own measurements, the seconds of validation on `batches`, and its result.
+    """
     start, done = time.perf_counter(), False
     with contextlib.redirect_stdout(io.StringIO()):
         env.reset()
@@ -183,7 +192,7 @@ def play_theirs(env: Any, rng: np.random.Generator, batches: list[Any]) -> dict[
 
 
 def make_theirs(amc: Any, model: torch.nn.Module, data: DataSplits, images: int, config: Config) -> Any:
-    """AMC's environment with our network and images."""
+    """Return AMC's environment with our network and images."""
     generator = torch.Generator().manual_seed(config.seed)
     rows = torch.randperm(len(data.train), generator=generator)[: BATCH * config.calibration_batches]
     crops = data.augmented(data.train.images[rows], generator).contiguous()
@@ -212,14 +221,14 @@ def make_theirs(amc: Any, model: torch.nn.Module, data: DataSplits, images: int,
         channel_round=1,
         data_root=None,
     )
-    network = copy.deepcopy(model)  # they write into it
+    network = copy.deepcopy(model)  # AMC changes it in place
     weights = copy.deepcopy(network.state_dict())
     with contextlib.redirect_stdout(io.StringIO()):
         return Env(network.eval(), weights, "cifar10", 0.5, arguments, n_data_worker=0, batch_size=BATCH)
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown."""
+    """Return the results as a table in Markdown."""
     lines = [
         "| validation images | ours, plans/h | AMC, plans/h | ratio | AMC: least squares | validation "
         "| ratio to its validation alone | to all with channels_last |",

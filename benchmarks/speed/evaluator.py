@@ -1,14 +1,15 @@
-"""How fast is a step of the environment? Against bare forward passes, and against the obvious way, in one run.
+"""Compare the time of an environment step with bare forward passes and with a straightforward implementation.
 
     python -m benchmarks.speed.evaluator                      # vgg16, resnet20, resnet56; some minutes
     python -m benchmarks.speed.evaluator --plans 20 --out runs/evaluator_speed
 
-Every plan is new, and all ways take their turns on it: a step of the environment (masks, budget, weights, BatchNorm
-statistics, accuracy, observations, reward); bare forward passes over the same images, folded, in bfloat16 and
-channels_last, of the same cut network as a plain module, with fused convolutions, and with filter counts rounded up to
-8 on top, as the program does it; and the obvious way (deepcopy, torch-pruning, statistics and accuracy in float32).
-Weights and images are random: speed does not depend on them.
-Writes results.json and speed.png.
+Every plan is new, and all implementations are timed on it in turn:
+- env step: a step of the environment (masks, budget, weights, BatchNorm statistics, accuracy, observations, reward);
+- bare: forward passes of the same cut network over the same images, folded, in bfloat16 and channels_last: as a plain
+  module, with fused convolutions, and also with filter counts rounded up to multiples of 8, like the evaluator;
+- obvious: deepcopy, torch-pruning, and statistics and accuracy in float32.
+
+Weights and images are random, because speed does not depend on them. Writes results.json and speed.png.
 """
 
 from __future__ import annotations
@@ -48,19 +49,19 @@ WAYS = ("env step", "bare, rounded", "bare, fused", "bare, module", "obvious")
 @dataclass(frozen=True)
 class Config:
     networks: tuple[str, ...] = ("vgg16", "resnet20", "resnet56")
-    """our own, of torchvision, or of timm as timm/NAME"""
+    """Registered networks, networks of torchvision, or networks of timm as timm/NAME."""
     plans: int = 12
-    """random plans that are timed on each network"""
+    """Number of random plans that are timed on each network."""
     obvious_every: int = 3
-    """the obvious way takes its turn on every so many plans"""
+    """The straightforward implementation is timed once per this number of plans."""
     reward_images: int = 1000
-    """images that an accuracy is measured on"""
+    """Number of images of an accuracy."""
     calibration_images: int = 500
-    """images that BatchNorm statistics are estimated from"""
+    """Number of images of BatchNorm statistics."""
     device: str = "cpu"
-    """cpu or cuda"""
+    """cpu or cuda."""
     out: Path = Path("runs/evaluator_speed")
-    """folder of results.json and speed.png"""
+    """Folder of results.json and speed.png."""
 
 
 def main(config: Config) -> None:
@@ -71,11 +72,11 @@ def main(config: Config) -> None:
     results = {name: measure(name, config, peak) for name in config.networks}
     (config.out / "results.json").write_text(json.dumps({"peak": peak, "networks": results}, indent=1) + "\n")
     print(table(results))
-    picture(results, config.out / "speed.png")
+    plot(results, config.out / "speed.png")
 
 
 def measure(name: str, config: Config, peak: float) -> dict[str, Any]:
-    """Median seconds of each way over random plans, and what follows from them."""
+    """Return the seconds of each implementation over random plans, and median ratios."""
     model, _ = make(name)
     generator = torch.Generator().manual_seed(0)
     count = 2 * max(config.reward_images, config.calibration_images)
@@ -126,7 +127,7 @@ def measure(name: str, config: Config, peak: float) -> dict[str, Any]:
         turns = [step] + [timed(partial(forward, net, batches)) for net in (rounded.network, fused.network, module)]
         if number % config.obvious_every == 0:
             turns.append(timed(partial(obvious, env, plan, exact, config.calibration_images)))
-        if number:  # the first one warms up
+        if number:  # the first plan warms up
             macs.append(env.problem.cost.macs(plan))
             for way, value in zip(WAYS, turns, strict=False):
                 seconds[way].append(value)
@@ -141,7 +142,7 @@ def measure(name: str, config: Config, peak: float) -> dict[str, Any]:
 
 
 def obvious(env: FilterPruneEnv, plan: Plan, images: torch.Tensor, calibration_images: int) -> None:
-    """deepcopy, torch-pruning where it can (else our build), and float32 passes of the plain network."""
+    """Evaluate a plan by deepcopy, torch-pruning (or `build` if torch-pruning fails) and float32 forward passes."""
     import torch_pruning as tp
 
     network, size = copy.deepcopy(env.problem.model), BATCH_SIZES[images.device.type]
@@ -149,7 +150,7 @@ def obvious(env: FilterPruneEnv, plan: Plan, images: torch.Tensor, calibration_i
         graph = tp.DependencyGraph().build_dependency(network, env.problem.data.example_input, verbose=False)
         prune_along(graph, network, env.groups, env.problem.ranking, plan)
         with torch.inference_mode():
-            network(env.problem.data.example_input)  # on the CPU: a wrong index would end all further use of a GPU
+            network(env.problem.data.example_input)  # on the CPU, because a wrong index makes a GPU unusable
     except Exception:  # ResNets with zero-padded shortcuts: torch-pruning leaves a network that does not run
         network = env.problem.build(plan)
     network.to(images.device)
@@ -158,12 +159,14 @@ def obvious(env: FilterPruneEnv, plan: Plan, images: torch.Tensor, calibration_i
 
 
 def forward(network: nn.Module, batches: Any) -> None:
+    """Run a network on all batches."""
     with torch.inference_mode():
         for batch in batches:
             network(batch)
 
 
 def timed(function: Callable[[], object]) -> float:
+    """Return the seconds of a call, including its work on the GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -174,14 +177,14 @@ def timed(function: Callable[[], object]) -> float:
 
 
 def matmul_peak(dtype: torch.dtype, device: str) -> float:
-    """FLOP/s of a square matrix product, the best of five."""
+    """Return the highest FLOP/s of five square matrix products."""
     size = 8192 if device == "cuda" else 3072
     a, b = torch.randn(2, size, size).to(device, dtype)
     return 2 * size**3 / min(timed(lambda: a @ b) for _ in range(5))
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown."""
+    """Return the results as a table in Markdown."""
     lines = [
         "| network | env step (ms) | step / bare rounded | / fused | / module | obvious / step | of bf16 peak |",
         "|---|---|---|---|---|---|---|",
@@ -195,8 +198,8 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def picture(results: dict[str, Any], file: Path) -> None:
-    """Bars: milliseconds of each way, for each network."""
+def plot(results: dict[str, Any], file: Path) -> None:
+    """Plot milliseconds of each implementation on each network."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.5), layout="constrained")

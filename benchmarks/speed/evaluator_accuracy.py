@@ -1,9 +1,9 @@
-"""Does the fast evaluator answer as the exact one? Accuracies of random plans, and their ranks, side by side.
+"""Compare the accuracies of the fast evaluator with exact ones, and their ranks, on random plans.
 
     python -m benchmarks.speed.evaluator_accuracy --network resnet20 --data PATH --weights resnet20.th --plans 50
 
-Exact: the cut module in float32, BatchNorm statistics of all positions. Fast: the evaluator as environments use it.
-Both see the same calibration crops and reward images.
+Exact accuracies use the cut module in float32 and BatchNorm statistics of all positions. Fast accuracies are those of
+the evaluator of environments. Both use the same calibration crops and reward images.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from prune_env.training.pretrained import pretrained, with_network_normalisation
 @dataclass(frozen=True)
 class Config:
     network: str = "small_cnn"
-    """small_cnn (for digits), alexnet, vgg16, resnet20 or resnet56"""
+    """small_cnn (for digits), alexnet, vgg16, resnet20 or resnet56."""
     data: str = "digits"
-    """digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*"""
+    """digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*."""
     weights: Path | None = None
-    """trained weights; without them the network is trained once and cached"""
+    """File with trained weights. Without it the network is trained once and cached."""
     plans: int = 50
-    """random plans to compare on"""
+    """Number of random plans."""
     reward_images: int = 1000
-    """images that an accuracy is measured on"""
+    """Number of images of an accuracy."""
     calibration_images: int = 500
-    """images that BatchNorm statistics are estimated from"""
+    """Number of images of BatchNorm statistics."""
     seed: int = 0
-    """of the plans"""
+    """Seed of the plans."""
 
 
 def main(config: Config) -> None:
@@ -78,7 +78,7 @@ def main(config: Config) -> None:
 
 
 def kendall(pairs: list[tuple[float, float]]) -> float:
-    """Kendall's tau-b: 1 for equal ranks, 0 for unrelated ones; ties count for neither side."""
+    """Return Kendall's tau-b: 1 for equal ranks, 0 for unrelated ranks."""
     first, second = torch.tensor(pairs, dtype=torch.float64).T
     signs = [(values[:, None] - values).sign() for values in (first, second)]
     agreement = (signs[0] * signs[1]).sum()

@@ -1,9 +1,9 @@
-"""Does the evaluator's memory grow with the plans that it has measured, beyond what it remembers of them?
+"""Measure whether the evaluator's memory grows with the number of plans, apart from its memo of accuracies.
 
     python -m benchmarks.speed.evaluator_memory
 
-Distinct random plans of small_cnn on digits, few images each, so that many can be asked for. Prints the process's
-peak resident memory (Linux) and the size of the memo, which holds plans and their accuracies.
+Evaluates distinct random plans of small_cnn on few images of digits, so that many plans can be measured. Prints the
+peak resident memory of the process (Linux) and the size of the memo, which holds plans and their accuracies.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from prune_env.pruning.problem import PruningProblem
 @dataclass(frozen=True)
 class Config:
     evaluations: int = 100_000
-    """distinct plans"""
+    """Number of distinct plans."""
     looks: int = 10
-    """how often memory is looked at"""
+    """Number of times that memory is measured."""
 
 
 def main(config: Config) -> None:
@@ -39,7 +39,7 @@ def main(config: Config) -> None:
     every = max(1, config.evaluations // config.looks)
     lines = ["| plans measured | peak memory, MiB | of it the memo |", "|---|---|---|"]
     for number in trange(1, config.evaluations + 1, mininterval=1):
-        while evaluator.evaluations <= number:  # one was asked for at construction
+        while evaluator.evaluations <= number:  # the constructor evaluates one plan
             evaluator.accuracy(tuple((1 + rng.integers(filters)).tolist()))
         if number % every == 0 or number == min(1000, every):
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # in KiB on Linux
@@ -48,7 +48,7 @@ def main(config: Config) -> None:
 
 
 def memo_size(evaluator: LiveEvaluator) -> int:
-    """Bytes of the memo: its table, and the plans and accuracies in it. Small integers are Python's own."""
+    """Return the bytes of the memo: its table, plans and accuracies. Python shares small integers, so they are free."""
     memo = evaluator.memory
     return sys.getsizeof(memo) + sum(sys.getsizeof(plan) + sys.getsizeof(value) for plan, value in memo.items())
 

@@ -1,9 +1,10 @@
-"""From a plan to a network: our index selection against torch-pruning's copy, trace and prune, in one run.
+"""Compare the time to cut a network by our index selection with copy, trace and prune of torch-pruning.
 
     python -m benchmarks.speed.surgery --repeats 7
 
-All get the same random plans, in turn; medians, and ratios of medians. `load` is what the environment does at every
-step: the plan's weights, folded and converted, go into the evaluator's program. `build` makes a new module.
+All implementations get the same random plans in turn. The table shows medians and ratios of medians. `load` is the work
+of every environment step: it folds and converts the weights of the plan and loads them into the evaluator's program.
+`build` makes a new module.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from ..make.zoo import make
 @dataclass(frozen=True)
 class Config:
     networks: tuple[str, ...] = ("vgg16", "resnet56", "mobilenet_v2")
-    """our own, of torchvision, or of timm as timm/NAME"""
+    """Registered networks, networks of torchvision, or networks of timm as timm/NAME."""
     repeats: int = 7
-    """random plans that are timed on each network"""
+    """Number of random plans that are timed on each network."""
 
 
 def main(config: Config) -> None:
@@ -59,7 +60,7 @@ def main(config: Config) -> None:
 def times_of(
     model: nn.Module, images: torch.Tensor, groups: list[PruningGroup], ranking: dict[str, torch.Tensor], plan: Plan
 ) -> tuple[float, float, float]:
-    """Seconds of our build, of copy + trace + prune, and of its copy and prune alone."""
+    """Return the seconds of `build`, of torch-pruning's copy, trace and prune, and of its copy and prune alone."""
     import torch_pruning as tp
 
     start = time.perf_counter()
@@ -78,7 +79,7 @@ def times_of(
 def prune_along(
     graph: Any, network: nn.Module, groups: Sequence[PruningGroup], ranking: Mapping[str, torch.Tensor], plan: Plan
 ) -> None:
-    """A plan by torch-pruning, in place; `graph` is the network's DependencyGraph."""
+    """Cut a network to a plan in place by torch-pruning; `graph` is the network's DependencyGraph."""
     for group, kept in zip(groups, plan, strict=True):
         layer = network.get_submodule(group.layers[0])
         gone = ranking[group.name][kept:].tolist()

@@ -1,13 +1,13 @@
-"""What workers bring: plans a second by number and kind of workers, and what a message to one costs.
+"""Measure plans per second by number and kind of workers, and the time of a message to a worker.
 
     python -m benchmarks.speed.workers                              # resnet20, vgg16, processes; minutes on two cores
     python -m benchmarks.speed.workers --ray --device cuda --workers 1 2 4
 
-All ways measure the same new plans in turn, a block of plans each time. `here` is the environment's own process with
-all its threads; workers have one thread each, so that answers do not depend on their number. The cost of a message is
-that of a question to a worker which answers at once; with it, and the time that one worker needs for a plan, follows
-how many machines one search can feed (on paper). Weights and images are random: speed does not depend on them.
-Writes results.json and scaling.png.
+All alternatives measure the same new plans in turn, one block of plans at a time. `here` is the process of the
+environment with all its threads. Workers have one thread each, so that accuracies do not depend on their number. The
+time of a message is that of a request to a worker that responds at once. With the time of a plan in one worker, it
+gives a projection of how many machines one search can use. Weights and images are random, because speed does not depend
+on them. Writes results.json and scaling.png.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ MACHINES = (1, 2, 4, 8, 16, 32, 64)
 @dataclass(frozen=True)
 class Config:
     networks: tuple[str, ...] = ("resnet20", "vgg16")
-    """registered networks"""
+    """Registered networks."""
     workers: tuple[int, ...] = (1, 2)
-    """numbers of workers to compare"""
+    """Numbers of workers to compare."""
     ray: bool = False
-    """also measure Ray actors"""
+    """Also measure Ray actors."""
     device: str = "cpu"
-    """cpu or cuda"""
+    """cpu or cuda."""
     blocks: int = 5
-    """timed blocks of plans"""
+    """Number of timed blocks of plans."""
     plans: int = 8
-    """in a block"""
+    """Number of plans in a block."""
     processors: int = 16
-    """of each machine in the projection"""
+    """Processors of each machine in the projection."""
     out: Path = Path("runs/scaling")
-    """where results go"""
+    """Folder of the results."""
 
 
 def main(config: Config) -> None:
@@ -61,15 +61,15 @@ def main(config: Config) -> None:
     if config.ray:
         import ray
 
-        ray.init(num_cpus=sum(config.workers), log_to_driver=False)  # all pools live at once
+        ray.init(num_cpus=sum(config.workers), log_to_driver=False)  # all pools exist at the same time
     results = {name: measure(name, config) for name in config.networks}
     (config.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print(table(results, config))
-    picture(results, config)
+    plot(results, config)
 
 
 def measure(name: str, config: Config) -> dict[str, Any]:
-    """Median plans a second of every way, the seconds of a message by each kind of worker, and of a plan in one."""
+    """Return the median seconds of a plan by alternative, and the seconds of a message by kind of worker."""
     env = environment(name, config.device)
     kinds = ("processes", "ray") if config.ray else ("processes",)
     pools = {
@@ -111,7 +111,7 @@ def message_seconds(backend: Backend, task: Task, count: int = 200) -> float:
 
 
 def environment(name: str, device: str) -> FilterPruneEnv:
-    """A registered network with random weights, on random images."""
+    """Return an environment of a registered network with random weights, on random images."""
     model, _ = make(name)
     settings = EnvConfig(rounds=1, target_macs=None, reward="amc", prove=False)
     with warnings.catch_warnings():
@@ -120,14 +120,14 @@ def environment(name: str, device: str) -> FilterPruneEnv:
 
 
 def random_data(count: int) -> DataSplits:
-    """Images of 32x32 pixels without meaning, in ten classes."""
+    """Return random images of 32x32 pixels in ten classes."""
     images = torch.randint(0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     labels = torch.arange(count) % 10
     return from_tensors(images, labels, images[:100], labels[:100], reward=(images, labels))
 
 
 def random_plan(env: FilterPruneEnv, generator: torch.Generator) -> Plan:
-    """Every group keeps a random share of its filters between 55 % and all."""
+    """Return a plan in which every group keeps a random share of its filters, between 55 % and all."""
     shares = 0.55 + 0.45 * torch.rand(len(env.groups), generator=generator)
     return tuple(max(1, round(group.filters * float(share))) for group, share in zip(env.groups, shares, strict=True))
 
@@ -139,7 +139,7 @@ def _backend(kind: Any, count: int) -> Backend:
 
 
 def table(results: dict[str, Any], config: Config) -> str:
-    """Markdown: what was measured, and what follows for many machines."""
+    """Return the measurements, and the projection for many machines, as tables in Markdown."""
     lines = ["| network | way | plans/s |", "|---|---|---|"]
     for name, row in results.items():
         lines += [f"| {name} | {way} | {1 / seconds:.2f} |" for way, seconds in row["seconds_a_plan"].items()]
@@ -153,13 +153,13 @@ def table(results: dict[str, Any], config: Config) -> str:
 
 
 def projected(row: dict[str, Any], kind: str, config: Config) -> list[float]:
-    """Plans a second: what the workers can measure, or what one process can hand out, whichever is less."""
+    """Return plans per second by number of machines: the smaller of what workers measure and what one process sends."""
     measuring = row["seconds_a_plan"][f"1 {kind}"]
     return [min(machines * config.processors / measuring, 1 / row["message_seconds"][kind]) for machines in MACHINES]
 
 
-def picture(results: dict[str, Any], config: Config) -> None:
-    """Plans a second, measured and projected."""
+def plot(results: dict[str, Any], config: Config) -> None:
+    """Plot measured and projected plans per second."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.5), layout="constrained")

@@ -21,9 +21,9 @@ def test_our_side_of_the_comparison_with_amc_times_new_plans_only(make_env: Call
 
 
 def test_amc_must_be_there_and_patched(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no clone of AMC's repository: .*channel_pruning_env\.py does not exist"):
+    with pytest.raises(ValueError, match=r"channel_pruning_env\.py"):
         amc_speed.load_amc(tmp_path)
     (tmp_path / "env").mkdir()
     (tmp_path / "env" / "channel_pruning_env.py").write_text("model.cuda()")
-    with pytest.raises(ValueError, match="patch the clone"):
+    with pytest.raises(ValueError, match=r"channel_pruning_env\.py.*cuda"):
         amc_speed.load_amc(tmp_path)

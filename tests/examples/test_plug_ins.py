@@ -55,7 +55,7 @@ def test_stable_baselines_sees_seeds_and_truncation(
             assert dones.tolist() == [ended] * 5
             assert [info["TimeLimit.truncated"] for info in infos] == [ended and cut] * 5
         assert rewards.shape == (5,)
-        assert np.array_equal(observations, first), "a new episode has begun"
+        assert np.array_equal(observations, first), "a new episode has started"
         assert not np.array_equal(infos[0]["terminal_observation"], first[0])
 
 

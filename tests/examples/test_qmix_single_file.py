@@ -21,8 +21,8 @@ MARGIN = 0.02
 """Allowed difference of mean accuracies."""
 
 
-def learned_accuracy(play: Callable[[FilterPruneEnv, int], object]) -> float:
-    """Return the mean accuracy of the plans of the last episodes, when exploration has ended, over the seeds."""
+def accuracies_of(play: Callable[[FilterPruneEnv, int], object]) -> np.ndarray:
+    """Return mean accuracies over the seeds: of the best plan, and of the last episodes, after exploration."""
     base = make_tabulated_env(target_macs=0.2)
     means = []
     for seed in range(SEEDS):
@@ -34,8 +34,8 @@ def learned_accuracy(play: Callable[[FilterPruneEnv, int], object]) -> float:
             return REWARDS["budget"](step)
 
         play(FilterPruneEnv(base.problem, base.config, evaluator=base.evaluator, reward=reward), seed)
-        means.append(np.mean(accuracies[-LAST:]))
-    return float(np.mean(means))
+        means.append((max(accuracies), np.mean(accuracies[-LAST:])))
+    return np.mean(means, 0)
 
 
 def single_file(env: FilterPruneEnv, seed: int, **settings: float) -> None:
@@ -56,7 +56,7 @@ def package(env: FilterPruneEnv, seed: int) -> None:
 @pytest.mark.slow
 def test_it_learns_as_well_as_the_package_and_better_than_without_learning() -> None:
     """A learning rate near 0 shows that the margin is a real one."""
-    ours, theirs = learned_accuracy(single_file), learned_accuracy(package)
-    without = learned_accuracy(lambda env, seed: single_file(env, seed, learning_rate=1e-12))
-    assert ours > theirs - MARGIN
-    assert without < theirs - 2 * MARGIN
+    ours, theirs = accuracies_of(single_file), accuracies_of(package)
+    without = accuracies_of(lambda env, seed: single_file(env, seed, learning_rate=1e-12))
+    assert (ours > theirs - MARGIN).all()
+    assert (without < theirs - 2 * MARGIN).all()

@@ -1,6 +1,7 @@
 """Search methods, one file each, with one signature: search(env, max_plans, seed) -> SearchResult.
 
-`max_plans` is the number of distinct plans that may be evaluated. Importing this imports no optional package.
+`max_plans` is the number of distinct plans that a search may evaluate. Optional packages are imported by the searches
+that need them, not by this module.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ METHODS: dict[str, Callable[[FilterPruneEnv, int, int], SearchResult]] = {
 }
 
 ONE_PLAN = ("uniform", "magnitude", "sensitivity")
-"""Methods whose plan follows from the problem alone: no seed, and no use for more evaluations."""
+"""Methods whose only plan depends on the problem alone: seeds and more evaluations change nothing."""
 LEARNERS = ("iql", "vdn", "qmix")
 """Methods of qmix_agent."""
 IRRELEVANT = ("checkpoint_every", "keep_checkpoints")
@@ -40,7 +41,7 @@ IRRELEVANT = ("checkpoint_every", "keep_checkpoints")
 
 
 def method_settings(method: str, max_plans: int) -> dict[str, Any]:
-    """How a method of this release is set, where that is not in its file alone: the fields of QMIXConfig."""
+    """Return the settings of a method that its row records: the fields of QMIXConfig for learners, else none."""
     if method not in LEARNERS:
         return {}
     settings = dataclasses.asdict(qmix.config(max_plans, mixer=method, **qmix.SETTINGS))

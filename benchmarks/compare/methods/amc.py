@@ -1,12 +1,12 @@
-"""AMC: DDPG settles one layer after another by a continuous keep ratio (He et al. 2018, arXiv:1802.03494).
+"""AMC: DDPG chooses a continuous keep ratio for one layer after another (He et al. 2018, arXiv:1802.03494).
 
-Our own implementation. From the paper: the bound that keeps the budget in reach (algorithm 1, in `LayerByLayer`), the
-end's reward for every transition of an episode, the moving baseline, no discount (equation 5), noise from a normal
-distribution truncated to [0, 1], two hidden layers of 300, batches of 64, a target rate of 0.01, and warm-up for a
-quarter of the episodes. What the paper leaves open follows its authors' released search script: learning rates, one
-update for each transition, a memory of 100 episodes, noise that shrinks by 0.95 an episode, keep ratios of 0.2 at
-least. Ours: the observation is the environment's (the paper's features of a layer and more), and the reward is linear
-in the accuracy, as theirs is. Letters: B batch, F features.
+This is an independent implementation. It follows the paper in the bound that keeps the budget in reach (algorithm 1, in
+`LayerByLayer`), the final reward for every transition of an episode, the moving baseline, no discount (equation 5),
+noise from a normal distribution truncated to [0, 1], two hidden layers of 300 units, batches of 64, a target rate of
+0.01, and warm-up for a quarter of the episodes. It follows the authors' released search script in what the paper does
+not specify: learning rates, one update per transition, a memory of 100 episodes, noise that shrinks by 0.95 per
+episode, and keep ratios of at least 0.2. It differs in the observation, which is that of the environment and contains
+the paper's features of a layer. The reward is linear in the accuracy, like theirs. Letters: B batch, F features.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ BASELINE_RATE = 0.5
 FEWEST = 0.2
 
 Transition = tuple[np.ndarray, float, float, np.ndarray, bool]
-"""observation [F], keep ratio, the episode's return, next observation [F], whether the episode is over"""
+"""Observation [F], keep ratio, return of the episode, next observation [F], whether the episode has ended."""
 
 
 class Agent:
-    """Actor, critic, their slow copies, and the baseline."""
+    """Actor, critic, their target networks, and the baseline."""
 
     def __init__(self, features: int) -> None:
         self.networks = {"actor": _network(features, nn.Sigmoid()), "critic": _network(features + 1, nn.Identity())}
@@ -53,11 +53,11 @@ class Agent:
 
     @torch.inference_mode()
     def act(self, observation: np.ndarray) -> float:
-        """A keep ratio in [0, 1]."""
+        """Return a keep ratio in [0, 1]."""
         return self.networks["actor"](torch.from_numpy(observation)).item()
 
     def update(self, batch: list[Transition]) -> None:
-        """One step of each network, then of the slow copies."""
+        """Update each network once, then the target networks."""
         observations, nexts = (torch.from_numpy(np.stack([row[at] for row in batch])) for at in (0, 3))  # [B, F]
         actions, returns, over = (torch.tensor([[float(row[at])] for row in batch]) for at in (1, 2, 4))  # [B, 1]
         average = returns.mean().item()
@@ -79,7 +79,14 @@ class Agent:
 
 
 def search(env: FilterPruneEnv, max_plans: int, seed: int, reconstruct: bool = False) -> SearchResult:
-    """reconstruct  evaluate networks whose weights least squares has fitted after cutting, see `reconstruction`"""
+    """Search with AMC.
+
+    Args:
+        env: The environment.
+        max_plans: Number of distinct plans that may be evaluated.
+        seed: Seed of weights, exploration and replay.
+        reconstruct: Evaluate networks whose weights were fitted by least squares after cutting; see `reconstruction`.
+    """
     rng = np.random.default_rng(seed)
     network_of = Reconstruction(env.problem, seed, env.evaluator.device).network if reconstruct else None
     with Counted(env, max_plans, network_of) as counted, own_generators(seed):
@@ -112,7 +119,7 @@ def _network(inputs: int, end: nn.Module) -> nn.Sequential:
 
 
 def truncated_normal(mean: float, deviation: float, rng: np.random.Generator) -> float:
-    """Drawn again until it lies in [0, 1]; the mean does, so that takes a few draws."""
+    """Draw from a normal distribution until the value is in [0, 1]; few draws are needed if the mean is in [0, 1]."""
     while True:
         value = rng.normal(mean, deviation)
         if 0 <= value <= 1:

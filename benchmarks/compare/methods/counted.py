@@ -52,7 +52,7 @@ class CountingEvaluator:
         self.accuracies: dict[Plan, float] = {}
         """Accuracy of every distinct plan, in the order of evaluation."""
         self.proposals = 0
-        """Plans asked for, including repeats."""
+        """Number of proposed plans, including repeats."""
 
     def accuracy(self, plan: Plan) -> float:
         """Return the accuracy of a plan.

@@ -1,8 +1,8 @@
 """DQN (Mnih et al. 2015) layer by layer, by the library stable-baselines3, on the CPU.
 
-DQN needs a list of actions: keep ratios from 0.05 to 1 in steps of 0.05. The library's settings, except that it learns
-at every step from the 32nd episode on, at 1e-3 and without discount, copies its target network every 200 steps instead
-of every 10,000, and has explored when half of the budget is spent.
+DQN needs discrete actions: keep ratios from 0.05 to 1 in steps of 0.05. The settings are those of the library, except
+that DQN learns at every step from the 32nd episode on, with learning rate 1e-3 and without discount, copies its target
+network every 200 steps instead of every 10,000, and explores during half of the evaluations.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from .seeding import own_generators
 
 RATIOS = np.linspace(0.05, 1.0, 20, dtype=np.float32)
 STARTS = 32
-"""Episodes before the first update."""
+"""Number of episodes before the first update."""
 
 
 class Stepped(gymnasium.ActionWrapper[np.ndarray, int, np.ndarray]):
-    """A keep ratio out of `RATIOS`, by its index."""
+    """A discrete action space: the index of a keep ratio in `RATIOS`."""
 
     def __init__(self, env: LayerByLayer) -> None:
         super().__init__(env)
         self.action_space = gymnasium.spaces.Discrete(len(RATIOS))
 
     def action(self, action: int) -> np.ndarray:
+        """Return the keep ratio of an index."""
         return RATIOS[[int(action)]]
 
 
 def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
-    """Learns until `max_plans` distinct plans are evaluated, or as many episodes are played as there are proposals."""
+    """Learn until `max_plans` distinct plans are evaluated or PROPOSALS * `max_plans` episodes are played."""
     from stable_baselines3 import DQN
 
     steps = len(env.groups)

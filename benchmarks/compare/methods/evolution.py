@@ -1,4 +1,4 @@
-"""CMA-ES (Hansen & Ostermeier 2001) over the groups' keep ratios, by the library `cma`, with its own settings."""
+"""CMA-ES (Hansen & Ostermeier 2001) over the groups' keep ratios, by the library `cma` with its default settings."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from .plans import from_keep_ratios
 from .result import SearchResult
 
 STEP = 0.2
-"""The first standard deviation of a keep ratio."""
+"""Initial standard deviation of a keep ratio."""
 
 
 def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
-    """Starts from the uniform plan; starts again from there when it has converged and evaluations are left."""
+    """Search from the uniform plan, and restart there when CMA-ES has converged and evaluations are left."""
     import cma
 
     rng = np.random.default_rng(seed)
     with Counted(env, max_plans) as counted:
         start = np.array(env.budget.uniform()) / env.problem.full_plan
         while True:
-            # cma's own seed would be that of NumPy's global generator; NaN leaves that alone.
+            # cma would seed NumPy's global generator; the seed NaN prevents that.
             options = {"seed": np.nan, "randn": lambda *shape: rng.standard_normal(shape), "bounds": [0, 1]}
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about running without plots, and about a start at a bound
+                warnings.simplefilter("ignore")  # warnings about missing plots and about a start at a bound
                 strategy = cma.CMAEvolutionStrategy(start, STEP, {**options, "verbose": -9})
             while not strategy.stop():
                 candidates = strategy.ask()

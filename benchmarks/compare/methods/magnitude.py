@@ -1,7 +1,7 @@
-"""Global magnitude pruning: the smallest filters go, wherever they are; one plan.
+"""Global magnitude pruning: remove the smallest filters of the whole network; one plan.
 
 A filter's size is its L1 norm (Li et al. 2017, arXiv:1608.08710) divided by the mean of its layer, because norms of
-layers with unlike fan-in do not compare. A group of several layers takes the mean over them.
+layers with different fan-in cannot be compared. A group of several layers takes the mean over them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .result import SearchResult
 
 
 def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
-    """Neither `max_plans` nor `seed` matters."""
+    """Evaluate the plan of global magnitude pruning; `max_plans` and `seed` change nothing."""
     with Counted(env, max_plans) as counted:
         scores = [score.numpy() for score in importance.scores("l1", env.problem.model, env.groups).values()]
         scores = [score / score.mean() for score in scores]
@@ -32,7 +32,7 @@ def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
         def enough(threshold: float) -> bool:
             return env.problem.cost.macs(counts(env, keep(threshold))) <= limit
 
-        # The lowest threshold that is enough; the projection then fills the gap that whole filters leave.
+        # The lowest threshold that meets the budget. The projection then uses the MACs that remain.
         lowest = min(bisect_left(thresholds, True, key=enough), len(thresholds) - 1)
         counted.accuracy(from_keep_ratios(env, keep(thresholds[lowest])))
     return counted.result()

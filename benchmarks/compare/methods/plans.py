@@ -1,4 +1,4 @@
-"""From what methods propose to plans that meet the budget, the same way for all that do not play the environment."""
+"""Turn keep ratios into plans that meet the budget, for methods that do not play the environment."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from prune_env.pruning import Plan
 
 
 def from_keep_ratios(env: FilterPruneEnv, keep: Sequence[float] | np.ndarray) -> Plan:
-    """The plan of the budget's cost nearest in kind to keeping a fraction of each group's filters, [G] in [0, 1].
+    """Return a plan that costs the budget and keeps filters in the proportions of the keep ratios.
 
-    `Budget.project` scales all removals by one factor, so that proportions are what a method chooses.
+    `Budget.project` scales all removals by one factor, so a method chooses their proportions.
+
+    Args:
+        env: The environment.
+        keep: Fraction of the filters of each group, [G] in [0, 1].
     """
     budget = env.budget
     return budget.project(budget.full_plan, counts(env, keep), last=True)
 
 
 def counts(env: FilterPruneEnv, keep: Sequence[float] | np.ndarray) -> Plan:
-    """The filters that these fractions keep, whatever they cost."""
+    """Return the number of filters that each keep ratio keeps, without regard to the budget."""
     return tuple(env.budget.kept(group, float(ratio)) for group, ratio in enumerate(keep))

@@ -1,7 +1,7 @@
 """PPO (Schulman et al. 2017) on the joint single-agent view, by the library stable-baselines3, on the CPU.
 
-The library's settings, except that it learns every 16 episodes (2,048 steps would be more than a whole budget), at
-1e-3, and without discount: only the end of an episode pays.
+The settings are those of the library, except that PPO learns every 16 episodes (2,048 steps would be more than a whole
+search), with learning rate 1e-3, and without discount, because only the end of an episode is rewarded.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from .result import SearchResult
 from .seeding import own_generators
 
 EPISODES = 16
+"""Number of episodes between updates."""
 
 
 def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
-    """Learns until `max_plans` distinct plans are evaluated, or as many episodes are played as there are proposals."""
+    """Learn until `max_plans` distinct plans are evaluated or PROPOSALS * `max_plans` episodes are played."""
     from stable_baselines3 import PPO
 
     rounds = env.config.rounds

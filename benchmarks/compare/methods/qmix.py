@@ -1,7 +1,8 @@
-"""QMIX, and VDN and IQL, which differ from it in the mixer; exploration ends when half of the budget is spent.
+"""QMIX, and VDN and IQL, which use other mixers. Exploration ends after half of `max_plans` episodes.
 
-`SETTINGS` (chosen as in docs/benchmarks/comparison.md): an episode shows all there is to see, so nothing need be
-remembered; plans are dear, so each is learned from more often; and returns of plans differ by little.
+docs/benchmarks/comparison.md describes how `SETTINGS` were chosen. Agents are not recurrent, because observations
+contain everything that matters. There are several updates per episode, because evaluations are expensive. Returns are
+standardised, because those of different plans differ little.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ SETTINGS: dict[str, Any] = {"recurrent": False, "updates_per_episode": 8, "stand
 def search(
     env: FilterPruneEnv, max_plans: int, seed: int, mixer: Literal["qmix", "vdn", "iql"] = "qmix"
 ) -> SearchResult:
-    """The method of the comparison."""
+    """Search with the settings of the comparison."""
     return learn(env, max_plans, seed, mixer=mixer, **SETTINGS)
 
 
 def config(max_plans: int, **fields: Any) -> QMIXConfig:
-    """How an agent is set that may evaluate so many plans; fields of QMIXConfig, where not its defaults."""
+    """Return the configuration for a search of `max_plans` plans; `fields` override the fields of QMIXConfig."""
     return QMIXConfig(**({"epsilon_episodes": max(1, max_plans // 2), "eval_every": 0} | fields))
 
 
 def learn(env: FilterPruneEnv, max_plans: int, seed: int, **fields: Any) -> SearchResult:
-    """QMIX until `max_plans` distinct plans are evaluated, or as many episodes are played as there are proposals."""
+    """Learn until `max_plans` distinct plans are evaluated or PROPOSALS * `max_plans` episodes are played."""
     with Counted(env, max_plans) as counted:
         QMIX(counted.env, config(max_plans, **fields), seed).learn(PROPOSALS * max_plans, progress=False)
     return counted.result()

@@ -1,4 +1,4 @@
-"""Uniformly random legal actions: the opponent that every learner has to beat."""
+"""Random search: uniformly random legal actions, the baseline of every learner."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .result import SearchResult
 
 
 def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
-    """Plays until `max_plans` distinct plans are evaluated."""
+    """Play until `max_plans` distinct plans are evaluated."""
     rng = np.random.default_rng(seed)
     with Counted(env, max_plans) as counted:
         while True:
@@ -20,7 +20,7 @@ def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
 
 
 def play(env: FilterPruneEnv, rng: np.random.Generator) -> None:
-    """One episode of uniformly random legal actions."""
+    """Play one episode of uniformly random legal actions."""
     _, infos = env.reset()
     while env.agents:
         legal = {agent: np.flatnonzero(infos[agent]["action_mask"]) for agent in env.agents}

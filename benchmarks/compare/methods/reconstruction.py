@@ -1,8 +1,9 @@
-"""Least squares after cutting: layers that lost inputs learn to give their old outputs from those that are left.
+"""Least squares after cutting: fit layers that lost inputs so that they reproduce their original outputs.
 
-He, Zhang & Sun 2017 (arXiv:1707.06168, section 3.1), and AMC after it. Inputs and outputs are those of the original
-network on the calibration images, at a few positions of each image, so sums over them are taken once and a plan only
-solves for what it keeps. Letters: N rows, D inputs of a layer (channels x kernel), O outputs.
+The method is that of He, Zhang & Sun 2017 (arXiv:1707.06168, section 3.1), which AMC uses. Inputs and outputs are those
+of the original network on the calibration images, at a few positions of each image. Sums over them are computed once;
+each plan only solves a linear system for the inputs that it keeps. Letters: N rows, D inputs of a layer (channels x
+kernel), O outputs.
 """
 
 from __future__ import annotations
@@ -18,16 +19,21 @@ from prune_env import PruningProblem
 from prune_env.pruning import Plan, kept_indices, removed_channels
 
 POSITIONS = 10
-"""Of a feature map, the same for all images of a batch; AMC's number."""
+"""Sampled positions of a feature map, the same for all images of a batch; the value is that of AMC."""
 BATCH = 50
 RIDGE = 1e-4
-"""Added to the diagonal, as a share of its mean: inputs that are never active have no least-squares weight."""
+"""Fraction of the diagonal's mean that is added to it, because inputs that are never active make it singular."""
 
 
 class Reconstruction:
     """Inputs and outputs of the layers of a problem's original network.
 
-    Convolutions in groups and those padded otherwise than with zeros are left as they were cut.
+    Grouped convolutions and convolutions without zero padding keep their weights after cutting.
+
+    Args:
+        problem: The problem.
+        seed: Seed of the sampled positions.
+        device: Device of the linear systems.
     """
 
     def __init__(self, problem: PruningProblem, seed: int, device: torch.device) -> None:
@@ -48,7 +54,7 @@ class Reconstruction:
         self._sums = {name: (x.to(device), y.to(device)) for name, (x, y) in self._sums.items()}
 
     def network(self, plan: Plan) -> nn.Module:
-        """The plan's network with reconstructed weights."""
+        """Return the network of a plan with reconstructed weights."""
         problem = self._problem
         network = problem.build(plan)
         removed = removed_channels(problem.groups, kept_indices(problem.groups, problem.ranking, plan))
@@ -79,7 +85,7 @@ class Reconstruction:
 def _rows(
     layer: nn.Module, features: torch.Tensor, output: torch.Tensor, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What goes into a layer [N, D] and what comes out of it but for its bias [N, O]."""
+    """Return sampled inputs [N, D] of a layer and its outputs without the bias [N, O]."""
     bias = 0 if layer.bias is None else layer.bias
     if isinstance(layer, nn.Linear):
         return features.flatten(0, -2), (output - bias).flatten(0, -2)
@@ -97,6 +103,7 @@ def _rows(
 
 
 def _fits(layer: nn.Module) -> bool:
+    """Return whether the weights of a layer can be fitted."""
     if isinstance(layer, nn.Linear):
         return True
     plain = isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.dilation == (1, 1)
@@ -104,6 +111,7 @@ def _fits(layer: nn.Module) -> bool:
 
 
 def _stays(gone: torch.Tensor | None, size: int, device: torch.device) -> torch.Tensor:
+    """Return a mask of the channels that stay."""
     stays = torch.ones(size, dtype=torch.bool)
     if gone is not None:
         stays[gone] = False

@@ -1,4 +1,4 @@
-"""What a search found."""
+"""The result of a search."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from prune_env.game.archive import Entry
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Distinct plans within the budget of MACs in the order of their evaluation, and what finding them took."""
+    """The plans that a search has found, and the cost of the search."""
 
     entries: tuple[Entry, ...]
+    """Distinct plans within the budget of MACs, in the order of evaluation."""
     evaluations: tuple[float | None, ...]
-    """Accuracy of every distinct plan that was evaluated, in that order; None for a plan above the budget of MACs,
-    which is paid for but cannot win."""
+    """Accuracy of every distinct plan, in the order of evaluation. It is None for a plan above the budget of MACs;
+    such a plan counts as an evaluation but cannot win."""
     proposals: int
-    """Plans asked for, repeats included."""
+    """Number of proposed plans, including repeats."""
     seconds: float
+    """Wall time of the search."""
 
     @property
     def curve(self) -> list[float]:
-        """Best accuracy after each evaluation; 0 until a plan meets the budget of MACs."""
+        """The best accuracy after each evaluation; 0 until a plan meets the budget of MACs."""
         best, curve = 0.0, []
         for accuracy in self.evaluations:
             best = max(best, accuracy or 0.0)
@@ -29,5 +31,5 @@ class SearchResult:
         return curve
 
     def best(self, count: int = 1) -> list[Entry]:
-        """The most accurate plans, the best first; equals in order of evaluation."""
+        """Return the most accurate plans, the best first; equal plans are in the order of evaluation."""
         return sorted(self.entries, key=lambda entry: -entry.accuracy)[:count]

@@ -1,4 +1,4 @@
-"""Libraries that draw from global generators, kept from moving anyone else's."""
+"""Isolate libraries that draw from global random generators."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def own_generators(seed: int) -> Iterator[None]:
-    """Python's, NumPy's and torch's global generators (the CPU's), seeded within and put back as they were."""
+    """Seed the global generators of Python, NumPy and torch (CPU) in the context, and restore them afterwards."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)

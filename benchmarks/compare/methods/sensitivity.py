@@ -1,8 +1,8 @@
-"""Layer-wise sensitivity, then greed: cut one group at a time and look, and then cut where it costs least.
+"""Layer-wise sensitivity and a greedy choice: measure the loss of cutting each group alone, then cut the cheapest.
 
 The analysis is that of Li et al. 2017 (arXiv:1608.08710, section 3.2): each group alone is cut to a grid of keep
-ratios. Losses of groups are then taken to add up, and whatever saves most MACs per point of accuracy goes next, until
-the budget of MACs is met. Plans of the analysis keep too many MACs to win, yet each of them is paid for.
+ratios. The losses of groups are assumed to add up, and the cut that saves most MACs per point of accuracy is taken
+next, until the budget of MACs is met. Plans of the analysis keep too many MACs to win, but count as evaluations.
 """
 
 from __future__ import annotations
@@ -16,16 +16,20 @@ from .plans import counts
 from .result import SearchResult
 
 FINEST = 10
-"""Keep ratios that a group is tried at, at most."""
+"""Largest number of keep ratios that are tried per group."""
 
 
 def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
-    """`seed` does not matter. Raises ValueError where the budget does not pay for one look at every group."""
+    """Evaluate the analysis and its greedy plan; `seed` changes nothing.
+
+    Raises:
+        ValueError: `max_plans` is too small for one evaluation per group.
+    """
     groups = len(env.problem.full_plan)
     looks = min(FINEST, (max_plans - 1) // groups)
     if looks < 1:
         raise ValueError(
-            f"sensitivity looks at each of {groups} groups and then evaluates one plan; raise max_plans={max_plans} "
+            f"sensitivity evaluates a cut of each of {groups} groups and then one plan; raise max_plans={max_plans} "
             f"to at least {groups + 1}"
         )
     with Counted(env, max_plans) as counted:
@@ -37,14 +41,14 @@ def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
                 alone = full.copy()
                 alone[group] = levels[look, group]
                 losses[look, group] = env.evaluator.original_accuracy - counted.accuracy(tuple(alone.tolist()))
-        losses = np.maximum.accumulate(losses, 0)  # what a few images say in favour of cutting deeper is noise
+        losses = np.maximum.accumulate(losses, 0)  # a gain from a deeper cut is noise of few images
         wanted = _greedy(env, levels, losses).tolist()
         counted.accuracy(env.budget.project(env.problem.full_plan, wanted, last=True))
     return counted.result()
 
 
 def _greedy(env: FilterPruneEnv, levels: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """Filter counts [G] at which the budget of MACs is met first, or at which nothing is left to cut."""
+    """Return the filter counts [G] of the first cuts that meet the budget of MACs, or of all cuts if none does."""
     groups = np.arange(levels.shape[1])
     at = np.zeros(len(groups), int)
     limit = env.budget.target_macs * env.problem.cost.macs(env.problem.full_plan)
@@ -56,7 +60,7 @@ def _greedy(env: FilterPruneEnv, levels: np.ndarray, losses: np.ndarray) -> np.n
                 there[group] = level
                 saved = macs - env.problem.cost.macs(levels[there, groups])
                 price = (losses[level, group] - losses[at[group], group] + 1e-6) / saved if saved > 0 else np.inf
-                if price < best:  # the 1e-6 points tell free cuts apart: the largest first
+                if price < best:  # the 1e-6 orders cuts without a loss: the largest saving first
                     best, choice = price, there
         if choice is None:
             break

@@ -12,7 +12,7 @@ from .result import SearchResult
 
 
 def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
-    """The library's settings, multivariate: groups trade filters, so their ratios depend on each other."""
+    """Search with the default settings, but multivariate, because the best ratios of groups depend on each other."""
     import optuna
 
     chatter = optuna.logging.get_verbosity()

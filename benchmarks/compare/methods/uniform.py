@@ -1,4 +1,4 @@
-"""Every group loses the same fraction of its filters: one plan, whatever the budget of evaluations."""
+"""Uniform pruning: every group loses the same fraction of its filters; one plan."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .result import SearchResult
 
 
 def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
-    """Neither `max_plans` nor `seed` matters."""
+    """Evaluate the uniform plan; `max_plans` and `seed` change nothing."""
     with Counted(env, max_plans) as counted:
         counted.accuracy(env.budget.uniform())
     return counted.result()
