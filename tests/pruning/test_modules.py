@@ -251,7 +251,7 @@ class TwoInputs(LayerScale):
 
 
 class Inner(LayerScale):
-    """Has a convolution of its own."""
+    """Contains a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
