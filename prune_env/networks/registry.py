@@ -43,7 +43,8 @@ class NetworkEntry:
     """Constants to normalise images with; None for the statistics of the training split."""
 
 
-_ENTRIES: dict[str, NetworkEntry] = {}
+ENTRIES: dict[str, NetworkEntry] = {}
+"""Name -> entry of every registered network."""
 
 
 def register_network(
@@ -79,11 +80,11 @@ def register_network(
         constants = mean, std
 
     def register(constructor: Constructor) -> Constructor:
-        known = _ENTRIES.get(name)
+        known = ENTRIES.get(name)
         if known is not None and qualified_name(known.constructor) != qualified_name(constructor):
             raise ValueError(f"network {name!r} is already registered; choose another name")
         settings = MappingProxyType(dict(recipe or {}))
-        _ENTRIES[name] = NetworkEntry(name, constructor, (height, width), settings, constants)
+        ENTRIES[name] = NetworkEntry(name, constructor, (height, width), settings, constants)
         return constructor
 
     return register
@@ -96,7 +97,7 @@ def list_networks(pattern: str = "*") -> list[str]:
         >>> list_networks("resnet*")
         ['resnet20', 'resnet56']
     """
-    return sorted(name for name in _ENTRIES if fnmatchcase(name, pattern))
+    return sorted(name for name in ENTRIES if fnmatchcase(name, pattern))
 
 
 def network_entry(name: str) -> NetworkEntry:
@@ -105,9 +106,9 @@ def network_entry(name: str) -> NetworkEntry:
     Raises:
         ValueError: No network has this name.
     """
-    if name not in _ENTRIES:
+    if name not in ENTRIES:
         raise ValueError(f"network {name!r} is not registered; choose one of {', '.join(list_networks())}")
-    return _ENTRIES[name]
+    return ENTRIES[name]
 
 
 def image_size(name: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Copy a network without its hooks, with other tensors instead of some of its own.
+"""Copy a network without its hooks, with replacements for some of its tensors.
 
 `copy.deepcopy` of every module would take half of the time that building a small network takes, so ordinary modules are
 copied attribute by attribute. The result equals that of deepcopy with two exceptions: buffers that are views of each

@@ -33,7 +33,7 @@ PLANS = 24
 JOINT = "joint"
 """Key of the difference for all groups together."""
 NOT_THE_SAME = "cutting their filters is not the same as masking them"
-INVISIBLE = "their filters have no effect on the output, whatever the weights, so cutting them cannot be checked"
+INVISIBLE = "their filters have no effect on the output with any weights, so cutting them cannot be checked"
 
 
 def prove(
@@ -293,7 +293,7 @@ class _Comparison:
 
 
 class _OtherShape(Exception):
-    """The cut network's outputs have other shapes; the message says which."""
+    """The outputs of the cut network have other shapes, which the message names."""
 
 
 def _largest(tensors: Sequence[torch.Tensor]) -> float:

@@ -1,6 +1,6 @@
 """Trace one forward pass in which every tensor has labels: which filter each of its elements comes from.
 
-A dispatch mode sees every operation of the network, in whatever way its code is written. Layers read labels at their
+A dispatch mode sees every operation of the network, however its code is written. Layers read labels at their
 inputs and create new ones; operations that only move elements move the labels in the same way; elementwise operations
 tie the labels that they combine. An operation without a rule freezes the filters that it reads, so they stay, which is
 always correct. The rules are in `rules.py`.

@@ -1,4 +1,4 @@
-"""Silencing filters equals cutting them, BatchNorm statistics included."""
+"""Masking filters equals cutting them, also with recalibrated BatchNorm."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from prune_env.scoring.batchnorm import recalibrate
 
 
 def check(model: nn.Module, images: torch.Tensor, seed: int = 0) -> None:
-    """Plans in turn, the whole network in between, and the model as it was at the end."""
+    """Compare masked and cut networks for several plans, and check that the model does not change."""
     before = copy.deepcopy(model.state_dict())
     groups = list(inspect(model, images, prove=False).groups)
     generator = torch.Generator().manual_seed(seed)
@@ -43,7 +43,7 @@ def check(model: nn.Module, images: torch.Tensor, seed: int = 0) -> None:
 
 
 @pytest.mark.parametrize("name", [*list_networks(), "resnet18", "shufflenet_v2_x0_5"])
-def test_known_networks(name: str) -> None:
+def test_masked_networks_equal_cut_ones(name: str) -> None:
     model, images = make(name)
     images = images.tile(2, 1, 1, 1)[:, :, :64, :64]
     check(model, images)
@@ -55,12 +55,12 @@ def test_known_networks(name: str) -> None:
     kinds=st.lists(st.sampled_from(sorted(set(KINDS) - {"HardReshape"})), min_size=1, max_size=4),
     seed=st.integers(0, 10_000),
 )
-def test_random_networks(kinds: list[str], seed: int) -> None:
+def test_masked_random_networks_equal_cut_ones(kinds: list[str], seed: int) -> None:
     model, images = random_network(kinds, "mean", seed)
     check(model, images.tile(4, 1, 1, 1), seed)
 
 
-def test_statistics_end_in_eval_mode_and_in_float32() -> None:
+def test_batchnorm_stays_in_eval_mode_and_float32() -> None:
     model, images = make("resnet20")
     groups = inspect(model, images, prove=False).groups
     ranking = {group.name: torch.arange(group.filters) for group in groups}
@@ -72,7 +72,7 @@ def test_statistics_end_in_eval_mode_and_in_float32() -> None:
 
 
 class ChannelMean(nn.Module):
-    """A masked filter still counts in the mean, one that is cut does not."""
+    """Computes a mean over channels, in which a masked filter counts and a cut one does not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,16 +82,16 @@ class ChannelMean(nn.Module):
         return self.head(self.conv(x).relu().mean(1).flatten(1))
 
 
-def test_a_network_that_silencing_does_not_suit_is_found() -> None:
+def test_a_network_that_cannot_be_masked_is_found() -> None:
     conv = Member("conv", "out", torch.arange(8)[:, None])
     group = PruningGroup("conv_0", ("conv",), 8, (conv,))
     images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert "gives other outputs" in (masking_fault(ChannelMean().eval(), [group], images) or "")
+    assert "(4,)" in (masking_fault(ChannelMean().eval(), [group], images) or "")
 
 
 def test_a_plan_that_does_not_fit_is_refused() -> None:
     model, images = make("small_cnn")
     groups = inspect(model, images.tile(2, 1, 1, 1), prove=False).groups
     masked = MaskedNetwork(model, groups, {g.name: torch.arange(g.filters) for g in groups}, dtype=torch.float32)
-    with pytest.raises(ValueError, match="can keep 1 to"):
+    with pytest.raises(ValueError, match=r"conv_0.*33"):
         masked.load(tuple(group.filters + 1 for group in groups))

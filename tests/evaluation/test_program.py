@@ -1,4 +1,4 @@
-"""The program computes what the network computes, plan after plan, and estimates statistics as training does."""
+"""The program computes the outputs and BatchNorm statistics of networks that are cut without it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from benchmarks.make.zoo import make
-from prune_env.evaluation.engine.fused_conv import FusedConv, sample
+from prune_env.evaluation.engine.fused_conv import FusedConv
 from prune_env.evaluation.engine.fusion import fused_graph
 from prune_env.evaluation.engine.program import Program
 from prune_env.networks import list_networks
@@ -36,7 +36,7 @@ def assert_same(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 
 
 
 def check(model: nn.Module, images: torch.Tensor, seed: int = 0) -> Program:
-    """Plans in turn, then the whole network again, a trained one, and statistics of two batches."""
+    """Compare the program with cut networks: for several plans, after recalibration, and with trained weights."""
     before = copy.deepcopy(model.state_dict())
     groups = list(inspect(model, images, prove=False).groups)
     program = Program(model, groups, images, dtype=torch.float32)
@@ -52,7 +52,7 @@ def check(model: nn.Module, images: torch.Tensor, seed: int = 0) -> Program:
         full = tuple(group.filters for group in groups)
         program.load(ranking, full)
         assert_same(program.network(images), model(images))
-        for tensor in (*cut.parameters(), *cut.buffers()):  # as training may leave them
+        for tensor in (*cut.parameters(), *cut.buffers()):  # stands for training
             if tensor.is_floating_point():
                 tensor.mul_(1.05)
         program.load_network(cut)
@@ -70,18 +70,18 @@ def all_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("all_positions")
 @pytest.mark.parametrize("name", [*list_networks(), "resnet18", "shufflenet_v2_x0_5"])
-def test_known_networks(name: str) -> None:
-    """Every convolution is fused with all that follows it: no BatchNorm and no ReLU is left."""
+def test_known_networks_are_fused_completely(name: str) -> None:
+    """Every convolution is fused with the operations behind it: no BatchNorm and no ReLU is left."""
     model, images = make(name)
     program = check(model, images.tile(2, 1, 1, 1)[:, :, :64, :64])
     assert isinstance(program.network, fx.GraphModule)
     left = [type(module).__name__ for module in program.network.modules()]
     assert "BatchNorm2d" not in left
     assert "Conv2d" not in left
-    assert not any(node.type for node in program.network.graph.nodes), "a graph with annotations may not pickle"
-    if name.startswith("resnet"):  # an addition stands between convolution and ReLU
+    assert not any(node.type for node in program.network.graph.nodes), "a graph with annotations may not be picklable"
+    if name.startswith("resnet"):  # with an addition between convolution and ReLU
         assert not any(node.op == "call_function" and node.target is F.relu for node in program.network.graph.nodes)
-        assert any(unit.overwrites for unit in program.network.modules() if isinstance(unit, FusedConv))
+        assert any(conv.overwrites for conv in program.network.modules() if isinstance(conv, FusedConv))
 
 
 @pytest.mark.slow
@@ -99,7 +99,7 @@ def test_every_family(name: str) -> None:
     kinds=st.lists(st.sampled_from(sorted(set(KINDS) - {"HardReshape"})), min_size=1, max_size=5),
     seed=st.integers(0, 10_000),
 )
-def test_random_networks(kinds: list[str], seed: int) -> None:
+def test_random_networks_are_fused(kinds: list[str], seed: int) -> None:
     model, images = random_network(kinds, "mean", seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("prune_env.evaluation.engine.program.POSITIONS", 10**9)
@@ -109,7 +109,7 @@ def test_random_networks(kinds: list[str], seed: int) -> None:
 
 
 class Branching(nn.Module):
-    """No symbolic trace gets past its `if`."""
+    """Has an `if` on a tensor, which cannot be traced symbolically."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,8 +124,8 @@ class Branching(nn.Module):
         return self.head(y.mean((2, 3)))
 
 
-class Fresh(nn.Module):
-    """No trace, and a ReLU that writes to what the convolution returned: the BatchNorm reads something else."""
+class InPlaceReLU(nn.Module):
+    """Cannot be traced either, and a ReLU writes to the convolution's output before BatchNorm reads it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class Fresh(nn.Module):
 
 
 class Wired(nn.Module):
-    """Additions in every order of reading and writing that memory could be taken in."""
+    """Additions to features that are read, or written to, before or afterwards."""
 
     def __init__(self, how: str, kernel: int = 1, width: int = 32) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class Wired(nn.Module):
 
 
 class Normalising(nn.Module):
-    """Buffers that forward computes with, float32 on purpose here and there, and outputs that are masked."""
+    """Uses buffers in its forward pass, and float32 or masked outputs."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -207,23 +207,23 @@ def test_a_network_that_cannot_be_traced_symbolically() -> None:
 @pytest.mark.parametrize(
     "how", ["its own input", "again", "a view", "in place", "a later reader", "written before the sum", "block"]
 )
-def test_memory_is_overwritten_when_nobody_reads_it_any_more(how: str, kernel: int) -> None:
+def test_memory_is_overwritten_only_if_it_is_not_read_again(how: str, kernel: int) -> None:
     model = Wired(how, kernel).eval()
     images = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    graph = fused_graph(copy.deepcopy(model), images)  # itself: no check comes to its rescue
-    for unit in (module for module in graph.modules() if isinstance(module, FusedConv)):
-        unit.fold(torch.float32)
+    graph = fused_graph(copy.deepcopy(model), images)  # without the program, which would discard a wrong graph
+    for conv in (module for module in graph.modules() if isinstance(module, FusedConv)):
+        conv.fold(torch.float32)
     with torch.inference_mode():
         assert_same(graph(images), model(images))
     program = check(model, images)
     assert not program.refused
-    overwriting = [unit for unit in program.network.modules() if isinstance(unit, FusedConv) and unit.overwrites]
+    overwriting = [conv for conv in program.network.modules() if isinstance(conv, FusedConv) and conv.overwrites]
     assert len(overwriting) == (how in ("block", "a later reader", "written before the sum"))
 
 
 @pytest.mark.usefixtures("all_positions")
 @pytest.mark.parametrize("how", ["plain", "float32", "masked"])
-def test_buffers_precisions_and_masks(how: str) -> None:
+def test_networks_with_buffers_casts_and_masked_outputs(how: str) -> None:
     model, images = Normalising(how).eval(), torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     groups = list(inspect(model, images, prove=False).groups)
     program = Program(model, groups, images, dtype=torch.bfloat16)
@@ -238,10 +238,15 @@ def test_buffers_precisions_and_masks(how: str) -> None:
 
 
 @pytest.mark.usefixtures("all_positions")
-def test_compiled_networks_and_those_that_no_trace_gets_through() -> None:
+def test_a_network_in_which_nothing_can_be_fused() -> None:
     images = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    program = check(Fresh().eval(), images)
-    assert len(program.refused) >= 1
+    program = check(InPlaceReLU().eval(), images)
+    assert program.refused
+
+
+@pytest.mark.usefixtures("all_positions")
+def test_a_compiled_network_that_starts_with_batchnorm() -> None:
+    images = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5)).eval()
     compiled = torch.compile(model)
     groups = list(inspect(model, images, prove=False).groups)
@@ -253,7 +258,7 @@ def test_compiled_networks_and_those_that_no_trace_gets_through() -> None:
         assert_same(program.network(images), model(images))
 
 
-def test_an_interrupted_recalibration_leaves_nothing_behind() -> None:
+def test_a_plan_can_be_loaded_after_an_interrupted_recalibration() -> None:
     model, images = make("resnet20")
     groups = list(inspect(model, images, prove=False).groups)
     program = Program(model, groups, images, dtype=torch.float32)
@@ -270,52 +275,7 @@ def test_an_interrupted_recalibration_leaves_nothing_behind() -> None:
         assert torch.equal(program.network(images), before)
 
 
-@pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("channels", [1, 8])
-@pytest.mark.parametrize("size", [1, 5])
-def test_units_with_and_without_onednn(monkeypatch: pytest.MonkeyPatch, fused: bool, channels: int, size: int) -> None:
-    """Calibrating, and folded with what that found; also where one channel or position leaves the layout open."""
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: fused)
-    generator = torch.Generator().manual_seed(0)
-    x, other = (torch.randn(6, channels, size, size, generator=generator) for _ in range(2))
-    conv, norm = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels, momentum=1.0)
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
-        for added, overwrites in ((None, False), (other, False), (other, True)):
-            unit = FusedConv(copy.deepcopy(conv), copy.deepcopy(norm), relu=True)
-            unit.overwrites = overwrites
-            with torch.inference_mode():
-                unit.start_calibration(dtype)
-                for training in (True, False):
-                    expected = F.relu(norm.train(training)(conv(x)) + (0 if added is None else added))
-                    given = [t.to(dtype, memory_format=torch.channels_last) for t in (x, added) if t is not None]
-                    assert_same(unit(*(tensor.clone() for tensor in given)), expected, tolerance)
-                    unit.end_calibration(dtype)
-
-
-@pytest.mark.parametrize("shape", [(6, 2, 5, 3), (3, 2, 50, 4), (40, 2, 7, 7), (1, 2, 64, 2)])
-@pytest.mark.parametrize("positions", [1, 60, 100, 10**9])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_sampled_values_are_whole_lines_from_all_over_every_image(
-    shape: tuple[int, ...], positions: int, layout: torch.memory_format
-) -> None:
-    count, _, height, width = shape
-    area = height * width
-    y = torch.arange(torch.Size(shape).numel()).view(shape).contiguous(memory_format=layout)
-    found = sample(y, positions)  # [N, 2]
-    assert len(found) == len(found.unique(dim=0)), "no value twice"
-    assert len(found) >= min(positions, count * area)
-    first = found[:, 0]
-    assert torch.equal(found[:, 1] - first, torch.full_like(first, area)), "channels stay together"
-    image, line = first // (2 * area), first % (2 * area) // width
-    assert len(image.unique()) == count
-    lines = min(height, -(-positions // (count * width)))
-    assert len(found) == count * width * lines
-    everywhere = line.unique()
-    gaps = torch.diff(everywhere, prepend=torch.tensor([-1]), append=torch.tensor([height]))
-    assert gaps.max() <= max(2, -(-2 * height // (count * lines))), "no part of the picture is left out"
-
-
-def test_fast_precision_gives_nearly_the_same() -> None:
+def test_outputs_in_bfloat16_are_almost_the_same() -> None:
     model, images = make("resnet20")
     groups = list(inspect(model, images, prove=False).groups)
     program = Program(model, groups, images, dtype=torch.bfloat16)

@@ -251,7 +251,7 @@ class TwoInputs(LayerScale):
 
 
 class Inner(LayerScale):
-    """Has a convolution of its own."""
+    """Contains a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
@@ -360,7 +360,8 @@ def test_types_without_a_spec() -> None:
     assert spec_of(layer) is None
     assert channels(layer, "out") == 0
     assert "LayerNorm" in (refusal(layer) or "")
-    group = PruningGroup("conv_0", ("0",), 8, find_groups(*flat(nn.BatchNorm2d(8)))[0].members)
+    (found,), _ = groups_and_protected(*flat(nn.BatchNorm2d(8)))
+    group = PruningGroup("conv_0", ("0",), 8, found.members)
     with pytest.raises(PruningError, match=r"1.*LayerNorm"):
         build(flat(nn.LayerNorm((8, 8, 8)))[0], [group], {"conv_0": torch.arange(8)}, (4,))
 

@@ -109,7 +109,7 @@ def recording(
 
 @torch.inference_mode()
 def masking_fault(model: nn.Module, groups: Sequence[PruningGroup], example: torch.Tensor) -> str | None:
-    """Return why this network cannot be masked, None if masked and cut networks outputs_agree for three plans.
+    """Return why this network cannot be masked, None if masked and cut networks agree for three plans.
 
     Args:
         model: The original network in float32 and eval mode.

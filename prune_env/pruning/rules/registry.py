@@ -72,7 +72,7 @@ def rule(
 
     Args:
         *operations: Operations without an overload, such as torch.ops.aten.cat, or a tag (torch.Tag) for all operations
-            with this tag that have no rule of their own.
+            with this tag that have no rule.
         all_operands: Whether the rule handles the labels of all operands. Otherwise it handles those of the first
             operand; labels of other operands are frozen before the call.
         without_labels: Whether the rule applies even if no operand has labels, because it creates new ones.
