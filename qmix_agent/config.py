@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-MIXERS = ("qmix", "vdn", "iql")
-LOSSES = ("huber", "mse")
+Mixer = Literal["qmix", "vdn", "iql"]
+Loss = Literal["huber", "mse"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class QMIXConfig:
     """
 
     # Networks
-    mixer: Literal["qmix", "vdn", "iql"] = "qmix"
+    mixer: Mixer = "qmix"
     """How agent values combine into the team value: qmix (monotonic, sees the state), vdn (sum), iql (not at all)."""
     recurrent: bool = True
     """Use a GRU that remembers the episode; otherwise agents act on the current observation only."""
@@ -56,7 +56,7 @@ class QMIXConfig:
     double_q: bool = True
     """Select the next action with the online network and evaluate it with the target network (van Hasselt et al.
     2016)."""
-    loss: Literal["huber", "mse"] = "huber"
+    loss: Loss = "huber"
     """Loss of the temporal-difference error; huber is linear above an error of 1."""
     max_grad_norm: float = 10.0
     """Scale gradients down to this Euclidean norm if they exceed it."""
@@ -99,8 +99,8 @@ class QMIXConfig:
     """Number of most recent checkpoints to keep."""
 
     def __post_init__(self) -> None:
-        _check_choice(self, "mixer", MIXERS)
-        _check_choice(self, "loss", LOSSES)
+        _check_choice(self, "mixer", get_args(Mixer))
+        _check_choice(self, "loss", get_args(Loss))
         for name in ("recurrent", "layer_norm", "parameter_sharing", "last_action", "agent_id"):
             _check_bool(self, name)
         for name in ("double_q", "off_policy_correction", "standardise_returns"):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .config import QMIXConfig
+from .config import Mixer, QMIXConfig
 from .types import EnvSpec
 
 
@@ -67,7 +67,7 @@ class IQLMixer(nn.Module):
         return q
 
 
-MIXERS: dict[str, Callable[[EnvSpec, QMIXConfig], nn.Module]] = {
+MIXERS: dict[Mixer, Callable[[EnvSpec, QMIXConfig], nn.Module]] = {
     "qmix": lambda spec, config: QMixer(spec.n_agents, spec.n_state, config.mixing_embed, config.hypernet_hidden),
     "vdn": lambda spec, config: VDNMixer(),
     "iql": lambda spec, config: IQLMixer(),

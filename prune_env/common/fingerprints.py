@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from functools import partial
 from typing import Any
 
@@ -23,8 +24,9 @@ def weights_fingerprint(model: nn.Module) -> str:
 def function_fingerprint(function: Callable[..., Any]) -> str:
     """Return the qualified name of a function and a hash of its code, bound arguments and plain closure values.
 
-    Globals and attributes that the function reads are not included. A callable object may have an attribute
-    `fingerprint`, a string that identifies its settings; this string then replaces the hash.
+    The fields of a callable dataclass are included. Globals and other attributes that the function reads are not. A
+    callable object may have an attribute `fingerprint`, a string that identifies its settings; this string then
+    replaces the hash.
     """
     bound = ""
     while isinstance(function, partial):
@@ -41,6 +43,8 @@ def function_fingerprint(function: Callable[..., Any]) -> str:
         parts = [code.co_code, code.co_names, constants]
     cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
     parts += [value for value in cells if isinstance(value, (int, float, str, bytes))]
+    if is_dataclass(function):
+        parts.append(repr(function))
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
     return f"{name} {digest}"
 

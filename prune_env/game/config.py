@@ -55,8 +55,9 @@ class EnvConfig(EvaluationConfig):
         object.__setattr__(self, "rates", tuple(self.rates))
         if self.reward not in REWARDS:
             raise ValueError(
-                f"reward {self.reward!r} is unknown; choose one of {', '.join(REWARDS)}, or register your own with "
-                "prune_env.game.reward.register_reward"
+                f"reward {self.reward!r} is unknown; choose one of {', '.join(REWARDS)}, register your own with "
+                "prune_env.game.reward.register_reward, or give a function to the environment: "
+                "FilterPruneEnv(problem, config, reward=...)"
             )
         for name in ("rounds", "min_filters", "round_to"):
             check_whole(self, name, 1)

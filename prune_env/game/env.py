@@ -19,6 +19,7 @@ from pettingzoo import ParallelEnv
 from torch import nn
 
 from ..common.expect import expect
+from ..common.fingerprints import function_fingerprint
 from ..data import DataSplits
 from ..data.objective import Loss, Metric
 from ..evaluation.evaluator import Evaluator
@@ -342,16 +343,16 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self.evaluator.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what lasts beyond an episode: the archive, and the problem's fingerprint and settings."""
-        return {"problem": self.fingerprint, "settings": self._settings(), "archive": self.archive.state_dict()}
+        """Return what lasts beyond an episode: the archive, and what it was made with."""
+        return {**self._origin(), "archive": self.archive.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the archive of an earlier run on the same problem. Its plans are not evaluated again.
+        """Take over the archive of an earlier run of the same game. Its plans are not evaluated again.
 
         Raises:
             ValueError: The state belongs to other settings, weights, images, ranking or functions.
         """
-        validation.check_state(state, self.fingerprint, self._settings())
+        validation.check_state(state, self._origin())
         self.archive.load_state_dict(state["archive"])
         if not self._carried.on:
             for entry in self.archive:
@@ -380,8 +381,10 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     def _new_carried_weights(self) -> CarriedWeights:
         return CarriedWeights(self.problem, self.config.round_finetune_batches, self.evaluator.device)
 
-    def _settings(self) -> dict[str, str]:
-        return {name: repr(value) for name, value in dataclasses.asdict(self.config).items()}
+    def _origin(self) -> dict[str, Any]:
+        """Return what an archive depends on. The reward function decides the returns, though not the accuracies."""
+        settings = {name: repr(value) for name, value in dataclasses.asdict(self.config).items()}
+        return {"problem": self.fingerprint, "reward": function_fingerprint(self._reward), "settings": settings}
 
     def _start(self) -> None:
         self.round_state = self._transitions.start

@@ -42,7 +42,7 @@ class Observer:
         # 1 where a layer's output filters belong to the group
         owns = [[layer in group.layers for layer in cost.layers] for group in groups]
         self._owns = np.array(owns, dtype=np.float64)  # [G, L]
-        self._static = self._static_features(problem)  # [G, 9]
+        self._static = self._static_features(problem)  # [G, len(STATIC)]
         ranked = [_ranked(problem.scores[group.name]) for group in groups]
         # Concatenated, so that one look-up serves all agents. The starts say where each agent's part begins, [G, 1].
         self._importance, self._mass = (np.concatenate(parts) for parts in zip(*ranked, strict=True))
@@ -70,11 +70,17 @@ class Observer:
             rounds_left: Fraction of the rounds that remains.
         """
         macs_ratio, _, distance = self._totals(plan)
+        now: dict[str, Any] = {
+            "kept_ratio": plan / self._full,
+            "macs_share_now": self.macs_shares(plan),
+            "macs_ratio": macs_ratio,
+            "budget_distance": distance,
+            "rounds_left": rounds_left,
+            "last_rate": last_rates,
+        }
         dynamic = np.empty((len(plan), len(DYNAMIC)))
-        dynamic[:, 0] = plan / self._full
-        dynamic[:, 1] = self.macs_shares(plan)
-        dynamic[:, 2:5] = macs_ratio, distance, rounds_left
-        dynamic[:, 5] = last_rates
+        for column, name in enumerate(DYNAMIC):
+            dynamic[:, column] = now[name]
         return np.concatenate((self._static, dynamic, self._profile(plan)), 1).clip(0, 1).astype(np.float32)
 
     def state(self, plan: Plan, last_rates: Sequence[float], rounds_left: float) -> np.ndarray:
@@ -94,8 +100,10 @@ class Observer:
         return macs_ratio, self._cost.params(plan) / self._full_params, self._budget.distance(macs_ratio)
 
     def _profile(self, plan: Plan) -> np.ndarray:
-        """Return quantiles of the remaining importance, and the share that each rate above 0 would remove: [G, Q + A -
-        1]."""
+        """Return quantiles of the remaining importance, and the share that each rate above 0 would remove.
+
+        Shape [G, Q + A - 1].
+        """
         kept = np.asarray(plan)[:, None]  # [G, 1]
         places = np.round((1 - np.array(QUANTILES)) * (kept - 1)).astype(int)  # [G, Q]
         left = kept - self._budget.removable(plan)[:, 1:]  # [G, A - 1]
@@ -113,19 +121,18 @@ class Observer:
             first: Any = convs[0]  # a convolution, or a linear layer that acts as a 1x1 convolution
             pixels = layer_macs[position[group.layers[0]]] / first.weight.numel()
             params = sum(parameter.numel() for conv in convs for parameter in conv.parameters())
-            rows.append(
-                (
-                    index / max(1, len(problem.groups) - 1),
-                    max(getattr(first, "kernel_size", (1,))),
-                    max(getattr(first, "stride", (1,))),
-                    channels(first, "in") or first.in_channels,
-                    channels(first, "out"),
-                    pixels**0.5,
-                    self._owns[index] @ layer_macs / layer_macs.sum(),
-                    params / self._full_params,
-                    len(convs),
-                )
-            )
+            row = {
+                "depth": index / max(1, len(problem.groups) - 1),
+                "kernel": max(getattr(first, "kernel_size", (1,))),
+                "stride": max(getattr(first, "stride", (1,))),
+                "channels_in": channels(first, "in") or first.in_channels,
+                "channels_out": channels(first, "out"),
+                "feature_map": pixels**0.5,
+                "macs_share": self._owns[index] @ layer_macs / layer_macs.sum(),
+                "params_share": params / self._full_params,
+                "members": len(convs),
+            }
+            rows.append([row[name] for name in STATIC])
         static = np.array(rows, np.float64)
         for name in ("kernel", "stride", "channels_in", "channels_out", "feature_map", "members"):
             column = STATIC.index(name)

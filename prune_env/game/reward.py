@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from math import log
 from typing import NamedTuple
 
+from ..common.fingerprints import qualified_name
+
 
 @dataclass(frozen=True)
 class RewardInput:
@@ -59,12 +61,13 @@ def register_reward(name: str) -> Callable[[RewardFunction], RewardFunction]:
         ...     return RoundReward((step.accuracy_after / step.original_accuracy) ** 2 if step.last else 0.0)
 
     Raises:
-        ValueError: The name is registered already.
+        ValueError: Another function has the name.
     """
-    if name in REWARDS:
-        raise ValueError(f"reward {name!r} is registered already; choose another name")
 
     def register(function: RewardFunction) -> RewardFunction:
+        known = REWARDS.get(name)
+        if known is not None and qualified_name(known) != qualified_name(function):
+            raise ValueError(f"reward {name!r} is already registered; choose another name")
         REWARDS[name] = function
         return function
 

@@ -17,7 +17,7 @@ from ..evaluation.evaluator import Evaluator
 from ..evaluation.resources import Resources
 from ..pruning.problem import ProblemConfig, PruningProblem
 from . import render
-from .config import EnvConfig, differences
+from .config import NOT_SET, EnvConfig, differences
 from .reward import RewardFunction
 
 
@@ -115,18 +115,21 @@ def checked_actions(
     return checked
 
 
-def check_state(state: Mapping[str, Any], fingerprint: str, settings: Mapping[str, str]) -> None:
-    """Check that a saved state belongs to the environment with this fingerprint and these settings.
+def check_state(state: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
+    """Check that a saved state has the same origin as the environment: fingerprint, reward function and settings.
 
     Raises:
-        ValueError: It belongs to another problem; the message names the settings that differ.
+        ValueError: It belongs to another game; the message names the settings that differ.
     """
-    if state["problem"] != fingerprint:
-        changes = [f"{name} from {old} to {new}" for name, old, new in differences(state["settings"], settings)]
+    pairs = differences(state["settings"], origin["settings"])
+    changes = [f"{name} from {old} to {new}" for name, old, new in pairs]
+    if state.get("reward") != origin["reward"]:
+        changes.append(f"the reward function from {state.get('reward', NOT_SET)} to {origin['reward']}")
+    if state["problem"] != origin["problem"] or changes:
         raise ValueError(
-            "the saved state belongs to another problem (changed since: "
-            f"{', '.join(changes) or 'weights, images, ranking or a function'}); start a new run, or restore the "
-            "original settings"
+            "the saved state belongs to another game (changed since: "
+            f"{', '.join(changes) or 'weights, images, ranking or a function'}); start a new run, or restore what "
+            "changed"
         )
 
 

@@ -26,6 +26,16 @@ class Scaled:
         return self.factor * value
 
 
+@dataclass(frozen=True)
+class Plain:
+    """A callable dataclass without a fingerprint of its own."""
+
+    factor: float
+
+    def __call__(self, value: float) -> float:
+        return self.factor * value
+
+
 class Unmarked:
     def __call__(self, value: float) -> float:
         return value
@@ -51,6 +61,11 @@ def test_an_object_can_give_its_own_fingerprint() -> None:
     assert function_fingerprint(Scaled(1.0)) == function_fingerprint(Scaled(1.0))
     assert function_fingerprint(Scaled(1.0)) != function_fingerprint(Scaled(2.0))
     assert function_fingerprint(Unmarked()) != function_fingerprint(Scaled(1.0))
+
+
+def test_the_fields_of_a_callable_dataclass_count() -> None:
+    assert function_fingerprint(Plain(1.0)) == function_fingerprint(Plain(1.0))
+    assert function_fingerprint(Plain(1.0)) != function_fingerprint(Plain(2.0))
 
 
 def test_qualified_names_are_those_of_functions_and_classes() -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from prune_env import EnvConfig, FilterPruneEnv, PruningProblem
 from prune_env.data import DataSplits
 from prune_env.evaluation.pool import WorkerError
-from prune_env.game.reward import RoundReward
+from prune_env.game.reward import RoundReward, Tradeoff, amc
 
 INFO_KEYS = {"action_mask", "applied_rate", "accuracy", "macs_ratio", "params_ratio"}
 
@@ -348,6 +348,15 @@ class TestSavedState:
             make_env(importance="random").load_state_dict(state)
         with pytest.raises(ValueError, match="weights"):
             make_env().load_state_dict(state | {"problem": "of other weights"})
+
+    def test_the_state_of_another_reward_function_is_refused(self, make_env: EnvMaker) -> None:
+        problem = make_env(target_macs=None, reward="tradeoff").problem
+        config = EnvConfig(**FAST, target_macs=None)
+        state = FilterPruneEnv(problem, config, reward=Tradeoff(0.5)).state_dict()
+        FilterPruneEnv(problem, config, reward=Tradeoff(0.5)).load_state_dict(state)
+        for reward in (Tradeoff(1.0), amc):
+            with pytest.raises(ValueError, match="reward"):
+                FilterPruneEnv(problem, config, reward=reward).load_state_dict(state)
 
     def test_settings_that_the_saving_release_lacked_are_named(self, make_env: EnvMaker) -> None:
         state = make_env().state_dict()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prune_env import EnvConfig
-from prune_env.game.reward import REWARDS, RewardInput, RoundReward, Tradeoff, amc, budget, register_reward
+from prune_env.game.reward import REWARDS, RewardFunction, RewardInput, RoundReward, Tradeoff, amc, budget, register_reward
 
 BUILT_IN = ("budget", "tradeoff", "amc")
 
@@ -171,8 +171,20 @@ class TestRegistry:
         assert [result[1]["conv_0"] for result in record[1:]] == pytest.approx([0, 0, ratio**2])
 
     def test_a_name_is_registered_once(self) -> None:
-        register_reward("registered")(budget)
-        for name in ("registered", "budget"):
+        register_reward("registered")(amc)
+        for name in ("registered", "tradeoff"):
             with pytest.raises(ValueError, match=f"'{name}'"):
-                register_reward(name)
-        assert REWARDS["registered"] is budget
+                register_reward(name)(budget)
+        assert REWARDS["registered"] is amc
+
+    def test_a_notebook_cell_that_runs_again_replaces_its_function(self) -> None:
+        def cell() -> RewardFunction:
+            @register_reward("from_a_cell")
+            def from_a_cell(step: RewardInput) -> RoundReward:
+                return RoundReward(step.accuracy_after)
+
+            return from_a_cell
+
+        first, second = cell(), cell()
+        assert first is not second
+        assert REWARDS["from_a_cell"] is second

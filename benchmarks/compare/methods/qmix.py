@@ -7,10 +7,11 @@ standardised, because those of different plans differ little.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from prune_env import FilterPruneEnv
 from qmix_agent import QMIX, QMIXConfig
+from qmix_agent.config import Mixer
 
 from .counted import PROPOSALS, Counted
 from .result import SearchResult
@@ -18,9 +19,7 @@ from .result import SearchResult
 SETTINGS: dict[str, Any] = {"recurrent": False, "updates_per_episode": 8, "standardise_returns": True}
 
 
-def search(
-    env: FilterPruneEnv, max_plans: int, seed: int, mixer: Literal["qmix", "vdn", "iql"] = "qmix"
-) -> SearchResult:
+def search(env: FilterPruneEnv, max_plans: int, seed: int, mixer: Mixer = "qmix") -> SearchResult:
     """Search with the settings of the comparison."""
     return learn(env, max_plans, seed, mixer=mixer, **SETTINGS)
 
