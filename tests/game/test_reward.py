@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prune_env import EnvConfig
-from prune_env.game.reward import REWARDS, RewardFunction, RewardInput, RoundReward, Tradeoff, amc, budget, register_reward
+from prune_env.game.reward import (
+    REWARDS,
+    RewardFunction,
+    RewardInput,
+    RoundReward,
+    Tradeoff,
+    amc,
+    budget,
+    register_reward,
+)
 
 BUILT_IN = ("budget", "tradeoff", "amc")
 
