@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import warnings
 import zipfile
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 FILE_NAME = "checkpoint.pt"
 FORMAT = "qmix_agent"
-VERSION = 4
+VERSION = 5
 
 _PLAIN_TYPES = (bool, int, float, str, bytes, type(None))
 _ARRAY_KEY = "__ndarray__"
@@ -56,8 +57,7 @@ def write(directory: Path, content: dict[str, Any], keep: int) -> Path:
         cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch wraps the file's own error
         if not isinstance(cause, OSError):
             raise
-        message = f"cannot write {path}: {cause.strerror or cause}; earlier checkpoints are unchanged"
-        raise OSError(cause.errno, message) from error
+        raise write_error(path, cause, "earlier checkpoints are unchanged") from error
     for number, old in reversed(list(enumerate(list_files(directory), start=1))):
         if number < keep:
             os.replace(old, directory / f"checkpoint.{number}.pt")
@@ -65,6 +65,13 @@ def write(directory: Path, content: dict[str, Any], keep: int) -> Path:
     for surplus in list_files(directory)[keep:]:
         surplus.unlink()
     return path
+
+
+def write_error(path: Path, error: OSError, remains: str) -> OSError:
+    """Return an error of one line that names the file, the reason, the free space, and what remains."""
+    free = shutil.disk_usage(path.parent).free / 2**20
+    reason = error.strerror or str(error)
+    return OSError(error.errno, f"cannot write {path}: {reason} ({free:.1f} MiB are free); {remains}")
 
 
 def read_newest(directory: Path) -> tuple[Path, dict[str, Any]]:
@@ -92,7 +99,8 @@ def read_newest(directory: Path) -> tuple[Path, dict[str, Any]]:
             warnings.warn(f"{damage[0]}; loading the checkpoint before it instead, {path}", stacklevel=4)
         _check_version(path, content)
         return path, content
-    raise damage[0]
+    others = f", and {len(paths) - 1} older ones are damaged, too" if len(paths) > 1 else ""
+    raise CheckpointError(f"{damage[0]}{others}; delete {directory} to start again") from damage[0]
 
 
 def _unpickle(path: Path) -> Any:

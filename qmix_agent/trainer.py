@@ -19,7 +19,7 @@ from .env_pool import EnvPool
 from .evaluation import evaluate
 from .exploration import epsilon_at
 from .learner import Learner, UpdateMetrics
-from .metrics import WALL_CLOCK, MetricsLog
+from .metrics import WALL_CLOCK, MetricsLog, restore, to_line
 from .policy import EpsilonGreedyPolicy
 from .replay_buffer import ReplayBuffer, episodes_to_tensors, make_batch, tensors_to_episodes
 from .return_scale import ReturnScale
@@ -53,6 +53,8 @@ class Trainer:
         """Training episodes played."""
         self.env_steps = 0
         """Steps in training episodes."""
+        self.rows: list[str] = []
+        """The metrics of all training episodes, as lines of JSON. Checkpoints contain them, so no log can be lost."""
 
     def new_policy(self) -> EpsilonGreedyPolicy:
         """Return a policy that acts with the learner's network and has its own hidden states."""
@@ -79,6 +81,8 @@ class Trainer:
             progress: Show a progress bar.
         """
         envs = self.envs.take(n_envs)
+        if log_dir is not None and self.rows:
+            restore(log_dir, self.rows)
         if self.episode >= total_episodes:
             return
         if checkpoint_dir is not None and self.episode == 0 and checkpoint.list_files(checkpoint_dir):
@@ -86,6 +90,8 @@ class Trainer:
                 f"{checkpoint_dir} holds the checkpoint of an earlier run, but this agent is new; resume that run with "
                 "QMIX.load, or choose another checkpoint_dir"
             )
+        if log_dir is not None and not self.rows:
+            restore(log_dir, [])  # moves the log of an earlier run
         last_round = self.state_dict()
         log = MetricsLog(log_dir, self.episode) if log_dir is not None else None
         appearance = {"unit": "episode", "dynamic_ncols": True, "mininterval": 1}
@@ -93,6 +99,7 @@ class Trainer:
         try:
             while self.episode < total_episodes:
                 rows = self._train_round(envs, total_episodes)
+                self.rows += map(to_line, rows)
                 if log is not None:
                     log.write(rows)
                 last_round = self.state_dict()
@@ -125,6 +132,7 @@ class Trainer:
             "seed": self.seed,
             **state,
             "buffer": episodes_to_tensors(state["buffer"]),
+            "rows": "\n".join(self.rows),
         }
         return checkpoint.write(directory, content, self.config.keep_checkpoints)
 
@@ -135,8 +143,14 @@ class Trainer:
         try:
             pool = EnvPool(envs, EnvSpec.from_dict(content["spec"]))
             trainer = cls(pool, QMIXConfig(**content["config"]), content["seed"], device)
-            trainer.load_state_dict({**content, "buffer": tensors_to_episodes(content["buffer"])})
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            trainer.load_state_dict(
+                {
+                    **content,
+                    "buffer": tensors_to_episodes(content["buffer"]),
+                    "rows": content["rows"].splitlines(),
+                }
+            )
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise CheckpointError(f"cannot use {path}: {error}") from error
         return trainer
 
@@ -148,6 +162,7 @@ class Trainer:
             "return_scale": dataclasses.asdict(self.return_scale),
             "learner": self.learner.state_dict(),
             "buffer": list(self.buffer),
+            "rows": list(self.rows),
             "envs": self.envs.state_dicts(),
         }
 
@@ -157,6 +172,7 @@ class Trainer:
         self.buffer = ReplayBuffer(self.config.buffer_size, state["buffer"])
         self.return_scale = ReturnScale(**state["return_scale"])
         self.episode, self.env_steps = state["episode"], state["env_steps"]
+        self.rows = list(state["rows"])
         self.envs.load_state_dicts(state["envs"])
 
     def _train_round(self, envs: Sequence[TeamEnv], total_episodes: int) -> list[MetricsRow]:

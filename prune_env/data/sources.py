@@ -15,11 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
-from ..common.files import cache_dir, replacing
+from ..common.files import DamagedFileError, cache_dir, load_tensors, save_tensors
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
@@ -139,8 +137,7 @@ def folder(path: Path, cache: bool = True) -> Source:
             tensors[f"{part}_labels"] = torch.repeat_interleave(torch.arange(len(classes)), counts)
         _unify_shapes(path, tensors)
         if cache:
-            with replacing(decoded) as temporary:
-                save_file(tensors, temporary)
+            save_tensors(decoded, tensors)
     return Source(path.name, classes, **tensors)
 
 
@@ -186,9 +183,8 @@ def _read_decoded(file: Path) -> dict[str, torch.Tensor] | None:
     if not file.is_file():
         return None
     try:
-        with safe_open(file, "pt") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError):
+        return load_tensors(file)
+    except DamagedFileError:
         return None
 
 

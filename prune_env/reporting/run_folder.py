@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from ..common.files import replacing
+from ..common.files import hold, replacing, sweep
 from ..deploy import saved
 from ..deploy.export import ExportError, to_onnx
-from ..game.config import differences
+from ..game.config import NOT_SET, differences
 from ..game.env import FilterPruneEnv
 from ..pruning import Plan
 from ..scoring.latency import latencies
@@ -23,6 +23,7 @@ from .plots import LayerRow, plot_layers, plot_learning, plot_tradeoff
 from .summary import NetworkRow
 
 SETTINGS = "config.json"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Contestant:
 
 
 def open_folder(out: Path, name: str | None, stem: str, settings: Mapping[str, Any], resume: bool) -> Path:
-    """Return the folder of a run: a new one, or an existing one to resume.
+    """Return the folder of a run: a new one, or an existing one to resume. It stays locked until this process ends.
 
     Args:
         out: Folder of all runs.
@@ -49,9 +50,11 @@ def open_folder(out: Path, name: str | None, stem: str, settings: Mapping[str, A
         resume: Resume the run that is there.
 
     Raises:
+        BlockingIOError: Another process runs in the folder; the message names it.
         FileExistsError: The folder exists and `resume` is False.
         FileNotFoundError: There is no run to resume.
-        ValueError: The run was started with other settings, or `name` is not a plain folder name.
+        ValueError: The run was started with other settings, config.json is damaged, or `name` is not a plain folder
+            name.
     """
     if name is not None and (name != Path(name).name or name == ".."):
         raise ValueError(f"name {name!r} is not the name of a folder; use --out for its location")
@@ -61,24 +64,38 @@ def open_folder(out: Path, name: str | None, stem: str, settings: Mapping[str, A
     folder = out / (name or f"{stem}-{latest if resume else latest + 1}")
     record = folder / SETTINGS
     text = json.dumps(settings, default=str, indent=1) + "\n"
+    if resume and not record.is_file():
+        raise FileNotFoundError(f"there is no run to resume: {record} does not exist")
     if not resume:
         try:
             folder.mkdir(parents=True)  # of two runs that start at the same time, only one gets it
         except FileExistsError as error:
-            raise FileExistsError(
-                f"{folder} exists already; add --resume to continue it, or choose another name"
-            ) from error
+            sweep(folder)
+            if any(path.name != LOCK for path in folder.iterdir()):  # else the start of a run was interrupted
+                raise FileExistsError(
+                    f"{folder} exists already; add --resume to continue it, or choose another name"
+                ) from error
+    hold(folder / LOCK)
+    for one in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+        sweep(one)
+    if not resume:
         with replacing(record) as temporary:
             temporary.write_text(text, encoding="utf-8")
         return folder
-    if not record.is_file():
-        raise FileNotFoundError(f"there is no run to resume: {record} does not exist")
-    before, now = _flat(json.loads(record.read_text(encoding="utf-8"))), _flat(json.loads(text))
-    changes = [f"{name}: {old!r} in the run, {new!r} now" for name, old, new in differences(before, now)]
-    if changes:
+    try:
+        before, now = _flat(json.loads(record.read_text(encoding="utf-8"))), _flat(json.loads(text))
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{folder} was started with other settings ({'; '.join(changes)}); see {record}, and use the same "
-            "settings, resume another run (--name), or start a new one"
+            f"{record} is damaged, so the settings of the run are not known; write them into it again to resume the "
+            "run, or start a new one"
+        ) from error
+    changed = differences(before, now)
+    if changed:
+        changes = "; ".join(f"{name}: {old!r} in the run, {new!r} now" for name, old, new in changed)
+        older = " by an older version" if any(old is NOT_SET for _, old, _ in changed) else ""
+        raise ValueError(
+            f"{folder} was started{older} with other settings ({changes}); see {record}, and use the same settings, "
+            "resume another run (--name), or start a new one"
         )
     return folder
 

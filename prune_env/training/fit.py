@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from ..common.device import seeded, with_gradients
 from ..common.expect import expect
-from ..common.files import replacing
+from ..common.files import DamagedFileError, check_space, load_state, save_state
 from ..common.fingerprints import function_fingerprint, weights_fingerprint
 from ..data import DataSplits, check_data
 from ..data.objective import Loss, Metric, check_loss, check_metric
@@ -64,7 +65,8 @@ def fit(
         config: How to train.
         loss: Trains the network instead of cross-entropy with label smoothing. Data without classes need one.
         metric: Selects the best epoch instead of top-1 accuracy, if `config.select_best` is set.
-        run: Where and how to run; the result is resumed from `run.checkpoint` if that file exists.
+        run: Where and how to run; the result is resumed from `run.checkpoint` if that file exists. A damaged checkpoint
+            is passed over with a warning: the training starts again.
 
     Returns:
         The trained network, in eval mode on the CPU.
@@ -74,6 +76,7 @@ def fit(
         ValueError: The checkpoint belongs to another run, data without classes lack a loss or metric, or
             `config.muon_lr` is set for a network without suitable convolutions.
         FloatingPointError: The loss is no longer finite.
+        OSError: The checkpoint cannot be written, for example on a full disk.
 
     Example:
         >>> model = fit(create("small_cnn", 10, 1), load("digits"), FitConfig(epochs=10))
@@ -84,8 +87,10 @@ def fit(
     if config.select_best:
         check_metric(metric, data)
     training = _Training(model, data, config, run, loss, metric)
-    if run.checkpoint is not None and run.checkpoint.is_file():
-        training.restore(run.checkpoint)
+    if run.checkpoint is not None:
+        check_space(run.checkpoint.parent, training.checkpoint_bytes)
+        if run.checkpoint.is_file():
+            training.restore(run.checkpoint)
     training.run()
     return training.result()
 
@@ -184,28 +189,36 @@ class _Training:
 
     def save(self, file: Path) -> None:
         """Write the checkpoint, completely or not at all."""
-        with replacing(file) as temporary:
-            torch.save(
-                {
-                    "run": self._identity,
-                    "step": self._step,
-                    "best_accuracy": self._best_accuracy,
-                    "best": self._best,
-                    "model": self._model.state_dict(),
-                    "averaged": self._averaged.state_dict(),
-                    "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-                },
-                temporary,
-            )
+        save_state(
+            file,
+            {
+                "run": self._identity,
+                "step": self._step,
+                "best_accuracy": self._best_accuracy,
+                "best": self._best,
+                "model": self._model.state_dict(),
+                "averaged": self._averaged.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            },
+        )
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About the size of the checkpoint: current, averaged and best weights, and momentum."""
+        return 4 * sum(tensor.nbytes for tensor in self._model.state_dict().values())
 
     def restore(self, file: Path) -> None:
-        """Continue from a checkpoint.
+        """Continue from a checkpoint, or start again if it is damaged.
 
         Raises:
             ValueError: It belongs to another run.
         """
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        if state["run"] != self._identity:
+        try:
+            state = load_state(file)
+        except DamagedFileError as error:
+            warnings.warn(f"{error}; {self._options.title} starts again", stacklevel=3)
+            return
+        if state.get("run") != self._identity:
             raise ValueError(
                 f"{file} is the checkpoint of another run (settings, data, network, loss or metric differ); delete it "
                 "to start again"

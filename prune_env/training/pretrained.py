@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
-from ..common.files import cache_dir, replacing
+from ..common.files import DamagedFileError, cache_dir, hold, load_tensors, release, save_tensors
 from ..data import DataSplits, as_splits
 from ..networks.registry import create, image_size, network_entry
 from .fit import FitConfig, RunOptions, fit
@@ -45,7 +46,7 @@ def pretrained(
         data: The data set, or a name or folder that `load` takes.
         weights: A .safetensors file, or a torch file with a state dict (bare or under 'state_dict'; a prefix 'module.'
             is dropped). Without a file, weights come from the user's cache; if they are not there, the network is
-            trained and cached. The cache is keyed by network, recipe and data.
+            trained and cached. The cache is keyed by network, recipe and data; a damaged file is made again.
         recipe: How to train; by default the recipe of the network.
         device: Device to train on.
         progress: Whether to show a progress bar.
@@ -74,15 +75,23 @@ def pretrained(
     selects = "select_best" if recipe.select_best else ""  # not in the recipe's repr
     key = hashlib.blake2b(f"{recipe}{splits.fingerprint}{selects}".encode(), digest_size=8).hexdigest()
     cached = cache_dir() / "pretrained" / f"{network}-{splits.name}-{key}.safetensors"
-    if cached.is_file():
-        load_weights(model, cached)
-        return model
-    checkpoint = cached.with_suffix(".checkpoint")
-    title = f"training {network} on {splits.name}"
-    model = fit(model, splits, recipe, run=RunOptions(device, checkpoint, progress, title))
-    with replacing(cached) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary)
-    checkpoint.unlink(missing_ok=True)
+    lock = cached.with_suffix(".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    hold(lock, wait=True)  # of several processes that need the network, one trains it
+    try:
+        if cached.is_file():
+            try:
+                _fill(model, load_tensors(cached), cached)
+                return model
+            except DamagedFileError as error:
+                warnings.warn(f"{error}; the network is trained again", stacklevel=2)
+        checkpoint = cached.with_suffix(".checkpoint")
+        title = f"training {network} on {splits.name}"
+        model = fit(model, splits, recipe, run=RunOptions(device, checkpoint, progress, title))
+        save_tensors(cached, {name: tensor.contiguous() for name, tensor in model.state_dict().items()})
+        checkpoint.unlink(missing_ok=True)
+    finally:
+        release(lock)
     return model
 
 
@@ -100,7 +109,10 @@ def load_weights(model: nn.Module, file: Path) -> None:
         FileNotFoundError: The file does not exist.
         IsADirectoryError: `file` is a folder.
     """
-    state = _read_state(file)
+    _fill(model, _read_state(file), file)
+
+
+def _fill(model: nn.Module, state: Mapping[str, torch.Tensor], file: Path) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

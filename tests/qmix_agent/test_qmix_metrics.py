@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from games import TwoStep
 from qmix_helpers import SMALL, rows_of
 
 from qmix_agent import QMIX
-from qmix_agent.metrics import MetricsLog
+from qmix_agent.metrics import MetricsLog, restore, to_line
 
 
 def test_tensorboard_events_are_written(tmp_path: Path) -> None:
@@ -40,13 +42,67 @@ def test_a_new_agent_moves_the_log_of_an_earlier_run(tmp_path: Path) -> None:
     assert len((tmp_path / "metrics.previous.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_resumed_log_drops_later_and_damaged_rows(tmp_path: Path) -> None:
+ROWS = [to_line({"episode": number, "seconds": number / 7}) for number in (1, 2, 3)]
+LOG = "".join(f"{row}\n" for row in ROWS)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        LOG + ROWS[0],
+        LOG + "{}\n" + LOG[:10],
+        "",
+        None,
+        LOG[:-9],
+        LOG.replace(ROWS[1] + "\n", ""),
+        LOG.replace(ROWS[1], "garbage"),
+        "garbage",
+    ],
+)
+def test_a_log_is_restored_from_the_rows_of_the_agent(found: str | None, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"episode": 1}\n{"episode": 2}\n{"episode": 3}\n{"epi')
-    log = MetricsLog(tmp_path, episode=2)
-    log.write([{"episode": 3, "return": 1.0}])
+    if found is not None:
+        path.write_text(found)
+    restore(tmp_path, ROWS)
+    assert path.read_text() == LOG
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_log_of_another_run_is_refused_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(LOG.replace("0.", "0.1"))
+    before = (tmp_path / "metrics.jsonl").read_text()
+    other = [to_line({"episode": 1, "seconds": 0.25})]
+    with pytest.raises(ValueError, match=r"metrics\.jsonl"):
+        restore(tmp_path, other)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("damage", ["", "garbage", None])
+@pytest.mark.parametrize("episodes", [4, 6])
+def test_a_resumed_agent_has_its_whole_log(damage: str | None, episodes: int, tmp_path: Path) -> None:
+    """Also where all episodes were played."""
+    log, path = tmp_path / "log", tmp_path / "log" / "metrics.jsonl"
+    QMIX(TwoStep(), SMALL).learn(4, log, tmp_path / "checkpoint", progress=False)
+    before = path.read_text()
+    path.unlink() if damage is None else path.write_text(damage)
+    QMIX.load(tmp_path / "checkpoint", TwoStep()).learn(episodes, log, tmp_path / "checkpoint", progress=False)
+    assert path.read_text().startswith(before)
+    assert [row["episode"] for row in rows_of(log)] == list(range(1, episodes + 1))
+
+
+def test_a_full_disk_is_one_error_that_names_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = MetricsLog(tmp_path, 0)
+    log.write([{"episode": 1}])
+    before = (tmp_path / "metrics.jsonl").read_text()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
+    with pytest.raises(OSError, match=r"metrics\.jsonl"):
+        log.write([{"episode": 2, "return": 1.0}])
     log.close()
-    assert [json.loads(line)["episode"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
