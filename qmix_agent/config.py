@@ -88,6 +88,10 @@ class QMIXConfig:
     epsilon_episodes: int = 100
     """Episodes over which epsilon falls linearly."""
 
+    imagined_episodes: int = 0
+    """Episodes that are imagined before each one that is played, once learning has started; see `planning`. It needs
+    an environment with a method `imagine`. 0 plays epsilon-greedily without planning."""
+
     # Evaluation and checkpoints during training
     eval_every: int = 20
     """Episodes between greedy evaluations; 0 for none."""
@@ -111,7 +115,7 @@ class QMIXConfig:
             _check_integer(self, name, 1)
         for name in ("checkpoint_every", "keep_checkpoints"):
             _check_integer(self, name, 1)
-        for name in ("epsilon_episodes", "eval_every"):
+        for name in ("epsilon_episodes", "imagined_episodes", "eval_every"):
             _check_integer(self, name, 0)
         for name in ("gamma", "td_lambda", "epsilon_start", "epsilon_end"):
             _check_fraction(self, name)

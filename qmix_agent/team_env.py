@@ -75,10 +75,33 @@ class TeamEnv:
         """Whether the environment has the methods state_dict and load_state_dict for its lasting state."""
         return all(callable(getattr(self.env, name, None)) for name in ("state_dict", "load_state_dict"))
 
-    def reset(self, seed: int) -> JointObservation:
+    def imagine(self) -> TeamEnv:
+        """Return an environment of the same game for planning; see `planning`.
+
+        Raises:
+            ValueError: The environment has no method `imagine`.
+        """
+        if not _class_has_method(self.env, "imagine"):
+            raise ValueError(
+                f"imagined_episodes needs an environment with the methods imagine() and episode_options(), and "
+                f"{type(self.env).__name__} has none; set imagined_episodes to 0"
+            )
+        return TeamEnv(self.env.imagine(), self.spec)
+
+    @property
+    def episode_options(self) -> dict[str, Any]:
+        """The options with which reset() repeats the current episode."""
+        return dict(self.env.episode_options)
+
+    @property
+    def known(self) -> bool:
+        """Whether the outcome of the last imagined episode has been paid before."""
+        return bool(self.env.known)
+
+    def reset(self, seed: int, options: dict[str, Any] | None = None) -> JointObservation:
         """Start an episode and return its first joint observation."""
         self.action_counts[:] = 0
-        observations, infos = self.env.reset(seed=seed)
+        observations, infos = self.env.reset(seed=seed, options=options)
         self._live = list(self.env.agents)
         if not self._live:
             raise ValueError("the environment has no agents after reset(); an episode needs at least one")

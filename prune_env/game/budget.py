@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import combinations, pairwise
@@ -131,6 +131,14 @@ class Budget:
                 f"round_to={self.round_to} at least {fraction:.4f} of the MACs stay. Raise target_macs to that or "
                 "more, or lower min_filters or round_to"
             )
+
+    def with_target(self, target_macs: float | None) -> Budget:
+        """Return the same rules with another target.
+
+        Raises:
+            ValueError: The target is no fraction in (0, 1], or out of reach.
+        """
+        return replace(self, target_macs=target_macs)
 
     def distance(self, macs_ratio: float) -> float:
         """Return the part of the way to the target that is left, 1 for the original network; 0 without a budget."""
@@ -260,8 +268,7 @@ class Budget:
             ValueError: There is no target, or it is out of reach.
         """
         if target_macs is not None and target_macs != self.target_macs:
-            other = Budget(self.macs, self.full_plan, self.rates, target_macs, self.min_filters, self.round_to)
-            return other.uniform()
+            return self.with_target(target_macs).uniform()
         if self.target_macs is None:
             raise ValueError("a uniform plan needs a target_macs; this budget has none, so pass one in (0, 1]")
         return self._fit(self._full, self._full, self._full, self._full)

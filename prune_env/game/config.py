@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..evaluation.config import EvaluationConfig
 from ..pruning.problem import check_whole
-from .budget import check_rates, check_target_macs
+from .budget import check_rates
 from .reward import REWARDS
+from .targets import Targets, check_targets, target_tuple
 
 DEFAULT_RATES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45)
 
@@ -30,8 +31,9 @@ class EnvConfig(EvaluationConfig):
     rates: tuple[float, ...] = DEFAULT_RATES
     """Pruning rates that agents choose from: the fraction of the remaining filters that is removed in one round.
     rates[0] is 0."""
-    target_macs: float | None = 0.5
-    """Fraction of the original MACs that may stay at the end of an episode; None for no budget."""
+    target_macs: Targets = 0.5
+    """Fraction of the original MACs that may stay at the end of an episode; None for no budget. Of several, every
+    episode gets one, all equally often."""
     reward: str = "budget"
     """Reward function. budget: accuracy; amc: few errors and few MACs; tradeoff: accuracy and saved MACs, only without
     a budget."""
@@ -44,6 +46,11 @@ class EnvConfig(EvaluationConfig):
     round_finetune_batches: int = 0
     """Batches of distillation after every round. The weights are carried to the next round, so a plan no longer names
     one network, and accuracies are not remembered."""
+
+    @property
+    def targets(self) -> tuple[float | None, ...]:
+        """The distinct targets; (None,) without a budget."""
+        return target_tuple(self.target_macs)
 
     @property
     def trains(self) -> bool:
@@ -71,8 +78,9 @@ class EnvConfig(EvaluationConfig):
                 f"{self.round_finetune_batches} to 0"
             )
         check_rates(self.rates)
-        if self.target_macs is not None:
-            check_target_macs(self.target_macs)
+        if isinstance(self.target_macs, Iterable) and not isinstance(self.target_macs, str):
+            object.__setattr__(self, "target_macs", tuple(self.target_macs))
+        check_targets(self.target_macs)
         if self.reward == "tradeoff" and self.target_macs is not None:
             raise ValueError(
                 "reward 'tradeoff' works without a budget and may end an episode before a budget is met; set "

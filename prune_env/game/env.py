@@ -35,6 +35,7 @@ from .config import EnvConfig
 from .fingerprint import game_fingerprint
 from .observation import Observer
 from .reward import REWARDS, RewardFunction, RewardInput, RoundReward
+from .targets import TargetDeck
 from .transition import RoundState, Transitions
 
 StepResult = tuple[dict[str, np.ndarray], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]
@@ -95,23 +96,26 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self.problem, self.config, self.render_mode = problem, config, render_mode
         self.max_cycles = config.max_cycles or config.rounds
         limits = {"min_filters": config.min_filters, "round_to": config.round_to}
-        self.budget = Budget(problem.cost.macs, problem.full_plan, config.rates, config.target_macs, **limits)
+        rules = Budget(problem.cost.macs, problem.full_plan, config.rates, None, **limits)
+        self._budgets = {target: rules.with_target(target) for target in config.targets}
         self.evaluator = self._evaluator(evaluator, resources)
         self.archive = Archive()
         """Every finished plan with its accuracy, over all episodes."""
-        self.observer = Observer(problem, self.budget)
+        self.observer = Observer(problem, config.rates)
         self._reward = reward or REWARDS[config.reward]
         self._carried = self._new_carried_weights()
-        self._transitions = Transitions(self.budget, problem.cost, self.observer, config.rounds)
+        self._transitions = Transitions(problem.cost, problem.full_plan, self.observer, config.rounds)
+        self._deck = TargetDeck(config.targets)
         self._set_spaces()
         self.agents: list[str] = []
         self.np_random, self.np_random_seed = seeding.np_random()
         self.round_state: RoundState
         """The game after the rounds played so far."""
         self._next: RoundState | None = None  # set between step_async and step_wait
+        self._imagined = False
         self._accuracy: float
         self._return: float
-        self._start()
+        self._start(self._budgets[config.targets[0]])
 
     @classmethod
     def from_model(
@@ -161,6 +165,11 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         return self.problem.inspection
 
     @property
+    def budget(self) -> Budget:
+        """The budget of the current episode; before the first one, that of the first target."""
+        return self.round_state.budget
+
+    @property
     def plan(self) -> Plan:
         """Filters kept in each group now, in the order of the agents."""
         return self.round_state.plan
@@ -176,10 +185,22 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
-        """Return to the original network. The game is deterministic: the seed only feeds `np_random` for wrappers."""
+        """Return to the original network.
+
+        With one target the game is deterministic, and the seed only feeds `np_random` for wrappers.
+
+        Args:
+            seed: Seed of `np_random`, which shuffles the targets if the game has several.
+            options: `{"target_macs": 0.4}` sets the target of this episode. Otherwise it is one of the game's targets;
+                all of them get equally many episodes.
+
+        Raises:
+            ValueError: The target is no fraction in (0, 1] or out of reach, or the game has no budget.
+        """
         if seed is not None:
             self.np_random, self.np_random_seed = seeding.np_random(seed)
-        self._start()
+        target = (options or {}).get("target_macs")
+        self._start(self._budgets[self._deck.deal(self.np_random)] if target is None else self.budget_of(target))
         self.agents = list(self.possible_agents)
         return self._observations(), self._infos()
 
@@ -210,7 +231,8 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             raise RuntimeError("the episode is over or has not started; call reset() before step()")
         checked = validation.checked_actions(actions, self.agents, self.action_spaces, self.config.rates)
         self._next = self._transitions.after(self.round_state, checked)
-        if (self._next.number == self.config.rounds or self.config.every_round) and not self._carried.on:
+        evaluates = self._next.number == self.config.rounds or self.config.every_round
+        if evaluates and not self._carried.on and not self._imagined:
             self.evaluator.submit(self._next.plan)
 
     def step_wait(self) -> StepResult:
@@ -267,7 +289,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         if not isinstance(result, RoundReward):
             raise TypeError(f"a reward function must return a RoundReward; {self._reward!r} returned {result!r}")
         self._return += result.reward
-        if last or result.ended:
+        if (last or result.ended) and not self._imagined:
             entry = Entry(state.plan, self._accuracy, state.macs_ratio, state.params_ratio, self._return)
             self.archive.add(entry)
         return result.reward, last or result.ended
@@ -275,7 +297,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     def state(self) -> np.ndarray:
         """Return all observations and the network's totals, float32 [S]; also after the last step."""
         now = self.round_state
-        return self.observer.state(now.plan, now.last_rates, now.rounds_left)
+        return self.observer.state(now.budget, now.plan, now.last_rates, now.rounds_left)
 
     def totals(self) -> dict[str, float]:
         """Return the entries of the infos that describe the whole network: its last known accuracy and its cost."""
@@ -320,23 +342,59 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         totals = render.RenderTotals(self._accuracy, now.macs_ratio, now.params_ratio, now.number, now.count)
         return render.ansi(rows, totals) if self.render_mode == "ansi" else render.rgb_array(rows, totals)
 
-    def clone(self, evaluator: Evaluator | None = None) -> FilterPruneEnv:
+    def budget_of(self, target_macs: float) -> Budget:
+        """Return the rules of this game with another target, which need not be one of the game's.
+
+        Raises:
+            ValueError: The target is no fraction in (0, 1] or out of reach, or the game has no budget.
+        """
+        if self.config.target_macs is None:
+            raise ValueError(f"target_macs={target_macs} has no effect in a game without a budget; set it in EnvConfig")
+        known = self._budgets.get(target_macs)
+        return self.budget.with_target(target_macs) if known is None else known
+
+    def clone(self, evaluator: Evaluator | None = None, target_macs: float | None = None) -> FilterPruneEnv:
         """Return another environment of the same game, to play an episode at the same time.
 
-        Problem, evaluator and archive are shared.
+        Problem, evaluator and archive are shared, and so is the deck of targets.
 
         Args:
             evaluator: An evaluator that the clone uses instead, for instance one that counts.
+            target_macs: The only target of the clone's episodes; None for those of this environment.
         """
         other = copy.copy(self)
         if evaluator is not None:
             validation.check_evaluator(self.config, self.problem, evaluator)
             other.evaluator = evaluator
+        if target_macs is not None:
+            other._budgets = {target_macs: self.budget_of(target_macs)}
+            other.config = dataclasses.replace(self.config, target_macs=target_macs)
+            other._deck = TargetDeck(other.config.targets)
         other.observation_spaces, other.action_spaces = copy.deepcopy((self.observation_spaces, self.action_spaces))
         other.np_random, other.np_random_seed = seeding.np_random()
         other.agents, other._next, other._carried = [], None, self._new_carried_weights()
-        other._start()
+        other._start(other._budgets[other.config.targets[0]])
         return other
+
+    def imagine(self) -> FilterPruneEnv:
+        """Return an environment of the same game in which nothing is evaluated, so that an agent can plan.
+
+        In it every network has the accuracy of the original one, and no plan enters the archive.
+        """
+        other = self.clone()
+        other._imagined = True
+        other._carried = CarriedWeights(self.problem, 0, self.evaluator.device)
+        return other
+
+    @property
+    def episode_options(self) -> dict[str, Any]:
+        """The options with which `reset` repeats the current episode."""
+        return {} if self.budget.target_macs is None else {"target_macs": self.budget.target_macs}
+
+    @property
+    def known(self) -> bool:
+        """Whether the current plan is in the archive."""
+        return self.plan in self.archive
 
     def close(self) -> None:
         """End the workers, if there are any; they start again when they are needed."""
@@ -344,7 +402,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what lasts beyond an episode: the archive, and what it was made with."""
-        return {**self._origin(), "archive": self.archive.state_dict()}
+        return {**self._origin(), "archive": self.archive.state_dict(), "targets_left": list(self._deck.left)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the archive of an earlier run of the same game. Its plans are not evaluated again.
@@ -354,6 +412,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         """
         validation.check_state(state, self._origin())
         self.archive.load_state_dict(state["archive"])
+        self._deck.left = list(state["targets_left"])
         if not self._carried.on:
             for entry in self.archive:
                 self.evaluator.remember(entry.plan, entry.accuracy)
@@ -386,13 +445,15 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         settings = {name: repr(value) for name, value in dataclasses.asdict(self.config).items()}
         return {"problem": self.fingerprint, "reward": function_fingerprint(self._reward), "settings": settings}
 
-    def _start(self) -> None:
-        self.round_state = self._transitions.start
+    def _start(self, budget: Budget) -> None:
+        self.round_state = self._transitions.start(budget)
         self._accuracy, self._return = self.evaluator.original_accuracy, 0.0
         self._next = None
         self._carried.reset()
 
     def _evaluate(self) -> float:
+        if self._imagined:
+            return self.evaluator.original_accuracy
         if self._carried.on:
             return self.evaluator.accuracy_of(self._carried.network())
         return self.evaluator.accuracy(self.plan)
