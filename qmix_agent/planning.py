@@ -25,7 +25,7 @@ from .types import Episode
 EPSILONS = (0.02, 0.6)
 """Lowest and highest epsilon of the imagined episodes; those between are spaced geometrically."""
 RANDOM_CHOICE = 0.1
-"""Probability of playing a random one of the imagined episodes instead of the best, so that the values stay honest."""
+"""Probability of playing a random imagined episode instead of the best, so that errors of the values show."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Planner:
     def plan(self, learner: Learner, policy: Policy, seed: int, rng: np.random.Generator) -> PlannedEpisode:
         """Return the episode to play next. The real environment has just been reset with `seed`.
 
-        It is the imagined episode with the highest Q_tot before its last step among those whose outcome is not yet
-        known, or all if every outcome is known.
+        It is the imagined episode whose last joint action has the highest Q_tot, or now and then a random one. Episodes
+        with a known outcome are passed over as long as there are others.
         """
         options = self._env.episode_options
         settings = [
@@ -65,12 +65,11 @@ class Planner:
             for epsilon, child in zip(self._epsilons, rng.spawn(len(self._games)), strict=True)
         ]
         episodes = [played.episode for played in play_episodes(self._games, policy, settings)]
-        values = _values(learner, episodes)  # [K]
-        values[[game.known for game in self._games]] -= np.inf
-        if rng.random() < RANDOM_CHOICE or not np.isfinite(values).any():
-            chosen = int(rng.integers(len(episodes)))
+        unknown = [index for index, game in enumerate(self._games) if not game.known] or range(len(self._games))
+        if rng.random() < RANDOM_CHOICE:
+            chosen = int(rng.choice(unknown))
         else:
-            chosen = int(values.argmax())
+            chosen = unknown[int(_values(learner, [episodes[index] for index in unknown]).argmax())]
         return PlannedEpisode(episodes[chosen].actions, self._epsilons[chosen])
 
 

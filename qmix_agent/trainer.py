@@ -52,6 +52,9 @@ class Trainer:
         self.buffer = ReplayBuffer(config.buffer_size)
         self.return_scale = ReturnScale()
         self._planners: list[Planner] = []
+        if config.imagined_episodes:
+            for env in envs.take(envs.n_given):
+                env.imagine()  # an environment that cannot do it is refused before anything is played
         self.episode = 0
         """Training episodes played."""
         self.env_steps = 0

@@ -28,6 +28,7 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import combinations, pairwise
 from math import ceil, floor
+from numbers import Real
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -65,7 +66,7 @@ def check_target_macs(target_macs: float) -> None:
     Raises:
         ValueError: It is not.
     """
-    if isinstance(target_macs, (bool, str)) or not 0 < target_macs <= 1:
+    if isinstance(target_macs, bool) or not isinstance(target_macs, Real) or not 0 < target_macs <= 1:
         raise ValueError(
             f"target_macs must be a fraction in (0, 1], or None for no budget; got {target_macs!r}. Write 0.5 for half "
             "of the MACs"
