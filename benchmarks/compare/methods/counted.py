@@ -128,11 +128,12 @@ class Counted:
 
     def result(self) -> SearchResult:
         """Return what has been evaluated so far."""
-        target, original = self.env.budget.target_macs, self._evaluator.original_accuracy
+        original = self._evaluator.original_accuracy
+        limit = max((target for target in self.env.config.targets if target is not None), default=1.0)
         entries, evaluations = [], []
         for plan, accuracy in self._evaluator.accuracies.items():
             ratios = self.env.cost_ratios(plan)
-            fits = target is None or ratios[0] <= target
+            fits = ratios[0] <= limit
             evaluations.append(accuracy if fits else None)
             if fits:
                 entries.append(Entry(plan, accuracy, *ratios, accuracy / original - 1))
