@@ -2,6 +2,7 @@
 
     python examples/train_qmix.py                                            # digits: about 80 seconds on 2 cores
     python examples/train_qmix.py --network vgg16 --data cifar10 --target-macs 0.4
+    python examples/train_qmix.py --target-macs 0.3 0.5 0.7                  # one search, a network for each budget
 
 All files go to runs/<name>/. After Ctrl-C, or even kill -9, --resume continues from the last checkpoint.
 """
@@ -13,13 +14,17 @@ import json
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
+from torch import nn
 
-from prune_env import EnvConfig, save_pruned
-from prune_env.finalise import Finaliser, accuracy, recalibrated
+from prune_env import EnvConfig, FilterPruneEnv, save_pruned
+from prune_env.finalise import Finaliser, Finalist, accuracy, recalibrated
 from prune_env.game.arguments import ProblemArgs
+from prune_env.game.targets import smallest_target
+from prune_env.pruning import Plan
+from prune_env.reporting.plots import plot_front
 from prune_env.reporting.run_folder import Contestant, network_rows, open_folder, save_plots
 from prune_env.reporting.summary import summary
 from prune_env.training.distillation import DistillationConfig
@@ -65,43 +70,93 @@ class Config:
             raise ValueError(f"max-cycles must be at least rounds ({self.env.rounds}), or no episode would finish")
 
 
+@dataclass(frozen=True)
+class Pruning:
+    """What the search found for one budget, distilled."""
+
+    env: FilterPruneEnv
+    """The game with this budget only."""
+    folder: Path
+    """Folder of the pruned network."""
+    suffix: str
+    """End of the networks' names: the budget, if there are several."""
+    finalists: list[Finalist]
+    networks: dict[str, tuple[Plan, nn.Module]]
+    """Plan and distilled network of "uniform L1" and "QMIX"."""
+
+
 def main(config: Config) -> None:
-    device = config.problem.device
     env = config.problem.make_env(config.env)
     problem, data = env.problem, env.problem.data
     settings = dataclasses.asdict(replace(config, resume=False, name=None))
     stem = f"{config.problem.network}-{data.name}"
     directory = open_folder(config.out, config.name, stem, settings, config.resume)
     print(f"Writing to {directory}")
+    episodes = search(config, env, directory)
+    prunings = [prune(config, env, target, directory) for target in env.config.targets if target is not None]
 
-    # Search: QMIX plays, and the environment's archive keeps every finished plan.
-    checkpoints = directory / "checkpoint"
+    # The test set, once.
+    def test(network: nn.Module) -> float:
+        return accuracy(network, data, data.test, device=config.problem.device)
+
+    contestants = [Contestant("original", problem.model, problem.full_plan, test(problem.model))]
+    for pruning in prunings:
+        for name, (plan, network) in pruning.networks.items():
+            before = test(recalibrated(env, plan))
+            contestants.append(Contestant(name + pruning.suffix, network, plan, test(network), before))
+        save(config, pruning, [contestants[0], *contestants[-2:]], episodes)
+    if config.env.round_to > 1:  # for latencies: the same budgets without rounding, without distillation
+        for pruning in prunings:
+            plan = replace(pruning.env.budget, round_to=1).uniform()
+            contestants.append(Contestant(f"L1, unrounded{pruning.suffix}", recalibrated(env, plan), plan))
+    rows = network_rows(env, contestants, {f"QMIX{pruning.suffix}": pruning.folder for pruning in prunings})
+    if len(prunings) > 1:
+        lines = {name: [0, *range(start, 2 * len(prunings) + 1, 2)] for name, start in (("uniform L1", 1), ("QMIX", 2))}
+        plot_front(directory / "front.png", {name: [rows[one] for one in line] for name, line in lines.items()})
+    print("\nFinalists: % of all reward images as cut (with sampled statistics) and after the short distillation")
+    for finalist in (one for pruning in prunings for one in pruning.finalists):
+        print(
+            f"  {100 * finalist.recalibrated_accuracy:6.2f} {100 * finalist.distilled_accuracy:6.2f}  {finalist.plan}"
+        )
+    print(f"\nTest accuracy on {data.name}, {len(data.test)} images: one image is {100 / len(data.test):.2f} points\n")
+    print(summary(rows))
+    if config.env.round_to > 1:
+        print("L1, unrounded: the uniform plan of the same budget with round-to 1, to compare latencies")
+    print(f"\nSearch: {len(env.archive)} plans in {search_seconds(episodes):.0f} s. All files: {directory}")
+
+
+def search(config: Config, env: FilterPruneEnv, directory: Path) -> list[dict[str, Any]]:
+    """Play QMIX, and return the rows of metrics.jsonl. The environment's archive keeps every finished plan."""
+    checkpoints, device = directory / "checkpoint", config.problem.device
     if config.resume and QMIX.checkpoint_exists(checkpoints):
         agent = QMIX.load(checkpoints, env, device=device)
     else:
         agent = QMIX(env, config.qmix, seed=config.seed, device=device)
     agent.learn(config.episodes, directory, checkpoints, n_envs=config.n_envs)
     env.close()
-    episodes = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
-    # From plans to a network, without looking at the test set. The uniform plan gets the same distillation.
+
+def prune(config: Config, env: FilterPruneEnv, target: float, directory: Path) -> Pruning:
+    """Choose and distil the network of a budget without looking at the test set. The uniform plan is trained alike."""
+    game = env.clone(target_macs=target)
     finaliser = Finaliser(
-        env, config.distillation, short_epochs=config.short_epochs, checkpoints=checkpoints, device=device
+        game,
+        config.distillation,
+        short_epochs=config.short_epochs,
+        checkpoints=directory / "checkpoint",
+        device=config.problem.device,
     )
-    finalists = finaliser.rank([entry.plan for entry in env.archive.best(config.finalists)])
-    plans = {"uniform L1": env.budget.uniform(), "QMIX": finalists[0].plan}
-    networks = {name: finaliser.distil(plan, title=name) for name, plan in plans.items()}
+    finalists = finaliser.rank([entry.plan for entry in env.archive.best(config.finalists, target_macs=target)])
+    plans = {"uniform L1": game.budget.uniform(), "QMIX": finalists[0].plan}
+    single = len(env.config.targets) == 1
+    suffix = "" if single else f" {100 * target:g} %"
+    networks = {name: (plan, finaliser.distil(plan, title=name + suffix)) for name, plan in plans.items()}
+    return Pruning(game, directory if single else directory / f"macs-{target:g}", suffix, finalists, networks)
 
-    # The test set, once.
-    contestants = [
-        Contestant(
-            "original", problem.model, problem.full_plan, accuracy(problem.model, data, data.test, device=device)
-        )
-    ]
-    for name, plan in plans.items():
-        after = accuracy(networks[name], data, data.test, device=device)
-        before = accuracy(recalibrated(env, plan), data, data.test, device=device)
-        contestants.append(Contestant(name, networks[name], plan, after, before))
+
+def save(config: Config, pruning: Pruning, contestants: list[Contestant], episodes: list[dict[str, Any]]) -> None:
+    """Save the pruned network of a budget with its metrics and plots."""
     original, uniform, winner = contestants
     metrics = {
         "original_accuracy": original.accuracy,
@@ -109,24 +164,21 @@ def main(config: Config) -> None:
         "uniform_accuracy": uniform.accuracy,
         "pruned_accuracy_before_distillation": winner.accuracy_before,
         "uniform_accuracy_before_distillation": uniform.accuracy_before,
-        **dict(zip(("macs_ratio", "params_ratio"), env.cost_ratios(winner.plan), strict=True)),
-        "evaluated_plans": len(env.archive),
-        "search_seconds": sum(row.get("seconds", 0.0) for row in episodes),
+        **dict(zip(("macs_ratio", "params_ratio"), pruning.env.cost_ratios(winner.plan), strict=True)),
+        "evaluated_plans": len(pruning.env.archive),
+        "search_seconds": search_seconds(episodes),
     }
-    save_pruned(directory, winner.network, winner.plan, problem, base=config.problem.network, metrics=metrics)
-    if config.env.round_to > 1:  # for latencies: the same budget without rounding, without distillation
-        plan = replace(env.budget, round_to=1).uniform()
-        contestants.append(Contestant("L1, unrounded", recalibrated(env, plan), plan))
-    rows = network_rows(directory, env, contestants, winner="QMIX")
-    save_plots(directory, env, episodes, uniform.plan, winner.plan)
-    print("\nFinalists: % of all reward images as cut (with sampled statistics) and after the short distillation")
-    for one in finalists:
-        print(f"  {100 * one.recalibrated_accuracy:6.2f} {100 * one.distilled_accuracy:6.2f}  {one.plan}")
-    print(f"\nTest accuracy on {data.name}, {len(data.test)} images: one image is {100 / len(data.test):.2f} points\n")
-    print(summary(rows))
-    if config.env.round_to > 1:
-        print("L1, unrounded: the uniform plan of the same budget with round-to 1, to compare latencies")
-    print(f"\nSearch: {metrics['evaluated_plans']} plans in {metrics['search_seconds']:.0f} s. All files: {directory}")
+    base = config.problem.network
+    save_pruned(pruning.folder, winner.network, winner.plan, pruning.env.problem, base=base, metrics=metrics)
+    targets, target = [one for one in config.env.targets if one is not None], pruning.env.budget.target_macs
+    own_rows = [row for row in episodes if smallest_target(targets, row["info/macs_ratio"]) == target]
+    own_entries = [entry for entry in pruning.env.archive if smallest_target(targets, entry.macs_ratio) == target]
+    save_plots(pruning.folder, pruning.env, own_rows, own_entries, uniform.plan, winner.plan)
+
+
+def search_seconds(episodes: list[dict[str, Any]]) -> float:
+    """Return the time of the search, without interruptions."""
+    return sum(row.get("seconds", 0.0) for row in episodes)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,11 @@ def check_targets(target_macs: Targets) -> None:
         check_target_macs(target)
 
 
+def smallest_target(targets: Sequence[float], macs_ratio: float) -> float | None:
+    """Return the smallest target that a plan with this MACs ratio meets, or None if it meets none."""
+    return min((target for target in targets if macs_ratio <= target), default=None)
+
+
 class TargetDeck:
     """Deals the targets of episodes like cards: shuffled, dealt to the last one, shuffled again.
 

@@ -15,6 +15,7 @@ from torch import nn
 from ..common.files import replacing
 from ..deploy import saved
 from ..deploy.export import ExportError, to_onnx
+from ..game.archive import Entry
 from ..game.config import differences
 from ..game.env import FilterPruneEnv
 from ..pruning import Plan
@@ -83,26 +84,26 @@ def open_folder(out: Path, name: str | None, stem: str, settings: Mapping[str, A
     return folder
 
 
-def network_rows(folder: Path, env: FilterPruneEnv, contestants: Sequence[Contestant], winner: str) -> list[NetworkRow]:
+def network_rows(
+    env: FilterPruneEnv, contestants: Sequence[Contestant], folders: Mapping[str, Path]
+) -> list[NetworkRow]:
     """Measure the networks of the final summary: costs, file sizes and latencies, all timed in turn.
 
-    The winner's ONNX file stays in the folder as pruned.onnx. A network whose plan equals that of an earlier one gets
-    both names.
+    A network whose plan equals that of an earlier one gets both names.
 
     Args:
-        folder: Folder of the run.
         env: The environment of the search.
         contestants: The networks, the original one first.
-        winner: Name of the winning network.
+        folders: Names of the networks whose ONNX file is kept as pruned.onnx, and the folder for it.
     """
     cost = env.problem.cost
     first = {contestant.plan: contestant.name for contestant in reversed(contestants)}
     networks = {contestant.name: contestant.network for contestant in contestants}
     with TemporaryDirectory() as scratch:
         onnx = _onnx_files(Path(scratch), env, networks)
-        if onnx:
+        for name, folder in folders.items() if onnx else ():
             with replacing(folder / "pruned.onnx") as temporary:
-                temporary.write_bytes(onnx[winner].read_bytes())
+                temporary.write_bytes(onnx[name].read_bytes())
         timed: dict[str, nn.Module | Path] = {**networks, **{f"{name} as ONNX": file for name, file in onnx.items()}}
         shape = env.problem.data.image_shape
         at_1, at_100 = (
@@ -128,14 +129,20 @@ def network_rows(folder: Path, env: FilterPruneEnv, contestants: Sequence[Contes
 
 
 def save_plots(
-    folder: Path, env: FilterPruneEnv, episodes: Sequence[Mapping[str, Any]], uniform: Plan, winner: Plan
+    folder: Path,
+    env: FilterPruneEnv,
+    episodes: Sequence[Mapping[str, Any]],
+    entries: Sequence[Entry],
+    uniform: Plan,
+    winner: Plan,
 ) -> None:
     """Write learning.png, layers.png and tradeoff.png, with the accuracies of the search, before distillation.
 
     Args:
-        folder: Folder of the run.
-        env: The environment of the search.
-        episodes: Rows of metrics.jsonl.
+        folder: Folder for the plots.
+        env: The environment of the search, with one target.
+        episodes: Rows of metrics.jsonl, for this target.
+        entries: The evaluated plans, for this target.
         uniform: Plan of the uniform baseline.
         winner: Plan of the winning network.
     """
@@ -152,9 +159,9 @@ def save_plots(
     plot_learning(folder / "learning.png", rows, references={"uniform L1": point(uniform)[1]})
     plot_tradeoff(
         folder / "tradeoff.png",
-        [(entry.macs_ratio, entry.accuracy) for entry in env.archive],
+        [(entry.macs_ratio, entry.accuracy) for entry in entries],
         {"original": (1.0, original), "winner": point(winner), "uniform": point(uniform)},
-        budget=env.config.target_macs,
+        budget=env.budget.target_macs,
     )
     plot_layers(folder / "layers.png", _layer_rows(env, winner))
 
