@@ -6,16 +6,17 @@ import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from ..common.device import check_device
+from ..common.settings import Count, Settings
 from .pool import NO_RAY, Backend, WorkerError
 
 BackendName = Literal["local", "processes", "ray"]
 
 
 @dataclass(frozen=True)
-class Resources:
+class Resources(Settings):
     """The hardware, processes and cache file that an evaluator uses.
 
     Raises:
@@ -28,20 +29,16 @@ class Resources:
     backend: BackendName = "local"
     """Where plans are evaluated: in this process, in worker processes on this machine, or in Ray actors. Workers pay
     off when several episodes are played at once (see `FilterPruneEnv.clone`, `step_async` and `step_wait`)."""
-    workers: int | None = None
+    workers: Count | None = None
     """Number of worker processes or actors; None for one per processor."""
-    cache: Path | str | None = None
+    cache: Path | None = None
     """SQLite file that keeps accuracies for later runs and other processes. Not allowed with a custom metric, nor with
     a custom loss when `finetune_batches` is set."""
 
     def __post_init__(self) -> None:
-        if self.backend not in get_args(BackendName):
-            raise ValueError(f"backend {self.backend!r} is unknown; choose one of {', '.join(get_args(BackendName))}")
-        if self.workers is not None:
-            if self.backend == "local":
-                raise ValueError(f'workers={self.workers} needs backend="processes" or backend="ray"')
-            if isinstance(self.workers, bool) or not isinstance(self.workers, int) or self.workers < 1:
-                raise ValueError(f"workers must be a whole number of at least 1, got {self.workers!r}")
+        super().__post_init__()
+        if self.workers is not None and self.backend == "local":
+            raise ValueError(f'workers={self.workers} needs backend="processes" or backend="ray"')
         if self.backend == "ray" and find_spec("ray") is None:
             raise WorkerError(NO_RAY)
         check_device(self.device)

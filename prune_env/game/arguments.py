@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ..common.settings import Settings
 from ..data import DataSplits, load
 from ..evaluation.resources import BackendName, Resources
 from ..training.pretrained import pretrained, with_network_normalisation
@@ -16,7 +17,7 @@ from .validation import check_rules
 
 
 @dataclass(frozen=True)
-class ProblemArgs:
+class ProblemArgs(Settings):
     """Network, data and weights by name, and where plans are evaluated.
 
     Raises:
@@ -37,6 +38,7 @@ class ProblemArgs:
     """SQLite file that keeps accuracies for later runs on the same problem."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _ = self.resources  # checks the device
 
     @property

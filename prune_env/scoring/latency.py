@@ -18,8 +18,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..common.device import channels_last
+from ..common.device import channels_last, check_device
 from ..common.onnx_session import open_session
+from ..common.settings import Count, NotNegative, Settings, Whole
 
 RUNS_PER_TURN = 4
 """Timed runs of one network before the turn of the next."""
@@ -44,31 +45,29 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class TimingConfig:
+class TimingConfig(Settings):
     """How latencies are measured.
 
     Raises:
-        ValueError: A number is too small; the message names the field.
+        ValueError: A field has a value that is not allowed; the message names the field.
     """
 
-    warmup: int = 5
+    warmup: Whole = 5
     """Untimed runs of every network at the start. One more run precedes each turn, because the previous network has
     replaced the contents of the caches."""
-    seconds: float = 1.0
+    seconds: NotNegative = 1.0
     """Minimum time of measuring per network."""
-    min_runs: int = 20
+    min_runs: Count = 20
     """Minimum number of timed runs per network."""
-    threads: int | None = None
+    threads: Count | None = None
     """CPU threads per operation, for both runtimes; None for as many as torch uses now. The number is restored
     afterwards."""
     device: torch.device | str = "cpu"
     """Device that the networks run on; ONNX files only run on the CPU."""
 
     def __post_init__(self) -> None:
-        for name, least in (("warmup", 0), ("min_runs", 1), ("threads", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        super().__post_init__()
+        check_device(self.device)
 
 
 def latency(

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from ..common.device import channels_last, fast_dtype
 from ..common.expect import expect
 from ..common.fingerprints import function_fingerprint, weights_fingerprint
+from ..common.settings import BelowOne, Fraction, Positive, Whole
 from ..data import DataSplits
 from ..data.objective import Loss, Metric, check_loss
 from .config import FitConfig, RunOptions
@@ -34,24 +35,16 @@ class DistillationConfig(FitConfig):
         ValueError: A field has a value that is not allowed; the message names the field.
     """
 
-    epochs: float = 4
-    min_steps: int = 400
-    lr: float = 0.02
-    label_smoothing: float = 0.0
-    ema_decay: float = 0.99
+    epochs: Positive = 4
+    min_steps: Whole = 400
+    lr: Positive = 0.02
+    label_smoothing: BelowOne = 0.0
+    ema_decay: BelowOne = 0.99
     select_best: bool = field(default=True, repr=False)
-    temperature: float = 3.0
+    temperature: Positive = 3.0
     """Logits are divided by it before teacher and student are compared."""
-    alpha: float = 0.9
+    alpha: Fraction = 0.9
     """Weight of the teacher's term; the labels' term has the rest."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.temperature <= 0 or not 0 <= self.alpha <= 1:
-            raise ValueError(
-                f"distillation needs temperature > 0 and alpha in [0, 1]; got temperature={self.temperature}, "
-                f"alpha={self.alpha}"
-            )
 
 
 class Teacher:
