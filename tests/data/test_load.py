@@ -331,7 +331,7 @@ class TestBadSettings:
             from_tensors(self.IMAGES, self.LABELS, self.IMAGES, self.LABELS, **options)
 
     def test_a_mean_that_is_not_finite(self) -> None:
-        with pytest.raises(ValueError, match="mean .*nan"):
+        with pytest.raises(ValueError, match=r"mean .*nan"):
             from_tensors(self.IMAGES, self.LABELS, self.IMAGES, self.LABELS, mean=(float("nan"),) * 3, std=(0.2,) * 3)
 
     def test_class_names_for_targets(self) -> None:
