@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +17,8 @@ from typing import Annotated
 import tyro
 
 from prune_env import EnvConfig, save_pruned
+from prune_env.common.command import check_writable, one_line_errors, require_packages
+from prune_env.common.settings import Count, Positive, Seed, Settings
 from prune_env.finalise import Finaliser, accuracy, recalibrated
 from prune_env.game.arguments import ProblemArgs
 from prune_env.reporting.run_folder import Contestant, network_rows, open_folder, save_plots
@@ -27,7 +28,7 @@ from qmix_agent import QMIX, QMIXConfig
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     problem: Annotated[ProblemArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=ProblemArgs)
     """The network, its data, and where plans are evaluated."""
     name: str | None = None
@@ -36,15 +37,15 @@ class Config:
     """Folder of all runs."""
     resume: bool = False
     """Resume the run of this name, or the latest run of this network and data."""
-    episodes: int = 400
+    episodes: Count = 400
     """Episodes of the search; each ends with one plan."""
-    finalists: int = 4
+    finalists: Count = 4
     """Number of best plans that get the short distillation."""
-    short_epochs: float = 1.0
+    short_epochs: Positive = 1.0
     """Epochs of the short distillation."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the agent."""
-    n_envs: int = 1
+    n_envs: Count = 1
     """Episodes played at the same time; as many as there are workers keep all of them busy."""
     env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=EnvConfig)
     """The game: actions, rewards, and how plans are evaluated."""
@@ -57,8 +58,7 @@ class Config:
     """The training of the winner and of the uniform network after the search."""
 
     def __post_init__(self) -> None:
-        if min(self.episodes, self.finalists, self.n_envs) < 1 or self.short_epochs <= 0:
-            raise ValueError("episodes, finalists and n-envs must be at least 1, and short-epochs above 0")
+        super().__post_init__()
         if self.env.target_macs is None:
             raise ValueError("this script compares networks of equal cost: set target-macs, with reward budget or amc")
         if self.env.max_cycles is not None and self.env.max_cycles < self.env.rounds:
@@ -67,12 +67,15 @@ class Config:
 
 def main(config: Config) -> None:
     device = config.problem.device
-    env = config.problem.make_env(config.env)
-    problem, data = env.problem, env.problem.data
+    require_packages(["matplotlib"], "the plots", "train")
+    check_writable("out", config.out, folder=True)
+    data = config.problem.load_data()
     settings = dataclasses.asdict(replace(config, resume=False, name=None))
     stem = f"{config.problem.network}-{data.name}"
     directory = open_folder(config.out, config.name, stem, settings, config.resume)
     print(f"Writing to {directory}")
+    env = config.problem.make_env(config.env, data)
+    problem = env.problem
 
     # Search: QMIX plays, and the environment's archive keeps every finished plan.
     checkpoints = directory / "checkpoint"
@@ -130,9 +133,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors("Interrupted. Use the same command with --resume to continue from the last checkpoint."):
         main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:  # such as a missing folder: print one line
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted. Use the same command with --resume to continue from the last checkpoint.")

@@ -57,6 +57,8 @@ class LiveEvaluator:
         resources: Resources | None = None,
     ) -> None:
         expect(problem, PruningProblem, "problem must be a PruningProblem", "write PruningProblem.create(model, data)")
+        expect(config, (EvaluationConfig, type(None)), "config must be an EvaluationConfig", "write EvaluationConfig()")
+        expect(resources, (Resources, type(None)), "resources must be Resources", 'write Resources(device="cpu")')
         self.problem, self.config = problem, config or EvaluationConfig()
         resources = resources or Resources()
         if self.config.finetune_batches:

@@ -8,10 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from ..common.command import check_writable
 from ..common.device import check_device
 from ..common.settings import Count, Settings
 from .pool import NO_RAY, Backend, WorkerError
 
+SQLITE = b"SQLite format 3\0"
+"""The first bytes of a cache file."""
 BackendName = Literal["local", "processes", "ray"]
 
 
@@ -21,6 +24,7 @@ class Resources(Settings):
 
     Raises:
         ValueError: A field has a value that is not allowed, or the device is not available.
+        OSError: The cache cannot be written.
         WorkerError: The backend is ray and Ray is not installed.
     """
 
@@ -42,6 +46,12 @@ class Resources(Settings):
         if self.backend == "ray" and find_spec("ray") is None:
             raise WorkerError(NO_RAY)
         check_device(self.device)
+        if self.cache is not None:
+            check_writable("cache", self.cache)
+            if self.cache.is_file():
+                with self.cache.open("rb") as file:
+                    if file.read(len(SQLITE)) not in (b"", SQLITE):
+                        raise ValueError(f"cache {self.cache} is another file, not a cache; give another name")
 
     def make_backend(self) -> Backend | None:
         """Return the backend of worker processes or actors, or None for this process.

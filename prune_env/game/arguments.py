@@ -10,7 +10,7 @@ from torch import nn
 from ..common.settings import Settings
 from ..data import DataSplits, load
 from ..evaluation.resources import BackendName, Resources
-from ..training.pretrained import pretrained, with_network_normalisation
+from ..training.pretrained import check_names, pretrained, with_network_normalisation
 from .config import EnvConfig
 from .env import FilterPruneEnv
 from .validation import check_rules
@@ -22,6 +22,7 @@ class ProblemArgs(Settings):
 
     Raises:
         ValueError: A field has a value that is not allowed.
+        OSError: The weights do not exist, or the cache cannot be written.
     """
 
     network: str = "small_cnn"
@@ -39,7 +40,8 @@ class ProblemArgs(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.resources  # checks the device
+        check_names(self.network, self.weights)
+        _ = self.resources  # checks device and cache
 
     @property
     def resources(self) -> Resources:

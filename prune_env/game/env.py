@@ -20,6 +20,7 @@ from torch import nn
 
 from ..common.expect import expect
 from ..common.fingerprints import function_fingerprint
+from ..common.settings import Seed, checked
 from ..data import DataSplits
 from ..data.objective import Loss, Metric
 from ..evaluation.evaluator import Evaluator
@@ -178,7 +179,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
         """Return to the original network. The game is deterministic: the seed only feeds `np_random` for wrappers."""
         if seed is not None:
-            self.np_random, self.np_random_seed = seeding.np_random(seed)
+            self.np_random, self.np_random_seed = seeding.np_random(checked("seed", seed, Seed))
         self._start()
         self.agents = list(self.possible_agents)
         return self._observations(), self._infos()

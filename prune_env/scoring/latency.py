@@ -20,7 +20,7 @@ from torch import nn
 
 from ..common.device import channels_last, check_device
 from ..common.onnx_session import open_session
-from ..common.settings import Count, NotNegative, Settings, Whole
+from ..common.settings import Count, NotNegative, Settings, Whole, checked
 
 RUNS_PER_TURN = 4
 """Timed runs of one network before the turn of the next."""
@@ -178,7 +178,5 @@ def _dtype(model: nn.Module) -> torch.dtype:
 def _check(models: Mapping[str, nn.Module | Path], example_shape: tuple[int, ...], batch_size: int) -> None:
     if not models:
         raise ValueError("models is empty; give at least one network")
-    if len(example_shape) != 3 or min(example_shape) < 1:
-        raise ValueError(f"example_shape must be (C, H, W) of one image, without the batch; got {example_shape}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    checked("example_shape (C, H, W)", example_shape, tuple[Count, Count, Count])
+    checked("batch_size", batch_size, Count)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import torch
 
+from ..common.command import check_writable
 from ..common.device import check_device
 from ..common.settings import BelowOne, NotNegative, Positive, Range, Seed, Settings, Whole
 
@@ -55,6 +56,7 @@ class RunOptions(Settings):
 
     Raises:
         ValueError: A field has a value that is not allowed, or the device is not available.
+        OSError: The checkpoint cannot be written.
     """
 
     device: torch.device | str = "cpu"
@@ -72,3 +74,5 @@ class RunOptions(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_device(self.device)
+        if self.checkpoint is not None:
+            check_writable("checkpoint", self.checkpoint)
