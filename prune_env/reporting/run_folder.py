@@ -53,7 +53,7 @@ def open_folder(out: Path, name: str | None, stem: str, settings: Mapping[str, A
         FileNotFoundError: There is no run to resume.
         ValueError: The run was started with other settings, or `name` is not a plain folder name.
     """
-    if name is not None and (name != Path(name).name or name == ".."):
+    if name is not None and (name != Path(name).name or name in ("", "..")):
         raise ValueError(f"name {name!r} is not the name of a folder; use --out for its location")
     pattern = f"{glob.escape(stem)}-*"
     numbers = [int(last) for path in out.glob(pattern) if (last := path.name.removeprefix(f"{stem}-")).isdigit()]

@@ -85,7 +85,9 @@ def allows(kind: Any, value: Any) -> bool:
         return any(value == one and type(value) is type(one) for one in arguments)
     if origin is not None:
         if origin in (tuple, list) or origin.__name__ == "Sequence":
-            whole = isinstance(value, (list, tuple)) and (arguments[-1] is Ellipsis or len(arguments) in (1, len(value)))
+            whole = isinstance(value, (list, tuple)) and (
+                arguments[-1] is Ellipsis or len(arguments) in (1, len(value))
+            )
             return whole and all(allows(arguments[0], one) for one in value)
         return callable(value) if origin is Callable or origin.__name__ == "Callable" else isinstance(value, origin)
     if kind is bool:
@@ -109,7 +111,19 @@ def wrong_values(kind: Any) -> Iterator[Any]:
         for limits in (extra for extra in get_args(one) if isinstance(extra, Range)):
             bounds += [limits.low - 1, limits.high + 1, *[limits.low] * limits.above, *[limits.high] * limits.below]
         pending += [inside for inside in get_args(one) if inside is not Ellipsis and not isinstance(inside, Range)]
-    values = [*NUMBERS, *OTHERS, *bounds, -1, 0, 0.5, 1e9 + 0.5, 2**70, np.float32("nan"), np.array([1, 2]), torch.eye(2)]
+    values = [
+        *NUMBERS,
+        *OTHERS,
+        *bounds,
+        -1,
+        0,
+        0.5,
+        1e9 + 0.5,
+        2**70,
+        np.float32("nan"),
+        np.array([1, 2]),
+        torch.eye(2),
+    ]
     values += [[value] for value in (*NUMBERS, *bounds, None, True, object())]
     for value in values:
         plain = value.tolist() if isinstance(value, (np.generic, np.ndarray, torch.Tensor)) else value
@@ -140,7 +154,17 @@ CASES = [
 
 def test_the_scan_finds_the_settings() -> None:
     names = {kind.__name__ for kind in KINDS}
-    assert {"EnvConfig", "FitConfig", "Resources", "ProblemArgs", "QMIXConfig", "Tradeoff", "Inspect", "Export", "Args"} <= names
+    assert {
+        "EnvConfig",
+        "FitConfig",
+        "Resources",
+        "ProblemArgs",
+        "QMIXConfig",
+        "Tradeoff",
+        "Inspect",
+        "Export",
+        "Args",
+    } <= names
     checked_kinds = [kind for kind in KINDS if issubclass(kind, Settings)]
     assert {kind.__name__ for kind in KINDS if kind not in checked_kinds} == {"QMIXConfig"}
 
