@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import runpy
 import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,13 +19,10 @@ TRAIN, OWN, SINGLE = "examples/train_qmix.py", "examples/prune_your_model.py", "
 PLUG_IN = "examples/plug_in_your_own.py"
 COMPARE, REPORT = "benchmarks.compare", "benchmarks.compare.report"
 ABLATION, STRENGTH, QMIX_SPEED = "benchmarks.qmix.ablation", "benchmarks.qmix.strength", "benchmarks.qmix.speed"
-SPEED, ACCURACY, WORKERS = (
-    "benchmarks.speed.evaluator",
-    "benchmarks.speed.evaluator_accuracy",
-    "benchmarks.speed.workers",
-)
-SURGERY, AMC, MEMORY = "benchmarks.speed.surgery", "benchmarks.speed.amc", "benchmarks.speed.evaluator_memory"
+SPEED, ACCURACY, MEMORY = (f"benchmarks.speed.evaluator{name}" for name in ("", "_accuracy", "_memory"))
+WORKERS, SURGERY, AMC = "benchmarks.speed.workers", "benchmarks.speed.surgery", "benchmarks.speed.amc"
 ZOO, TABULATE = "benchmarks.make.zoo", "benchmarks.make.tabulate"
+Run = Callable[[str, str], str]
 NOWHERE = "/proc/x"
 """A place where not even root can write."""
 
@@ -78,7 +80,7 @@ PACKAGES = [
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Return a function that runs a command in an empty folder, where nothing can be trained, and returns its error."""
 
     def trained(*_: object, **__: object) -> None:
@@ -87,6 +89,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setattr(torch.optim.Optimizer, "__init__", trained)
     monkeypatch.setenv("PRUNE_ENV_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    for package in (package for *_, package in PACKAGES if find_spec(package) is None):
+        module = ModuleType(package)  # stands for the package where it is not installed
+        module.__spec__ = ModuleSpec(package, None)
+        monkeypatch.setitem(sys.modules, package, module)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     Path("other.txt").write_text("this is no cache of accuracies")
@@ -94,11 +100,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     def run(command: str, arguments: str) -> str:
         argv = [word.strip("'") for word in arguments.split()]
         monkeypatch.setattr(sys, "argv", [command, *argv])
+        script = command.endswith(".py")
+        start = (
+            partial(runpy.run_path, str(ROOT / command))
+            if script
+            else partial(runpy.run_module, command, alter_sys=True)
+        )
         with pytest.raises(SystemExit) as end:
-            if command.endswith(".py"):
-                runpy.run_path(str(ROOT / command), run_name="__main__")
-            else:
-                runpy.run_module(command, run_name="__main__", alter_sys=True)
+            start(run_name="__main__")
         printed = capsys.readouterr().err
         message = printed + (end.value.code if isinstance(end.value.code, str) else "")
         assert isinstance(end.value.code, str) or end.value.code in (1, 2)  # a text is printed, with exit status 1
@@ -109,15 +118,17 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return run
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize(("command", "arguments", "named"), MISTAKES)
-def test_mistakes_are_found_before_anything_is_computed(run, command: str, arguments: str, named: str) -> None:
+def test_mistakes_are_found_before_anything_is_computed(run: Run, command: str, arguments: str, named: str) -> None:
     message = run(command, arguments)
     assert named.split(".")[-1].replace("-", "_") in message.replace("-", "_")
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize(("command", "arguments", "package"), PACKAGES)
 def test_a_missing_package_is_named_first(
-    run, command: str, arguments: str, package: str, monkeypatch: pytest.MonkeyPatch
+    run: Run, command: str, arguments: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert package in run(command, arguments)
