@@ -142,7 +142,7 @@ class TestDistill:
             distill(other, trained, digits, config, loss=lambda logits, images, labels: logits.sum() * 0, run=run)
 
     def test_bad_settings(self) -> None:
-        with pytest.raises(ValueError, match="temperature=0"):
+        with pytest.raises(ValueError, match=r"temperature .*\b0$"):
             DistillationConfig(temperature=0)
         with pytest.raises(ValueError, match=r"alpha=1\.5"):
             DistillationConfig(alpha=1.5)
