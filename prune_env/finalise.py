@@ -69,7 +69,7 @@ class Finaliser:
         expect(self.teacher, kinds, "a shared teacher must be a Teacher", "write Teacher(env.problem.model, device)")
         model = self.env.problem.model
         if self.teacher is None:
-            object.__setattr__(self, "teacher", Teacher(model, self.device))
+            object.__setattr__(self, "teacher", Teacher(model, self.device, precision=self.distillation.precision))
         elif self.teacher.fingerprint != (expected := weights_fingerprint(model)):
             raise ValueError(
                 f"the teacher is another network (fingerprint {self.teacher.fingerprint}) than the environment's "

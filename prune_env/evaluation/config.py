@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..common.device import Precision, check_precision
 from ..pruning.problem import ProblemConfig, check_whole
 
 
@@ -21,8 +22,12 @@ class EvaluationConfig(ProblemConfig):
     """Batches of 128 training images by which a pruned network is distilled before its accuracy is measured. Every plan
     gets the same images and starts from the original weights, so a plan still has one accuracy. With 10 batches an
     evaluation takes about ten times as long. The batches stay in memory: up to 1.6 MB each for 32x32 colour images."""
+    precision: Precision = "auto"
+    """Precision that networks compute in. bf16 and fp32 are bfloat16 and float32; auto is bfloat16 where the hardware is
+    fast at it and the network runs in it, and float32 elsewhere."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole(self, "reward_images", 1)
         check_whole(self, "finetune_batches", 0)
+        check_precision(self.precision)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from ..common.device import Precision, check_precision
+
 
 @dataclass(frozen=True)
 class FitConfig:
@@ -43,8 +45,12 @@ class FitConfig:
     # Not in the repr, from which the file names of cached networks are made, so that existing files stay valid.
     select_best: bool = field(default=False, repr=False)
     """Return the epoch with the highest accuracy on the reward split, the last of equal ones, instead of the last."""
+    precision: Precision = field(default="auto", repr=False)
+    """Precision that autocast computes in. bf16 and fp32 are bfloat16 and float32; auto is bfloat16 where the hardware
+    is fast at it and the network can be trained in it, and float32 elsewhere."""
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
         if self.epochs <= 0 or self.batch_size < 2 or self.lr <= 0 or self.muon_lr < 0:
             raise ValueError(
                 f"training needs epochs > 0, batch_size >= 2, lr > 0 and muon_lr >= 0; got epochs={self.epochs}, "
