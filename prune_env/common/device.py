@@ -96,8 +96,19 @@ def channels_last(network: Network, layout: torch.memory_format = torch.channels
     """
     for parameter in network.parameters():
         if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=layout)
+            parameter.data = in_layout(parameter.data, layout)
     return network
+
+
+def in_layout(images: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
+    """Return a tensor [B, C, H, W] in a memory format, with the strides of that format also for dimensions of size 1.
+
+    With a single channel, `contiguous` leaves a tensor as it is, but torch chooses the format of a convolution's output
+    by the strides.
+    """
+    if layout == torch.channels_last:
+        return in_layout(images.permute(0, 2, 3, 1), torch.contiguous_format).permute(0, 3, 1, 2)
+    return images.contiguous().view(-1).view(images.shape)
 
 
 def memory_format(network: nn.Module, images: torch.Tensor) -> torch.memory_format:
@@ -117,7 +128,7 @@ def memory_format(network: nn.Module, images: torch.Tensor) -> torch.memory_form
         copied = channels_last(copy.deepcopy(network).to(images.device).eval(), layout)
         try:
             with torch.no_grad(), exact_convolutions(images.device), seeded(images.device, 0):
-                outputs.append(copied(images.clone(memory_format=layout)))
+                outputs.append(copied(in_layout(images.clone(), layout)))
         except Exception:  # a forward pass may raise anything
             outputs.append(None)
     expected, found = outputs

@@ -18,6 +18,7 @@ from functools import cached_property
 
 import torch
 
+from ..common.device import in_layout
 from .augmentation import Augmentation
 from .sources import DataError
 
@@ -128,7 +129,7 @@ class DataSplits:
         """
         mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
-        scaled = images.contiguous().float()
+        scaled = in_layout(images, torch.contiguous_format).float()
         return ((scaled if images.is_floating_point() else scaled / 255) - mean) / std
 
     def augmented(

@@ -23,7 +23,7 @@ class EvaluationConfig(ProblemConfig):
     gets the same images and starts from the original weights, so a plan still has one accuracy. With 10 batches an
     evaluation takes about ten times as long. The batches stay in memory: up to 1.6 MB each for 32x32 colour images."""
     precision: Precision = "auto"
-    """Precision that networks compute in. bf16 and fp32 are bfloat16 and float32; auto is bfloat16 where the hardware is
+    """Precision that networks compute in: bf16 (bfloat16), fp32 (float32), or auto: bfloat16 where the hardware is
     fast at it and the network runs in it, and float32 elsewhere."""
 
     def __post_init__(self) -> None:

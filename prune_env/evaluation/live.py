@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from ..common.device import DTYPES, failing_layer, fast_dtype, memory_format
+from ..common.device import DTYPES, Precision, failing_layer, fast_dtype, in_layout, memory_format
 from ..common.expect import expect
 from ..common.fingerprints import qualified_name, weights_fingerprint
 from ..data import Split
@@ -39,8 +40,8 @@ class LiveEvaluator:
     """Measures top-1 accuracy of plans on held-out images, or the problem's metric.
 
     The images, the calibration crops and the filter ranking are fixed at construction, so the accuracy is a pure
-    function of the plan. It is computed in `config.precision`: by default in bfloat16 where the hardware is fast at it and
-    the network runs in it, else in float32.
+    function of the plan. It is computed in `config.precision`: by default in bfloat16 where the hardware is fast at it
+    and the network runs in it, else in float32.
 
     Args:
         problem: The network, data, groups and ranking.
@@ -160,7 +161,7 @@ class LiveEvaluator:
         digest = hashlib.blake2b(text.encode(), digest_size=16)
         # Two networks with equal weights can compute different functions; their outputs differ then.
         with torch.inference_mode():
-            digest.update(problem.model(task.example_input.contiguous(memory_format=task.layout)).numpy().tobytes())
+            digest.update(problem.model(in_layout(task.example_input, task.layout)).numpy().tobytes())
         for group in problem.groups:
             members = [(member.module, member.side, member.index.tolist()) for member in group.members]
             digest.update(f"{members} {problem.ranking[group.name].tolist()}".encode())
@@ -193,13 +194,15 @@ def _prepared(problem: PruningProblem, config: EvaluationConfig, device: torch.d
     task = _task(problem, config, device, dtype)
     try:
         measurer = Measurer(task)
-        return task, measurer, measurer.test_original()
+        stored = measurer.test_original()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a forward pass may raise anything
         if dtype == torch.float32:
             raise
         failure = error
+    else:
+        return *_finetuned(task, measurer, problem, config, config.precision), stored
     exact = _task(problem, config, device, torch.float32)
     measurer = Measurer(exact)
     stored = measurer.test_original()  # raises the same error if it has nothing to do with the precision
@@ -214,7 +217,19 @@ def _prepared(problem: PruningProblem, config: EvaluationConfig, device: torch.d
         "warning",
         stacklevel=4,
     )
-    return exact, measurer, stored
+    return *_finetuned(exact, measurer, problem, config, "fp32"), stored
+
+
+def _finetuned(
+    task: Task, measurer: Measurer, problem: PruningProblem, config: EvaluationConfig, precision: Precision
+) -> tuple[Task, Measurer]:
+    """Return a task with a finetuner, and its measurer, if `finetune_batches` is set."""
+    if not config.finetune_batches:
+        return task, measurer
+    seed, device = config.problem_seed, task.device
+    finetuner = Finetuner(problem, config.finetune_batches, seed=seed, device=device, precision=precision)
+    task = replace(task, finetuner=finetuner)
+    return task, Measurer(task)
 
 
 def _task(problem: PruningProblem, config: EvaluationConfig, device: torch.device, dtype: torch.dtype) -> Task:
@@ -223,18 +238,9 @@ def _task(problem: PruningProblem, config: EvaluationConfig, device: torch.devic
     layout = memory_format(problem.model, data.example_input.to(device))
 
     def prepared(images: torch.Tensor) -> torch.Tensor:
-        return images.to(device, dtype).contiguous(memory_format=layout)
+        return in_layout(images.to(device, dtype), layout)
 
     split = data.reward.balanced(config.reward_images)
-    finetuner = None
-    if config.finetune_batches:
-        finetuner = Finetuner(
-            problem,
-            config.finetune_batches,
-            seed=config.problem_seed,
-            device=device,
-            precision=config.precision,
-        )
     return Task(
         model=problem.model,
         groups=problem.groups,
@@ -246,7 +252,6 @@ def _task(problem: PruningProblem, config: EvaluationConfig, device: torch.devic
         device=device,
         dtype=dtype,
         layout=layout,
-        finetuner=finetuner,
     )
 
 

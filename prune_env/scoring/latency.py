@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..common.device import channels_last, memory_format
+from ..common.device import channels_last, in_layout, memory_format
 from ..common.onnx_session import open_session
 
 RUNS_PER_TURN = 4
@@ -90,7 +90,7 @@ def latencies(
     """Measure the latencies of several networks in turn, so that a drift of the machine affects all alike.
 
     Modules are copied and timed in eval mode, in channels-last memory format (networks that need contiguous memory
-    in that) and in the precision of their weights. ONNX files are timed in float32, with images in contiguous memory format.
+    in that) and in the precision of their weights. ONNX files are timed in float32, with contiguous images.
 
     Args:
         models: Name -> module, or path of an ONNX file that `prune_env.export.to_onnx` wrote.
@@ -170,7 +170,7 @@ def _prepared(
         return open_session(model), noise
     images = noise.to(device, _dtype(model))
     layout = memory_format(model, images[:2])
-    return channels_last(copy.deepcopy(model).eval().to(device), layout), images.contiguous(memory_format=layout)
+    return channels_last(copy.deepcopy(model).eval().to(device), layout), in_layout(images, layout)
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

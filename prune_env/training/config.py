@@ -46,8 +46,8 @@ class FitConfig:
     select_best: bool = field(default=False, repr=False)
     """Return the epoch with the highest accuracy on the reward split, the last of equal ones, instead of the last."""
     precision: Precision = field(default="auto", repr=False)
-    """Precision that autocast computes in. bf16 and fp32 are bfloat16 and float32; auto is bfloat16 where the hardware
-    is fast at it and the network can be trained in it, and float32 elsewhere."""
+    """Precision that autocast computes in: bf16 (bfloat16), fp32 (float32), or auto: bfloat16 where the hardware is
+    fast at it and the network can be trained in it, and float32 elsewhere."""
 
     def __post_init__(self) -> None:
         check_precision(self.precision)

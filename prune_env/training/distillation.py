@@ -18,13 +18,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..common.device import DTYPES, Precision, channels_last, failing_layer, fast_dtype, memory_format
+from ..common.device import DTYPES, Precision, channels_last, failing_layer, fast_dtype, in_layout, memory_format
 from ..common.expect import expect
 from ..common.fingerprints import function_fingerprint, weights_fingerprint
 from ..data import DataSplits
 from ..data.objective import Loss, Metric, check_loss
 from .config import FitConfig, RunOptions
 from .fit import check_training, cross_entropy, fit
+from .trainable import in_float32
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Teacher:
         self.fingerprint = weights_fingerprint(network)
         self._precision, self._layout = precision, torch.channels_last
         self._dtype = fast_dtype(self.device) if precision == "auto" else DTYPES[precision]
-        self._network = copy.deepcopy(network).to(self.device).float().eval().requires_grad_(False)
+        self._network = in_float32(copy.deepcopy(network)).to(self.device).eval().requires_grad_(False)
         self._is_prepared = False
         self._free_memory = memory if self.device.type == "cpu" else 0
         self._answers: dict[bytes, torch.Tensor] = {}
@@ -106,7 +107,7 @@ class Teacher:
         """Return the logits float32 [B, K] of normalised images [B, C, H, W], without the memory."""
         if not self._is_prepared:
             self._prepare(images[:2])
-        logits: torch.Tensor = self._network(images.to(self._dtype).contiguous(memory_format=self._layout))
+        logits: torch.Tensor = self._network(in_layout(images.to(self._dtype), self._layout))
         return logits.float().clone()  # a view would keep the images, or a larger tensor, alive
 
     def _prepare(self, images: torch.Tensor) -> None:
@@ -115,7 +116,7 @@ class Teacher:
         exact = channels_last(self._network, self._layout)
         if self._dtype != torch.float32:
             self._network = copy.deepcopy(exact).to(self._dtype)
-            images = images.float().contiguous(memory_format=self._layout)
+            images = in_layout(images.float(), self._layout)
             try:
                 self._network(images.to(self._dtype))
             except torch.OutOfMemoryError:

@@ -9,19 +9,18 @@ Letters: B images in a batch, C channels, H and W pixels, K outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from ..common.device import Precision, memory_format, seeded, with_gradients
+from ..common.device import Precision, in_layout, memory_format, seeded, with_gradients
 from ..data.objective import check_loss
 from ..pruning.problem import PruningProblem
 from .distillation import CombinedLoss, DistillationConfig, Teacher
 from .optimizers import make_optimizers, one_cycle
 from .step import Step
-from .trainable import restore_frozen, trainable_copy, training_dtype
+from .trainable import finite_tensors, restore_frozen, trainable_copy, training_dtype
 
 BATCH_SIZE = 128
 RECIPE = DistillationConfig(lr=0.02, ema_decay=0.0)
@@ -74,7 +73,7 @@ class Finetuner:
         order = torch.cat([torch.randperm(len(data.train), generator=generator) for _ in range(passes)])
         # Pruned networks have the same maps, kernels and strides, so this type is right for all of them.
         self._layout = memory_format(problem.model, data.example_input.to(self._device))
-        example = data.example_input.to(self._device).contiguous(memory_format=self._layout)
+        example = in_layout(data.example_input.to(self._device), self._layout)
         original = trainable_copy(problem.model, self._device, self._layout)
         self._dtype = training_dtype(original, example, precision)
         teacher = Teacher(problem.model, self._device, memory=0, precision=precision)
@@ -98,7 +97,7 @@ class Finetuner:
         """
         example = self.batches[0].images[:2].float()
         tuned = trainable_copy(network, self._device, self._layout).train()
-        finite = {name for name, tensor in tuned.state_dict().items() if tensor.isfinite().all()}
+        finite = finite_tensors(tuned)
         answers = (batch.teacher_logits for batch in self.batches)
         combined = CombinedLoss(RECIPE, self.loss, classes=self._classes)
 
@@ -110,17 +109,12 @@ class Finetuner:
             step = Step(tuned, loss, optimizers, self._device, self._dtype, replay=False)
             for number, (images, _, labels) in enumerate(self.batches, 1):
                 step.set_learning_rates(one_cycle(number / (len(self.batches) + 1), RECIPE.warmup))
-                value = step(images.float().contiguous(memory_format=self._layout), labels)
-        tensors = {name: tensor for name, tensor in tuned.state_dict().items() if name in finite}
-        self._check_finite({"the loss": value} | tensors)
+                value = step(in_layout(images.float(), self._layout), labels)
+        broken = finite - finite_tensors(tuned)  # the last step's effect shows in no loss
+        if broken or not torch.isfinite(value).all():
+            raise FloatingPointError(
+                f"{min(broken, default='the loss')} is not finite after {len(self.batches)} batches at learning rate "
+                f"{RECIPE.lr}, so this network cannot be finetuned; set finetune_batches=0"
+            )
         restore_frozen(tuned, network)
         return tuned
-
-    def _check_finite(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Check the last loss, and weights and statistics, because the last step's effect shows in no loss."""
-        for name, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise FloatingPointError(
-                    f"{name} is not finite after {len(self.batches)} batches at learning rate {RECIPE.lr}, so this "
-                    "network cannot be finetuned; set finetune_batches=0"
-                )

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ..common.device import memory_format, seeded, with_gradients
+from ..common.device import in_layout, memory_format, seeded, with_gradients
 from ..common.expect import expect
 from ..common.files import replacing
 from ..common.fingerprints import function_fingerprint, weights_fingerprint
@@ -33,7 +33,7 @@ from ..scoring.metric import accuracy
 from .config import FitConfig, RunOptions
 from .optimizers import make_optimizers, one_cycle
 from .step import WORTH_RECORDING, Step
-from .trainable import restore_frozen, trainable_copy, training_dtype
+from .trainable import finite_tensors, in_float32, restore_frozen, trainable_copy, training_dtype
 
 __all__ = ["FitConfig", "RunOptions", "check_training", "cross_entropy", "fit"]
 
@@ -136,11 +136,11 @@ class _Training:
         self._replay = loss is None if run.replay is None else run.replay
         example = data.example_input.to(self._device)
         self._original = model
-        self._layout = memory_format(copy.deepcopy(model).float(), example)
-        example = example.contiguous(memory_format=self._layout)
+        self._layout = memory_format(in_float32(copy.deepcopy(model)), example)
+        example = in_layout(example, self._layout)
         self._model = trainable_copy(model, self._device, self._layout)
-        self._finite = {name for name, tensor in self._model.state_dict().items() if tensor.isfinite().all()}
-        """Names of the tensors that have to stay finite; a mask may hold infinities on purpose."""
+        self._finite = finite_tensors(self._model)
+        """Names of the tensors that have to stay finite."""
         self._averaged = AveragedModel(self._model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
         self._optimizers = make_optimizers(self._model, config, example)
         self._dtype = training_dtype(self._model, example, config.precision)
@@ -257,16 +257,15 @@ class _Training:
         images = self._data.augmented(images, generator, self._flipped_first[rows] ^ bool(epoch % 2))
         if config.cutout:
             images = _cut_out(images, config.cutout, generator)
-        return images.contiguous(memory_format=self._layout), labels
+        return in_layout(images, self._layout), labels
 
     def _check_finite(self, network: nn.Module) -> None:
         """Check that the weights and statistics of a network are finite after the latest step."""
-        for name, tensor in network.state_dict().items():
-            if name in self._finite and not tensor.isfinite().all():
-                raise FloatingPointError(
-                    f"{self._options.title}: {name} is not finite after step {self._step - 1}; lower lr "
-                    f"({self._config.lr})"
-                )
+        if broken := self._finite - finite_tensors(network):
+            raise FloatingPointError(
+                f"{self._options.title}: {min(broken)} is not finite after step {self._step - 1}; lower lr "
+                f"({self._config.lr})"
+            )
 
     def _update_best(self) -> None:
         """Keep the current weights if they are at least as accurate as the best ones so far."""
@@ -289,7 +288,7 @@ def _with_fresh_statistics(
     generator = torch.Generator().manual_seed(0)
     batches = even_batches(split.images[torch.randperm(len(split), generator=generator)], STATISTICS_BATCH)
     augmented = (data.augmented(batch.to(device), generator) for batch in batches)
-    recalibrate(model, (images.contiguous(memory_format=layout) for images in augmented))
+    recalibrate(model, (in_layout(images, layout) for images in augmented))
     return model
 
 

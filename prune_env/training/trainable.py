@@ -10,7 +10,16 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..common.device import DTYPES, Precision, channels_last, failing_layer, fast_dtype, memory_format, seeded
+from ..common.device import (
+    DTYPES,
+    Precision,
+    channels_last,
+    failing_layer,
+    fast_dtype,
+    in_layout,
+    memory_format,
+    seeded,
+)
 from ..scoring.metric import eval_mode
 from .step import first_tensor
 
@@ -30,12 +39,24 @@ def trainable_copy(
     Raises:
         ValueError: The network has no parameters.
     """
-    copied = channels_last(copy.deepcopy(model).to(device).float(), layout)
+    copied = channels_last(in_float32(copy.deepcopy(model)).to(device), layout)
     if not any(True for _ in copied.parameters()):
         raise ValueError(f"{type(model).__name__} has no parameters, so there is nothing to train")
     if not any(parameter.requires_grad for parameter in copied.parameters()):
         copied.requires_grad_(True)
     return copied
+
+
+def in_float32(network: nn.Module) -> nn.Module:
+    """Convert a network to float32, in place, and return it; one that mixes float64 with other types stays as it is."""
+    kinds = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()}
+    return network if torch.float64 in kinds and len(kinds) > 1 else network.float()
+
+
+def finite_tensors(network: nn.Module) -> set[str]:
+    """Return the names of parameters and buffers that are finite; a mask may hold infinities on purpose."""
+    tensors = ((name, tensor) for name, tensor in network.state_dict().items() if isinstance(tensor, torch.Tensor))
+    return {name for name, tensor in tensors if tensor.isfinite().all()}
 
 
 def restore_frozen(trained: nn.Module, original: nn.Module) -> None:
@@ -96,7 +117,7 @@ def learning_fingerprint(model: nn.Module, example_input: torch.Tensor) -> str:
     layout = memory_format(model, example_input)
     network = trainable_copy(model, torch.device("cpu"), layout).train()
     with torch.no_grad(), seeded("cpu", 0):
-        output = first_tensor(network(example_input.contiguous(memory_format=layout))).flatten()
+        output = first_tensor(network(in_layout(example_input, layout))).flatten()
     rounded = (1000 * output / output.abs().max().clamp(min=1e-12)).round().tolist()
     flags = [parameter.requires_grad for parameter in network.parameters()]
     return hashlib.blake2b(f"{flags} {rounded}".encode(), digest_size=16).hexdigest()

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ...common.cuda_graphs import capture, forbid_synchronisation, side_stream
-from ...common.device import exact_convolutions
+from ...common.device import exact_convolutions, in_layout
 from ...pruning.copies import shared_copy
 from ...pruning.groups import Plan, PruningGroup
 from ...pruning.surgery import build
@@ -127,7 +127,7 @@ def masking_fault(
     """
     model = randomise_batchnorms(copy.deepcopy(shared_copy(model)).to(example.device)).eval()
     ranking = {group.name: torch.arange(group.filters).flip(0) for group in groups}
-    images = torch.cat((example, example.flip(-1), -example)).contiguous(memory_format=layout)
+    images = in_layout(torch.cat((example, example.flip(-1), -example)), layout)
     masked = MaskedNetwork(model, groups, ranking, dtype=torch.float32, device=example.device, layout=layout)
     with exact_convolutions(example.device):
         for divisor in (1, 2, 3):

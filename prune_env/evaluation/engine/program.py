@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...common.device import channels_last, exact_convolutions
+from ...common.device import channels_last, exact_convolutions, in_layout
 from ...pruning.copies import shared_copy
 from ...pruning.groups import Plan, PruningGroup, check_plan
 from ...pruning.modules import CutModule, spec_of
@@ -167,7 +167,7 @@ class Program:
     def _difference(self, example: torch.Tensor, dtype: torch.dtype) -> str | None:
         """How the program differs from networks that are cut, for some plans; None if it does not."""
         ranking = {group.name: torch.arange(group.filters).flip(0) for group in self._groups}
-        images = torch.cat((example, example.flip(-1), -example)).contiguous(memory_format=self._layout)
+        images = in_layout(torch.cat((example, example.flip(-1), -example)), self._layout)
         for conv in self._fused:
             conv.positions = ALL_POSITIONS
         for plan in self._plans():
