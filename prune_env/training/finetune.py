@@ -20,7 +20,7 @@ from ..pruning.problem import PruningProblem
 from .distillation import CombinedLoss, DistillationConfig, Teacher
 from .optimizers import make_optimizers, one_cycle
 from .step import Step
-from .trainable import finite_tensors, restore_frozen, trainable_copy, training_dtype
+from .trainable import not_finite, restore_frozen, trainable_copy, training_dtype
 
 BATCH_SIZE = 128
 RECIPE = DistillationConfig(lr=0.02, ema_decay=0.0)
@@ -79,7 +79,7 @@ class Finetuner:
         teacher = Teacher(problem.model, self._device, memory=0, precision=precision)
         self.batches: list[TaughtBatch] = []
         for rows in order[: batches * size].split(size):
-            images = data.augmented(data.train.images[rows], generator).to(self._device)
+            images = in_layout(data.augmented(data.train.images[rows], generator).to(self._device), self._layout)
             labels = data.train.labels[rows].to(self._device)
             self.batches.append(TaughtBatch(images.to(self._dtype), teacher(images), labels))
 
@@ -97,7 +97,7 @@ class Finetuner:
         """
         example = self.batches[0].images[:2].float()
         tuned = trainable_copy(network, self._device, self._layout).train()
-        finite = finite_tensors(tuned)
+        never_finite = set(not_finite(tuned))
         answers = (batch.teacher_logits for batch in self.batches)
         combined = CombinedLoss(RECIPE, self.loss, classes=self._classes)
 
@@ -110,11 +110,14 @@ class Finetuner:
             for number, (images, _, labels) in enumerate(self.batches, 1):
                 step.set_learning_rates(one_cycle(number / (len(self.batches) + 1), RECIPE.warmup))
                 value = step(in_layout(images.float(), self._layout), labels)
-        broken = finite - finite_tensors(tuned)  # the last step's effect shows in no loss
+        broken = [
+            name for name in not_finite(tuned) if name not in never_finite
+        ]  # the last step's effect shows in no loss
         if broken or not torch.isfinite(value).all():
+            name = broken[0] if broken else "the loss"
             raise FloatingPointError(
-                f"{min(broken, default='the loss')} is not finite after {len(self.batches)} batches at learning rate "
-                f"{RECIPE.lr}, so this network cannot be finetuned; set finetune_batches=0"
+                f"{name} is not finite after {len(self.batches)} batches at learning rate {RECIPE.lr}, so this "
+                "network cannot be finetuned; set finetune_batches=0"
             )
         restore_frozen(tuned, network)
         return tuned

@@ -33,7 +33,7 @@ from ..scoring.metric import accuracy
 from .config import FitConfig, RunOptions
 from .optimizers import make_optimizers, one_cycle
 from .step import WORTH_RECORDING, Step
-from .trainable import finite_tensors, in_float32, restore_frozen, trainable_copy, training_dtype
+from .trainable import in_float32, not_finite, restore_frozen, trainable_copy, training_dtype
 
 __all__ = ["FitConfig", "RunOptions", "check_training", "cross_entropy", "fit"]
 
@@ -139,8 +139,7 @@ class _Training:
         self._layout = memory_format(in_float32(copy.deepcopy(model)), example)
         example = in_layout(example, self._layout)
         self._model = trainable_copy(model, self._device, self._layout)
-        self._finite = finite_tensors(self._model)
-        """Names of the tensors that have to stay finite."""
+        self._never_finite = set(not_finite(self._model))
         self._averaged = AveragedModel(self._model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
         self._optimizers = make_optimizers(self._model, config, example)
         self._dtype = training_dtype(self._model, example, config.precision)
@@ -261,9 +260,9 @@ class _Training:
 
     def _check_finite(self, network: nn.Module) -> None:
         """Check that the weights and statistics of a network are finite after the latest step."""
-        if broken := self._finite - finite_tensors(network):
+        if broken := [name for name in not_finite(network) if name not in self._never_finite]:
             raise FloatingPointError(
-                f"{self._options.title}: {min(broken)} is not finite after step {self._step - 1}; lower lr "
+                f"{self._options.title}: {broken[0]} is not finite after step {self._step - 1}; lower lr "
                 f"({self._config.lr})"
             )
 

@@ -53,10 +53,10 @@ def in_float32(network: nn.Module) -> nn.Module:
     return network if torch.float64 in kinds and len(kinds) > 1 else network.float()
 
 
-def finite_tensors(network: nn.Module) -> set[str]:
-    """Return the names of parameters and buffers that are finite; a mask may hold infinities on purpose."""
+def not_finite(network: nn.Module) -> list[str]:
+    """Return the names of the parameters and buffers that hold infinities or NaN; a mask may do so on purpose."""
     tensors = ((name, tensor) for name, tensor in network.state_dict().items() if isinstance(tensor, torch.Tensor))
-    return {name for name, tensor in tensors if tensor.isfinite().all()}
+    return [name for name, tensor in tensors if not tensor.isfinite().all()]
 
 
 def restore_frozen(trained: nn.Module, original: nn.Module) -> None:
