@@ -91,7 +91,7 @@ def test_frozen_parameters_stay_frozen_in_every_result(trained: nn.Module, digit
         fit(network, digits, ONE_STEP, run=run),
         distill(network, network, digits, DistillationConfig(epochs=0.1, min_steps=0), run=run),
         Finetuner(problem, 1)(network),
-        env.network(),
+        env.pruned_model(),
     ]
     for number, result in enumerate(results):
         assert [parameter.requires_grad for parameter in result.parameters()] == flags, number
