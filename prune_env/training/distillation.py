@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -107,12 +108,18 @@ class Teacher:
         """Return the logits float32 [B, K] of normalised images [B, C, H, W], without the memory."""
         if not self._is_prepared:
             self._prepare(images[:2])
-        logits: torch.Tensor = self._network(in_layout(images.to(self._dtype), self._layout))
+        exact = self._dtype == torch.float32  # also while a student trains in bfloat16
+        with self._without_autocast() if exact else nullcontext():
+            logits: torch.Tensor = self._network(in_layout(images.to(self._dtype), self._layout))
         return logits.float().clone()  # a view would keep the images, or a larger tensor, alive
+
+    def _without_autocast(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.device.type == "meta" else torch.autocast(self.device.type, enabled=False)
 
     def _prepare(self, images: torch.Tensor) -> None:
         """Convert the network to the precision and the memory format that it runs in."""
-        self._layout = memory_format(self._network, images.float())
+        with self._without_autocast():
+            self._layout = memory_format(self._network, images.float())
         exact = channels_last(self._network, self._layout)
         if self._dtype != torch.float32:
             self._network = copy.deepcopy(exact).to(self._dtype)
@@ -127,7 +134,8 @@ class Teacher:
 
     def _fall_back(self, exact: nn.Module, images: torch.Tensor, error: Exception) -> None:
         """Answer in float32; an error that has nothing to do with the precision is raised there again."""
-        exact(images)
+        with self._without_autocast():
+            exact(images)
         where = failing_layer(self._network, images.to(self._dtype))
         reason = f"the teacher does not run in bfloat16{f', at {where}' if where else ''}: "
         reason += str(error).partition("\n")[0]
