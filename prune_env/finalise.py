@@ -73,7 +73,7 @@ class Finaliser(Settings):
         check_device(self.device)
         model = self.env.problem.model
         if self.teacher is None:
-            object.__setattr__(self, "teacher", Teacher(model, self.device))
+            object.__setattr__(self, "teacher", Teacher(model, self.device, precision=self.distillation.precision))
         elif self.teacher.fingerprint != (expected := weights_fingerprint(model)):
             raise ValueError(
                 f"the teacher is another network (fingerprint {self.teacher.fingerprint}) than the environment's "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..common.device import Precision
 from ..common.settings import Count, Whole
 from ..pruning.problem import ProblemConfig
 
@@ -22,3 +23,6 @@ class EvaluationConfig(ProblemConfig):
     """Batches of 128 training images by which a pruned network is distilled before its accuracy is measured. Every plan
     gets the same images and starts from the original weights, so a plan still has one accuracy. With 10 batches an
     evaluation takes about ten times as long. The batches stay in memory: up to 1.6 MB each for 32x32 colour images."""
+    precision: Precision = "auto"
+    """Precision that networks compute in: bf16 (bfloat16), fp32 (float32), or auto: bfloat16 where the hardware is
+    fast at it and the network runs in it, and float32 elsewhere."""

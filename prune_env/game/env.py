@@ -380,7 +380,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self.state_space = spaces.Box(0.0, 1.0, (len(self.state_names),), np.float32)
 
     def _new_carried_weights(self) -> CarriedWeights:
-        return CarriedWeights(self.problem, self.config.round_finetune_batches, self.evaluator.device)
+        return CarriedWeights(self.problem, self.config, self.evaluator.device)
 
     def _origin(self) -> dict[str, Any]:
         """Return what an archive depends on. The reward function decides the returns, though not the accuracies."""

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..common.device import channels_last, check_device
+from ..common.device import channels_last, check_device, in_layout, memory_format
 from ..common.onnx_session import open_session
 from ..common.settings import Count, NotNegative, Settings, Whole, checked
 
@@ -88,8 +88,8 @@ def latencies(
 ) -> dict[str, Latency]:
     """Measure the latencies of several networks in turn, so that a drift of the machine affects all alike.
 
-    Modules are copied and timed in eval mode, in channels-last memory format and in the precision of their weights.
-    ONNX files are timed in float32, with images in contiguous memory format.
+    Modules are copied and timed in eval mode, in channels-last memory format (networks that need contiguous memory
+    in that) and in the precision of their weights. ONNX files are timed in float32, with contiguous images.
 
     Args:
         models: Name -> module, or path of an ONNX file that `prune_env.export.to_onnx` wrote.
@@ -167,8 +167,9 @@ def _prepared(
         if device.type != "cpu":
             raise ValueError(f"device must be cpu to time the ONNX file {model}, got {device}")
         return open_session(model), noise
-    network = channels_last(copy.deepcopy(model).eval().to(device))
-    return network, noise.to(device, _dtype(network), memory_format=torch.channels_last)
+    images = noise.to(device, _dtype(model))
+    layout = memory_format(model, images[:2])
+    return channels_last(copy.deepcopy(model).eval().to(device), layout), in_layout(images, layout)
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

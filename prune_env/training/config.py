@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 
 from ..common.command import check_writable
-from ..common.device import check_device
+from ..common.device import Precision, check_device
 from ..common.settings import BelowOne, NotNegative, Positive, Range, Seed, Settings, Whole
 
 
@@ -48,6 +48,9 @@ class FitConfig(Settings):
     # Not in the repr, from which the file names of cached networks are made, so that existing files stay valid.
     select_best: bool = field(default=False, repr=False)
     """Return the epoch with the highest accuracy on the reward split, the last of equal ones, instead of the last."""
+    precision: Precision = field(default="auto", repr=False)
+    """Precision that autocast computes in: bf16 (bfloat16), fp32 (float32), or auto: bfloat16 where the hardware is
+    fast at it and the network can be trained in it, and float32 elsewhere."""
 
 
 @dataclass(frozen=True)
