@@ -187,15 +187,19 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     def step(self, actions: Mapping[str, int]) -> StepResult:
         """Play one round.
 
-        An illegal action counts as the nearest legal rate below; the infos report the applied rate.
+        An illegal action counts as the nearest legal rate below; the infos report the applied rate. After the end of an
+        episode no agent is left, and an empty dict of actions returns five empty dicts, as in PettingZoo's own
+        environments; SuperSuit's `black_death_v3` relies on it.
 
         Args:
             actions: Every agent's action.
 
         Raises:
             ValueError: An agent is missing, or an action lies outside its space.
-            RuntimeError: The episode is over.
+            RuntimeError: The episode is over, and there are actions, or it has not started.
         """
+        if not actions and not self.agents and self.round_state.number:
+            return {}, {}, {}, {}, {}
         self.step_async(actions)
         return self.step_wait()
 
