@@ -10,8 +10,8 @@ All files go to runs/<name>/. After Ctrl-C, or even kill -9, --resume continues 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,20 +19,21 @@ from typing import Annotated, Any
 import tyro
 from torch import nn
 
-from prune_env import EnvConfig, FilterPruneEnv, save_pruned
+from prune_env import EnvConfig, FilterPruneEnv
+from prune_env.common.command import check_writable, one_line_errors, require_packages
+from prune_env.common.settings import Count, Positive, Seed, Settings
 from prune_env.finalise import Finaliser, Finalist, accuracy, recalibrated
 from prune_env.game.arguments import ProblemArgs
-from prune_env.game.targets import smallest_target
 from prune_env.pruning import Plan
 from prune_env.reporting.plots import plot_front
-from prune_env.reporting.run_folder import Contestant, network_rows, open_folder, save_plots
+from prune_env.reporting.run_folder import Contestant, network_rows, open_folder, save_result, search_seconds
 from prune_env.reporting.summary import summary
 from prune_env.training.distillation import DistillationConfig
 from qmix_agent import QMIX, QMIXConfig
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     problem: Annotated[ProblemArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=ProblemArgs)
     """The network, its data, and where plans are evaluated."""
     name: str | None = None
@@ -41,15 +42,15 @@ class Config:
     """Folder of all runs."""
     resume: bool = False
     """Resume the run of this name, or the latest run of this network and data."""
-    episodes: int = 400
+    episodes: Count = 400
     """Episodes of the search; each ends with one plan."""
-    finalists: int = 4
+    finalists: Count = 4
     """Number of best plans that get the short distillation."""
-    short_epochs: float = 1.0
+    short_epochs: Positive = 1.0
     """Epochs of the short distillation."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the agent."""
-    n_envs: int = 1
+    n_envs: Count = 1
     """Episodes played at the same time; as many as there are workers keep all of them busy."""
     env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=EnvConfig)
     """The game: actions, rewards, and how plans are evaluated."""
@@ -62,8 +63,7 @@ class Config:
     """The training of the winner and of the uniform network after the search."""
 
     def __post_init__(self) -> None:
-        if min(self.episodes, self.finalists, self.n_envs) < 1 or self.short_epochs <= 0:
-            raise ValueError("episodes, finalists and n-envs must be at least 1, and short-epochs above 0")
+        super().__post_init__()
         if self.env.target_macs is None:
             raise ValueError("this script compares networks of equal cost: set target-macs, with reward budget or amc")
         if self.env.max_cycles is not None and self.env.max_cycles < self.env.rounds:
@@ -86,12 +86,15 @@ class Pruning:
 
 
 def main(config: Config) -> None:
-    env = config.problem.make_env(config.env)
-    problem, data = env.problem, env.problem.data
+    require_packages(["matplotlib"], "the plots", "train")
+    check_writable("out", config.out, folder=True)
+    data = config.problem.load_data()
     settings = dataclasses.asdict(replace(config, resume=False, name=None))
     stem = f"{config.problem.network}-{data.name}"
     directory = open_folder(config.out, config.name, stem, settings, config.resume)
     print(f"Writing to {directory}")
+    env = config.problem.make_env(config.env, data)
+    problem = env.problem
     episodes = search(config, env, directory)
     prunings = [prune(config, env, target, directory) for target in env.config.targets if target is not None]
 
@@ -104,7 +107,8 @@ def main(config: Config) -> None:
         for name, (plan, network) in pruning.networks.items():
             before = test(recalibrated(env, plan))
             contestants.append(Contestant(name + pruning.suffix, network, plan, test(network), before))
-        save(config, pruning, [contestants[0], *contestants[-2:]], episodes)
+        three = [contestants[0], *contestants[-2:]]
+        save_result(pruning.folder, pruning.env, three, episodes, env.config.targets, base=config.problem.network)
     if config.env.round_to > 1:  # for latencies: the same budgets without rounding, without distillation
         for pruning in prunings:
             plan = replace(pruning.env.budget, round_to=1).uniform()
@@ -114,10 +118,8 @@ def main(config: Config) -> None:
         lines = {name: [0, *range(start, 2 * len(prunings) + 1, 2)] for name, start in (("uniform L1", 1), ("QMIX", 2))}
         plot_front(directory / "front.png", {name: [rows[one] for one in line] for name, line in lines.items()})
     print("\nFinalists: % of all reward images as cut (with sampled statistics) and after the short distillation")
-    for finalist in (one for pruning in prunings for one in pruning.finalists):
-        print(
-            f"  {100 * finalist.recalibrated_accuracy:6.2f} {100 * finalist.distilled_accuracy:6.2f}  {finalist.plan}"
-        )
+    for one in itertools.chain(*(pruning.finalists for pruning in prunings)):
+        print(f"  {100 * one.recalibrated_accuracy:6.2f} {100 * one.distilled_accuracy:6.2f}  {one.plan}")
     print(f"\nTest accuracy on {data.name}, {len(data.test)} images: one image is {100 / len(data.test):.2f} points\n")
     print(summary(rows))
     if config.env.round_to > 1:
@@ -155,36 +157,6 @@ def prune(config: Config, env: FilterPruneEnv, target: float, directory: Path) -
     return Pruning(game, directory if single else directory / f"macs-{target:g}", suffix, finalists, networks)
 
 
-def save(config: Config, pruning: Pruning, contestants: list[Contestant], episodes: list[dict[str, Any]]) -> None:
-    """Save the pruned network of a budget with its metrics and plots."""
-    original, uniform, winner = contestants
-    metrics = {
-        "original_accuracy": original.accuracy,
-        "pruned_accuracy": winner.accuracy,
-        "uniform_accuracy": uniform.accuracy,
-        "pruned_accuracy_before_distillation": winner.accuracy_before,
-        "uniform_accuracy_before_distillation": uniform.accuracy_before,
-        **dict(zip(("macs_ratio", "params_ratio"), pruning.env.cost_ratios(winner.plan), strict=True)),
-        "evaluated_plans": len(pruning.env.archive),
-        "search_seconds": search_seconds(episodes),
-    }
-    base = config.problem.network
-    save_pruned(pruning.folder, winner.network, winner.plan, pruning.env.problem, base=base, metrics=metrics)
-    targets, target = [one for one in config.env.targets if one is not None], pruning.env.budget.target_macs
-    own_rows = [row for row in episodes if smallest_target(targets, row["info/macs_ratio"]) == target]
-    own_entries = [entry for entry in pruning.env.archive if smallest_target(targets, entry.macs_ratio) == target]
-    save_plots(pruning.folder, pruning.env, own_rows, own_entries, uniform.plan, winner.plan)
-
-
-def search_seconds(episodes: list[dict[str, Any]]) -> float:
-    """Return the time of the search, without interruptions."""
-    return sum(row.get("seconds", 0.0) for row in episodes)
-
-
 if __name__ == "__main__":
-    try:
+    with one_line_errors("Interrupted. Use the same command with --resume to continue from the last checkpoint."):
         main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:  # such as a missing folder: print one line
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted. Use the same command with --resume to continue from the last checkpoint.")

@@ -18,7 +18,9 @@ import torch
 import tyro
 
 from . import data
+from .common.command import check_writable
 from .common.files import cache_dir
+from .common.settings import Settings
 from .deploy import export
 from .deploy.import_network import import_network
 from .deploy.record import read_record
@@ -32,7 +34,7 @@ CHECK_IMAGES = 64
 
 
 @dataclass(frozen=True)
-class Inspect:
+class Inspect(Settings):
     """Show what of a network can be pruned, what cannot, and why.
 
     The column 'difference' is the proof: the largest difference between the outputs of the network without some of
@@ -67,7 +69,7 @@ class Inspect:
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(Settings):
     """Write a saved network as ONNX or as a torch.export program."""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -82,9 +84,10 @@ class Export:
     def run(self) -> int:
         """Write the file and print its size and precision; return 0."""
         write, suffix = {"onnx": (export.to_onnx, "onnx"), "torch": (export.to_torch_export, "pt2")}[self.format]
+        out = self.out or self.folder / f"pruned.{suffix}"
+        check_writable("out", out)
         network = load_pruned(self.folder, import_network(self.base) if self.base else None)
         images, description = check_images(read_record(self.folder))
-        out = self.out or self.folder / f"pruned.{suffix}"
         difference = write(network, out, images)
         size = out.stat().st_size / 1024
         print(f"{out}: {size:.1f} KiB, differs by at most {difference:.1g} of the output on {description}")

@@ -18,8 +18,10 @@ from typing import Annotated, Any
 import tyro
 
 from prune_env import EnvConfig, FilterPruneEnv
+from prune_env.common.command import check_writable, one_line_errors, require_packages
+from prune_env.common.settings import Count, Settings
 from prune_env.game.arguments import ProblemArgs
-from prune_env.game.budget import Budget
+from prune_env.game.budget import Budget, TargetMacs
 
 from ..compare import rows
 from . import report
@@ -31,16 +33,16 @@ def _game() -> EnvConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     problem: ProblemArgs = field(default_factory=ProblemArgs)
     """The network and its data."""
     env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=_game)
     """The game and its budgets."""
-    unseen: tuple[float, ...] = (0.35, 0.45, 0.55, 0.65)
+    unseen: tuple[TargetMacs, ...] = (0.35, 0.45, 0.55, 0.65)
     """Budgets that no method sees during its search."""
-    max_plans: int = 300
+    max_plans: Count = 300
     """Evaluations of a search, for all budgets together."""
-    seeds: int = 10
+    seeds: Count = 10
     """Runs with different seeds."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Methods that run; the rules without a search run once."""
@@ -48,15 +50,20 @@ class Config:
     """Folder of the results."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if unknown := set(self.methods) - set(METHODS):
             raise ValueError(f"methods: {min(unknown)!r} is unknown; choose among {', '.join(METHODS)}")
-        if self.seeds < 1 or self.max_plans < len(self.env.targets):
-            raise ValueError("seeds must be at least 1, and max-plans at least the number of budgets")
         if None in self.env.targets:
             raise ValueError("target-macs must be set: the methods are compared at equal budgets")
+        if self.max_plans < 2 * len(self.env.targets):
+            raise ValueError(f"max-plans must be at least twice the number of budgets, got {self.max_plans}")
 
 
 def main(config: Config) -> None:
+    require_packages(["matplotlib"], "the plot", "train")
+    if {"cma_each", "cma_joint"} & set(config.methods):
+        require_packages(["cma"], "CMA-ES", "benchmarks")
+    check_writable("out", config.out, folder=True)
     file = config.out / "rows.jsonl"
     done = {rows.canonical(_identity(row)) for row in rows.read_file(file)}
     env = config.problem.make_env(config.env)
@@ -129,4 +136,5 @@ def _best(env: FilterPruneEnv, accuracies: dict[tuple[int, ...], float], target:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    with one_line_errors("Interrupted. Finished runs are kept; the same command resumes."):
+        main(tyro.cli(Config, prog="python -m benchmarks.front", description=__doc__))

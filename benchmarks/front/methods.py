@@ -104,7 +104,7 @@ METHODS: dict[str, Method] = {
 
 def uniform(env: FilterPruneEnv, target: float) -> Plan:
     """Return the uniform plan of a budget."""
-    return env.budget_of(target).uniform()
+    return env.budgets.of(target).uniform()
 
 
 def insides(env: FilterPruneEnv, target: float) -> Plan:
@@ -144,7 +144,7 @@ def _each(env: FilterPruneEnv, max_plans: int, search: Callable[[FilterPruneEnv,
 
     def propose(target: float) -> Plan:
         nearest = min((one for one in targets if one >= target), default=targets[-1])
-        budget = env.budget_of(target)
+        budget = env.budgets.of(target)
         return budget.project(budget.full_plan, best[nearest], last=True)
 
     return Front(accuracies, propose)

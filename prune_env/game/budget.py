@@ -28,18 +28,22 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import combinations, pairwise
 from math import ceil, floor
-from numbers import Real
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.settings import Count, Range, Settings
+
 IntArray = NDArray[np.int64]
+TargetMacs = Annotated[float, Range(0, 1, above=True)]
+"""Fraction of the original MACs that may stay."""
 
 # Far above the rounding error of rate * filters and far below a decimal's step: 0.29 of 100 filters are 29.
 _ROUNDING = 1e-9
 
 
+@runtime_checkable
 class MacsFunction(Protocol):
     """Return the MACs of each plan in an integer array [..., G], as int64 [...]. More filters never cost less."""
 
@@ -60,19 +64,6 @@ def check_rates(rates: Sequence[float]) -> None:
         )
 
 
-def check_target_macs(target_macs: float) -> None:
-    """Check that a target is a fraction in (0, 1].
-
-    Raises:
-        ValueError: It is not.
-    """
-    if isinstance(target_macs, bool) or not isinstance(target_macs, Real) or not 0 < target_macs <= 1:
-        raise ValueError(
-            f"target_macs must be a fraction in (0, 1], or None for no budget; got {target_macs!r}. Write 0.5 for half "
-            "of the MACs"
-        )
-
-
 def macs_range(target_macs: float, full_macs: int) -> tuple[int, int]:
     """Return the fewest and the most MACs that meet a target: within the tolerance below it, and never above.
 
@@ -85,7 +76,7 @@ def macs_range(target_macs: float, full_macs: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, eq=False)
-class Budget:
+class Budget(Settings):
     """The rules of pruning rates and of the MACs target for one network. Immutable and deterministic.
 
     Raises:
@@ -95,35 +86,28 @@ class Budget:
 
     macs: MacsFunction = field(repr=False)
     """Costs of plans."""
-    full_plan: tuple[int, ...]
+    full_plan: tuple[Count, ...]
     """Filters of the original groups, [G]."""
     rates: tuple[float, ...]
     """Pruning rates, [A]: the fraction of a group's remaining filters that is removed. rates[0] is 0."""
-    target_macs: float | None
+    target_macs: TargetMacs | None
     """Fraction of the original MACs that may stay, in (0, 1]; None for no budget."""
-    min_filters: int = 1
+    min_filters: Count = 1
     """Filters that stay in every group; a group with fewer keeps all of them."""
-    round_to: int = 1
+    round_to: Count = 1
     """Kept counts are rounded up to a multiple of this; the full count of a group is always allowed."""
 
     tolerance: ClassVar[float] = 0.01
     """How far below the target a finished plan may lie, as a fraction of the original MACs."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "full_plan", tuple(int(count) for count in self.full_plan))
-        object.__setattr__(self, "rates", tuple(float(rate) for rate in self.rates))
-        if not self.full_plan or min(self.full_plan) < 1:
-            raise ValueError(
-                f"full_plan must have at least one group, each with at least 1 filter; got {self.full_plan}. Leave out "
-                "groups that have nothing to prune"
-            )
+        super().__post_init__()
+        object.__setattr__(self, "rates", tuple(map(float, self.rates)))
+        if not self.full_plan:
+            raise ValueError("full_plan must have at least one group, got none")
         check_rates(self.rates)
-        for name in ("min_filters", "round_to"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.target_macs is None:
             return
-        check_target_macs(self.target_macs)
         lowest = int(self.macs(self._minimum))
         if lowest > self._most:
             fraction = ceil(Fraction(10_000 * lowest, self._full_macs)) / 10_000  # rounded up, so that it is in reach

@@ -20,6 +20,7 @@ from torch import nn
 
 from ..common.expect import expect
 from ..common.fingerprints import function_fingerprint
+from ..common.settings import Seed, checked
 from ..data import DataSplits
 from ..data.objective import Loss, Metric
 from ..evaluation.evaluator import Evaluator
@@ -35,7 +36,7 @@ from .config import EnvConfig
 from .fingerprint import game_fingerprint
 from .observation import Observer
 from .reward import REWARDS, RewardFunction, RewardInput, RoundReward
-from .targets import TargetDeck
+from .targets import Budgets
 from .transition import RoundState, Transitions
 
 StepResult = tuple[dict[str, np.ndarray], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]
@@ -97,7 +98,8 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self.max_cycles = config.max_cycles or config.rounds
         limits = {"min_filters": config.min_filters, "round_to": config.round_to}
         rules = Budget(problem.cost.macs, problem.full_plan, config.rates, None, **limits)
-        self._budgets = {target: rules.with_target(target) for target in config.targets}
+        self.budgets = Budgets(rules, config.targets)
+        """The budgets of the episodes; `budgets.of(0.4)` is any other."""
         self.evaluator = self._evaluator(evaluator, resources)
         self.archive = Archive()
         """Every finished plan with its accuracy, over all episodes."""
@@ -105,7 +107,6 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self._reward = reward or REWARDS[config.reward]
         self._carried = self._new_carried_weights()
         self._transitions = Transitions(problem.cost, problem.full_plan, self.observer, config.rounds)
-        self._deck = TargetDeck(config.targets)
         self._set_spaces()
         self.agents: list[str] = []
         self.np_random, self.np_random_seed = seeding.np_random()
@@ -115,7 +116,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self._imagined = False
         self._accuracy: float
         self._return: float
-        self._start(self._budgets[config.targets[0]])
+        self._start(self.budgets.first)
 
     @classmethod
     def from_model(
@@ -198,24 +199,28 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             ValueError: The target is no fraction in (0, 1] or out of reach, or the game has no budget.
         """
         if seed is not None:
-            self.np_random, self.np_random_seed = seeding.np_random(seed)
+            self.np_random, self.np_random_seed = seeding.np_random(checked("seed", seed, Seed))
         target = (options or {}).get("target_macs")
-        self._start(self._budgets[self._deck.deal(self.np_random)] if target is None else self.budget_of(target))
+        self._start(self.budgets.deal(self.np_random) if target is None else self.budgets.of(target))
         self.agents = list(self.possible_agents)
         return self._observations(), self._infos()
 
     def step(self, actions: Mapping[str, int]) -> StepResult:
         """Play one round.
 
-        An illegal action counts as the nearest legal rate below; the infos report the applied rate.
+        An illegal action counts as the nearest legal rate below; the infos report the applied rate. After the end of an
+        episode no agent is left, and an empty dict of actions returns five empty dicts, as in PettingZoo's own
+        environments; SuperSuit's `black_death_v3` relies on it.
 
         Args:
             actions: Every agent's action.
 
         Raises:
             ValueError: An agent is missing, or an action lies outside its space.
-            RuntimeError: The episode is over.
+            RuntimeError: The episode is over, and there are actions, or it has not started.
         """
+        if not actions and not self.agents and self.round_state.number:
+            return {}, {}, {}, {}, {}
         self.step_async(actions)
         return self.step_wait()
 
@@ -333,25 +338,14 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         """Return one line per agent and one for the network, as text (`ansi`) or as an image (`rgb_array`)."""
         if self.render_mode is None:
             return None
-        now = self.round_state
-        macs = self.observer.macs_shares(now.plan)
+        now, shares = self.round_state, self.observer.macs_shares(self.plan)
+        columns = self.groups, now.plan, shares.tolist(), now.last_rates
         rows = [
-            render.RenderRow(group.name, group.layers, group.filters, kept, float(share), float(rate))
-            for group, kept, share, rate in zip(self.groups, now.plan, macs, now.last_rates, strict=True)
+            render.RenderRow(group.name, group.layers, group.filters, kept, share, float(rate))
+            for group, kept, share, rate in zip(*columns, strict=True)
         ]
         totals = render.RenderTotals(self._accuracy, now.macs_ratio, now.params_ratio, now.number, now.count)
         return render.ansi(rows, totals) if self.render_mode == "ansi" else render.rgb_array(rows, totals)
-
-    def budget_of(self, target_macs: float) -> Budget:
-        """Return the rules of this game with another target, which need not be one of the game's.
-
-        Raises:
-            ValueError: The target is no fraction in (0, 1] or out of reach, or the game has no budget.
-        """
-        if self.config.target_macs is None:
-            raise ValueError(f"target_macs={target_macs} has no effect in a game without a budget; set it in EnvConfig")
-        known = self._budgets.get(target_macs)
-        return self.budget.with_target(target_macs) if known is None else known
 
     def clone(self, evaluator: Evaluator | None = None, target_macs: float | None = None) -> FilterPruneEnv:
         """Return another environment of the same game, to play an episode at the same time.
@@ -367,13 +361,12 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             validation.check_evaluator(self.config, self.problem, evaluator)
             other.evaluator = evaluator
         if target_macs is not None:
-            other._budgets = {target_macs: self.budget_of(target_macs)}
+            other.budgets = self.budgets.only(target_macs)
             other.config = dataclasses.replace(self.config, target_macs=target_macs)
-            other._deck = TargetDeck(other.config.targets)
         other.observation_spaces, other.action_spaces = copy.deepcopy((self.observation_spaces, self.action_spaces))
         other.np_random, other.np_random_seed = seeding.np_random()
         other.agents, other._next, other._carried = [], None, self._new_carried_weights()
-        other._start(other._budgets[other.config.targets[0]])
+        other._start(other.budgets.first)
         return other
 
     def imagine(self) -> FilterPruneEnv:
@@ -383,7 +376,9 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         """
         other = self.clone()
         other._imagined = True
-        other._carried = CarriedWeights(self.problem, 0, self.evaluator.device)
+        other._carried = CarriedWeights(
+            self.problem, dataclasses.replace(self.config, round_finetune_batches=0), self.evaluator.device
+        )
         return other
 
     @property
@@ -402,7 +397,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what lasts beyond an episode: the archive, and what it was made with."""
-        return {**self._origin(), "archive": self.archive.state_dict(), "targets_left": list(self._deck.left)}
+        return {**self._origin(), "archive": self.archive.state_dict(), "targets_left": list(self.budgets.deck.left)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the archive of an earlier run of the same game. Its plans are not evaluated again.
@@ -412,7 +407,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         """
         validation.check_state(state, self._origin())
         self.archive.load_state_dict(state["archive"])
-        self._deck.left = list(state["targets_left"])
+        self.budgets.deck.left = list(state["targets_left"])
         if not self._carried.on:
             for entry in self.archive:
                 self.evaluator.remember(entry.plan, entry.accuracy)
@@ -438,7 +433,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self.state_space = spaces.Box(0.0, 1.0, (len(self.state_names),), np.float32)
 
     def _new_carried_weights(self) -> CarriedWeights:
-        return CarriedWeights(self.problem, self.config.round_finetune_batches, self.evaluator.device)
+        return CarriedWeights(self.problem, self.config, self.evaluator.device)
 
     def _origin(self) -> dict[str, Any]:
         """Return what an archive depends on. The reward function decides the returns, though not the accuracies."""

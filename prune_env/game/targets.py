@@ -1,4 +1,4 @@
-"""The MACs targets of a game, and which of them an episode gets."""
+"""The budgets of a game, and which of them an episode gets."""
 
 from __future__ import annotations
 
@@ -6,29 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .budget import check_target_macs
+from ..common.settings import checked
+from .budget import Budget, TargetMacs
 
-Targets = float | tuple[float, ...] | None
+Targets = TargetMacs | tuple[TargetMacs, ...] | None
 """One target, several targets, or None for no budget."""
 
 
 def target_tuple(target_macs: Targets) -> tuple[float | None, ...]:
     """Return the distinct targets of a game in the order given; (None,) for a game without a budget."""
     return tuple(dict.fromkeys(target_macs)) if isinstance(target_macs, tuple) else (target_macs,)
-
-
-def check_targets(target_macs: Targets) -> None:
-    """Check that all targets are fractions in (0, 1], or that there is no budget.
-
-    Raises:
-        ValueError: A target is not, or there is none in the sequence.
-    """
-    if target_macs is None:
-        return
-    if target_macs == ():
-        raise ValueError("target_macs is an empty sequence; give at least one target, or None for no budget")
-    for target in target_macs if isinstance(target_macs, tuple) else (target_macs,):
-        check_target_macs(target)
 
 
 def smallest_target(targets: Sequence[float], macs_ratio: float) -> float | None:
@@ -55,3 +42,41 @@ class TargetDeck:
         if not self.left:
             self.left = [self.targets[index] for index in rng.permutation(len(self.targets))]
         return self.left.pop()
+
+
+class Budgets:
+    """The budgets of a game: equal rules with one target or several.
+
+    Args:
+        rules: The rules without a target.
+        targets: The distinct targets; (None,) for a game without a budget.
+
+    Raises:
+        ValueError: A target is out of reach.
+    """
+
+    def __init__(self, rules: Budget, targets: Sequence[float | None]) -> None:
+        self._rules = rules
+        self._known = {target: rules.with_target(target) for target in targets}
+        self.first = self._known[targets[0]]
+        """The budget of the first target."""
+        self.deck = TargetDeck(targets)
+
+    def of(self, target_macs: float) -> Budget:
+        """Return the budget of a target, which need not be one of the game's.
+
+        Raises:
+            ValueError: The target is no fraction in (0, 1] or out of reach, or the game has no budget.
+        """
+        if None in self._known:
+            raise ValueError(f"target_macs={target_macs} has no effect in a game without a budget; set it in EnvConfig")
+        checked("target_macs", target_macs, TargetMacs)
+        return self._known.get(target_macs) or self._rules.with_target(target_macs)
+
+    def deal(self, rng: np.random.Generator) -> Budget:
+        """Return the budget of the next episode."""
+        return self._known[self.deck.deal(rng)]
+
+    def only(self, target_macs: float) -> Budgets:
+        """Return the budgets of a game with this target alone."""
+        return Budgets(self._rules, (self.of(target_macs).target_macs,))

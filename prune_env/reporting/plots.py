@@ -198,7 +198,9 @@ def plot_tradeoff(
     save_figure(figure, path)
 
 
-def plot_front(path: str | Path, lines: Mapping[str, Sequence[NetworkRow]], *, title: str = "One search for all budgets") -> None:
+def plot_front(
+    path: str | Path, lines: Mapping[str, Sequence[NetworkRow]], *, title: str = "One search for all budgets"
+) -> None:
     """Plot test accuracy against MACs and against latency, one line per method.
 
     Args:

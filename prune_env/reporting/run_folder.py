@@ -18,6 +18,7 @@ from ..deploy.export import ExportError, to_onnx
 from ..game.archive import Entry
 from ..game.config import differences
 from ..game.env import FilterPruneEnv
+from ..game.targets import smallest_target
 from ..pruning import Plan
 from ..scoring.latency import latencies
 from .plots import LayerRow, plot_layers, plot_learning, plot_tradeoff
@@ -54,7 +55,7 @@ def open_folder(out: Path, name: str | None, stem: str, settings: Mapping[str, A
         FileNotFoundError: There is no run to resume.
         ValueError: The run was started with other settings, or `name` is not a plain folder name.
     """
-    if name is not None and (name != Path(name).name or name == ".."):
+    if name is not None and (name != Path(name).name or name in ("", "..")):
         raise ValueError(f"name {name!r} is not the name of a folder; use --out for its location")
     pattern = f"{glob.escape(stem)}-*"
     numbers = [int(last) for path in out.glob(pattern) if (last := path.name.removeprefix(f"{stem}-")).isdigit()]
@@ -126,6 +127,47 @@ def network_rows(
             for one in contestants
             for name in (one.name,)
         ]
+
+
+def save_result(
+    folder: Path,
+    env: FilterPruneEnv,
+    contestants: Sequence[Contestant],
+    episodes: Sequence[Mapping[str, Any]],
+    targets: Sequence[float | None],
+    base: str,
+) -> None:
+    """Save the pruned network of a budget with its metrics and plots.
+
+    Args:
+        folder: Folder for the files.
+        env: The environment of the search, with this budget only.
+        contestants: The original network, the uniform one and the winner, with their accuracies.
+        episodes: Rows of metrics.jsonl, for all targets of the search.
+        targets: All targets of the search. A plan belongs to the smallest one that it meets.
+        base: Registered name of the network.
+    """
+    original, uniform, winner = contestants
+    metrics = {
+        "original_accuracy": original.accuracy,
+        "pruned_accuracy": winner.accuracy,
+        "uniform_accuracy": uniform.accuracy,
+        "pruned_accuracy_before_distillation": winner.accuracy_before,
+        "uniform_accuracy_before_distillation": uniform.accuracy_before,
+        **dict(zip(("macs_ratio", "params_ratio"), env.cost_ratios(winner.plan), strict=True)),
+        "evaluated_plans": len(env.archive),
+        "search_seconds": search_seconds(episodes),
+    }
+    saved.save_pruned(folder, winner.network, winner.plan, env.problem, base=base, metrics=metrics)
+    fractions, target = [one for one in targets if one is not None], env.budget.target_macs
+    own = [row for row in episodes if smallest_target(fractions, row["info/macs_ratio"]) == target]
+    entries = [entry for entry in env.archive if smallest_target(fractions, entry.macs_ratio) == target]
+    save_plots(folder, env, own, entries, uniform.plan, winner.plan)
+
+
+def search_seconds(episodes: Sequence[Mapping[str, Any]]) -> float:
+    """Return the time of a search, without interruptions, from the rows of metrics.jsonl."""
+    return float(sum(row.get("seconds", 0.0) for row in episodes))
 
 
 def save_plots(

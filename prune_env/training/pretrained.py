@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..common.files import cache_dir, replacing
+from ..common.settings import checked
 from ..data import DataSplits, as_splits
 from ..networks.registry import create, image_size, network_entry
 from .fit import FitConfig, RunOptions, fit
@@ -58,6 +59,7 @@ def pretrained(
         FileNotFoundError: The weights file does not exist.
         IsADirectoryError: `weights` is a folder.
     """
+    file = check_names(network, weights)
     splits = with_network_normalisation(network, as_splits(data))
     channels, height, width = splits.image_shape
     model = create(network, len(splits.classes), channels).eval()
@@ -67,8 +69,8 @@ def pretrained(
             f"network {network!r} takes images of {expected[1]}x{expected[0]} pixels, data {splits.name!r} has "
             f"{width}x{height}; choose another network or resize the images"
         )
-    if weights is not None:
-        load_weights(model, Path(weights))
+    if file is not None:
+        load_weights(model, file)
         return model
     recipe = recipe or FitConfig(**network_entry(network).recipe)
     selects = "select_best" if recipe.select_best else ""  # not in the recipe's repr
@@ -84,6 +86,34 @@ def pretrained(
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary)
     checkpoint.unlink(missing_ok=True)
     return model
+
+
+def check_names(network: str, weights: str | Path | None) -> Path | None:
+    """Check a network and a file of weights by their names, before data are loaded, and return the file.
+
+    Raises:
+        ValueError: No network has this name.
+        FileNotFoundError: The weights file does not exist.
+        IsADirectoryError: `weights` is a folder.
+    """
+    network_entry(network)
+    file: Path | None = checked("weights", weights, Path | None)
+    if file is not None:
+        check_weights_file(file)
+    return file
+
+
+def check_weights_file(file: Path) -> None:
+    """Check that a file of weights exists.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        IsADirectoryError: `file` is a folder.
+    """
+    if file.is_dir():
+        raise IsADirectoryError(f"weights {file} are a folder; give the file in it (load_pruned reads pruned networks)")
+    if not file.is_file():
+        raise FileNotFoundError(f"weights file {file} does not exist")
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
@@ -110,10 +140,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
 
 
 def _read_state(file: Path) -> dict[str, torch.Tensor]:
-    if file.is_dir():
-        raise IsADirectoryError(f"weights {file} are a folder; give the file in it (load_pruned reads pruned networks)")
-    if not file.is_file():
-        raise FileNotFoundError(f"weights file {file} does not exist")
+    check_weights_file(file)
     try:
         state: Any
         if file.suffix == ".safetensors":
