@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...common.device import channels_last, exact_convolutions, in_layout
+from ...common.device import channels_last, exact_convolutions, in_layout, memory_format
 from ...pruning.copies import shared_copy
 from ...pruning.groups import Plan, PruningGroup, check_plan
 from ...pruning.modules import CutModule, spec_of
@@ -58,7 +58,6 @@ class Program:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         multiple: int = MULTIPLE,
-        layout: torch.memory_format = torch.channels_last,
     ) -> None:
         """Copy and fuse a network.
 
@@ -69,10 +68,11 @@ class Program:
             dtype: Precision of weights and features.
             device: Device of the copy.
             multiple: Number that filter counts are padded to a multiple of.
-            layout: Memory format of weights and images.
         """
-        self._device, self._groups, self._layout = torch.device(device), tuple(groups), layout
-        self._source = channels_last(copy.deepcopy(shared_copy(model)).to(device), layout).requires_grad_(False)
+        self._device, self._groups = torch.device(device), tuple(groups)
+        source = copy.deepcopy(shared_copy(model)).to(device)
+        self._layout = memory_format(source, example_input.to(device))
+        self._source = channels_last(source, self._layout).requires_grad_(False)
         self._sizes = {path: _size_attributes(module) for path, module in self._source.named_modules()}
         norms = {path for path, module in self._source.named_modules() if isinstance(module, _BatchNorm)}
         # Paths of modules that a plan or a recalibration changes.
