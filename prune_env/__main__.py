@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import sys
 
-if __name__ == "__main__" and not sys.flags.safe_path:
-    WORKING_FOLDER = sys.path.pop(0)  # -m puts it first: a file of a received folder would replace an installed package
-else:
-    WORKING_FOLDER = None
+# python -m puts the working folder first, where a file of a received folder would replace an installed package.
+AS_PROGRAM = __name__ == "__main__" and not getattr(sys.flags, "safe_path", False)
+WORKING_FOLDER = sys.path.pop(0) if AS_PROGRAM else None
 
 import io
 import math

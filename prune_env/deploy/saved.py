@@ -25,7 +25,6 @@ from ..pruning.problem import PruningProblem
 from .import_network import network_from_path
 from .record import FORMAT_VERSION, RECORD, WEIGHTS, read_record, to_json
 
-
 EXPANSION = (2**28, 1000)
 """A registered network that a record names has at most so many values, or so many times those of the weights."""
 
@@ -49,9 +48,8 @@ def save_pruned(
         base: How `load_pruned` makes the original network: the name of a registered network, or an import path
             'package.module:factory' of a network or of a function that makes one. If it is the original network
             itself, `model` is checked against it, and `load_pruned` needs the argument `base_model`. An import path
-            is imported and called here, and in `load_pruned` with `trust_base`; its module must not be in
-            `directory`. With None,
-            `load_pruned` needs `base_model`, too, and some mistakes are only found then.
+            is imported and called here, and by `load_pruned` only with `trust_base`; its module must not be in
+            `directory`. With None, `load_pruned` needs `base_model`, too, and some mistakes are only found then.
         metrics: Numbers to store with the network.
 
     Raises:
@@ -89,7 +87,7 @@ def save_pruned(
         "kept_channels": sides,
         "metrics": dict(metrics or {}),
     }
-    original = base if isinstance(base, nn.Module) else _recorded_base(record, model.state_dict())
+    original = base if isinstance(base, nn.Module) else _recorded_base(record, dict(model.named_parameters()))
     if import_path is not None:
         original = network_from_path(import_path, excluded=directory)
     if original is not None:
@@ -133,7 +131,7 @@ def load_pruned(
     """
     directory = Path(directory)
     expect(trust_base, (str, type(None)), "trust_base must be the import path that the record names")
-    if isinstance(base_model, type) or not (base_model is None or callable(base_model)):
+    if base_model is not None and not callable(base_model):
         expect(base_model, nn.Module, "base_model must be a network (nn.Module) or a function that makes one")
     record = read_record(directory)
     tensors = _read_weights(directory / WEIGHTS, record["weights_digest"])
@@ -220,7 +218,7 @@ def _recorded_base(record: Mapping[str, Any], tensors: Mapping[str, torch.Tensor
 
     Args:
         record: The record.
-        tensors: The state of the pruned network, which bounds the sizes in the record.
+        tensors: Tensors of the pruned network, which bounds the sizes in the record.
 
     Raises:
         ValueError: It cannot be made.
