@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 
+# ruff: noqa: E402  (the search path changes before other packages are imported)
 # python -m puts the working folder first, where a file of a received folder would replace an installed package.
 AS_PROGRAM = __name__ == "__main__" and not getattr(sys.flags, "safe_path", False)
 WORKING_FOLDER = sys.path.pop(0) if AS_PROGRAM else None
