@@ -12,15 +12,15 @@ import tempfile
 from collections.abc import Callable
 from typing import Any, Literal
 
-import tyro
 from benchmarl.algorithms import MappoConfig, QmixConfig
 from benchmarl.environments.pettingzoo.common import PettingZooClass
 from benchmarl.experiment import Experiment, ExperimentConfig
 from benchmarl.models import MlpConfig
-from scores import print_scores
+from scores import print_scores, run
 from torchrl.envs import PettingZooWrapper
 
 from prune_env import FilterPruneEnv, make_env
+from prune_env.common.settings import Count, Seed
 
 
 class FilterPruneTask(PettingZooClass):
@@ -37,7 +37,7 @@ class FilterPruneTask(PettingZooClass):
         return self.config["game"].config.rounds
 
 
-def main(algorithm: Literal["qmix", "mappo"] = "qmix", episodes: int = 300, seed: int = 0) -> None:
+def main(algorithm: Literal["qmix", "mappo"] = "qmix", episodes: Count = 300, seed: Seed = 0) -> None:
     """Search, and compare the best plan with those of random search and uniform pruning.
 
     Args:
@@ -72,4 +72,4 @@ def main(algorithm: Literal["qmix", "mappo"] = "qmix", episodes: int = 300, seed
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    run(main, __doc__)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import tyro
 from gymnasium.spaces import Box, Dict
 from pettingzoo.utils import BaseParallelWrapper
 from ray.rllib.algorithms.ppo import PPOConfig
@@ -19,9 +18,10 @@ from ray.rllib.core.rl_module import MultiRLModuleSpec, RLModuleSpec
 from ray.rllib.env.wrappers.pettingzoo_env import ParallelPettingZooEnv
 from ray.rllib.examples.rl_modules.classes.action_masking_rlm import ActionMaskingTorchRLModule
 from ray.tune import register_env
-from scores import print_scores
+from scores import print_scores, run
 
 from prune_env import make_env
+from prune_env.common.settings import Count, Seed
 
 
 class MaskInObservation(BaseParallelWrapper):
@@ -44,7 +44,7 @@ class MaskInObservation(BaseParallelWrapper):
         return {agent: {"observations": seen, "action_mask": masks[agent]} for agent, seen in observations.items()}
 
 
-def main(episodes: int = 300, seed: int = 0) -> None:
+def main(episodes: Count = 300, seed: Seed = 0) -> None:
     """Search, and compare the best plan with those of random search and uniform pruning.
 
     Args:
@@ -76,4 +76,4 @@ def main(episodes: int = 300, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    run(main, __doc__)

@@ -11,13 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import tyro
-from scores import print_scores
+from scores import print_scores, run
 from stable_baselines3 import PPO
 from supersuit import pettingzoo_env_to_vec_env_v1
 from supersuit.vector.sb3_vector_wrapper import SB3VecEnvWrapper
 
 from prune_env import make_env
+from prune_env.common.settings import Count, Seed
 
 
 class SharedPolicyEnv(SB3VecEnvWrapper):
@@ -39,7 +39,7 @@ class SharedPolicyEnv(SB3VecEnvWrapper):
         return observations, rewards, (terminated | truncated).astype(bool), infos
 
 
-def main(episodes: int = 300, seed: int = 0) -> None:
+def main(episodes: Count = 300, seed: Seed = 0) -> None:
     """Search, and compare the best plan with those of random search and uniform pruning.
 
     Args:
@@ -56,4 +56,4 @@ def main(episodes: int = 300, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    run(main, __doc__)

@@ -6,8 +6,7 @@ python examples/plug_in_torchrl.py
 from __future__ import annotations
 
 import torch
-import tyro
-from scores import print_scores
+from scores import print_scores, run
 from tensordict.nn import TensorDictModule as Module
 from tensordict.nn import TensorDictSequential as Sequential
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
@@ -17,11 +16,12 @@ from torchrl.objectives import SoftUpdate
 from torchrl.objectives.multiagent import QMixerLoss
 
 from prune_env import make_env
+from prune_env.common.settings import Count, Seed
 
 MASK, ACTION, VALUES, CHOSEN = (("conv", name) for name in ("action_mask", "action", "action_value", "chosen"))
 
 
-def main(episodes: int = 300, seed: int = 0) -> None:
+def main(episodes: Count = 300, seed: Seed = 0) -> None:
     """Search, and compare the best plan with those of random search and uniform pruning.
 
     Args:
@@ -73,4 +73,4 @@ def main(episodes: int = 300, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    run(main, __doc__)

@@ -6,13 +6,13 @@ python examples/plug_in_your_own.py
 from __future__ import annotations
 
 import numpy as np
-import tyro
-from scores import print_scores
+from scores import print_scores, run
 
 from prune_env import make_env
+from prune_env.common.settings import Count, Seed
 
 
-def main(episodes: int = 300, seed: int = 0) -> None:
+def main(episodes: Count = 300, seed: Seed = 0) -> None:
     """Search, and compare the best plan with those of random search and uniform pruning.
 
     Args:
@@ -41,4 +41,4 @@ def main(episodes: int = 300, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    run(main, __doc__)

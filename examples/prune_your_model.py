@@ -8,7 +8,6 @@ The pruned network is saved in runs/own/.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from torchvision.models import resnet18
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
 from prune_env import EnvConfig, FilterPruneEnv, PruningProblem, load_pruned, save_pruned
+from prune_env.common.command import check_writable, one_line_errors
+from prune_env.common.settings import Count, Settings
 from prune_env.data import Augmentation, DataSplits, from_datasets, from_tensors
 from prune_env.data.sources import digits, train_and_test_folders
 from prune_env.finalise import Finaliser, accuracy
@@ -29,12 +30,12 @@ from qmix_agent import QMIX, QMIXConfig
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     data: str = "digits"  # digits, or an image folder PATH/{train,test}/<class>/*
-    size: int = 32  # images are resized to this number of pixels per side
+    size: Count = 32  # images are resized to this number of pixels per side
     target_macs: float = 0.5  # fraction of the MACs that may stay
-    episodes: int = 60  # episodes of the search; each ends with one plan
-    finalists: int = 2  # number of best plans that get a short distillation
+    episodes: Count = 60  # episodes of the search; each ends with one plan
+    finalists: Count = 2  # number of best plans that get a short distillation
     out: Path = Path("runs/own")  # folder of the pruned network
     training: FitConfig = field(default_factory=lambda: FitConfig(epochs=8, batch_size=64, lr=0.05, ema_decay=0.98))
     distillation: DistillationConfig = field(default_factory=lambda: DistillationConfig(batch_size=64, min_steps=100))
@@ -51,8 +52,7 @@ def images(source: str, size: int) -> DataSplits:
 
 
 def main(config: Config) -> None:
-    if min(config.size, config.episodes, config.finalists) < 1:
-        raise ValueError("size, episodes and finalists must be at least 1")
+    check_writable("out", config.out, folder=True)
     settings = EnvConfig(target_macs=config.target_macs, reward_images=300)  # checked before training
     data = images(config.data, config.size)
     model: nn.Module = resnet18(weights=None)
@@ -73,7 +73,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:  # such as a missing folder: print one line
-        sys.exit(f"error: {error}")

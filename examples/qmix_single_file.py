@@ -20,10 +20,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from prune_env import FilterPruneEnv, make_env, make_tabulated_env
+from prune_env.common.command import one_line_errors
+from prune_env.common.settings import Count, Fraction, Positive, Seed, Settings
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Settings):
     network: str | None = None
     """Registered network to prune; None for the tabulated problem, whose best plan is known."""
     data: str = "digits"
@@ -32,32 +34,33 @@ class Args:
     """File with trained weights. Without it the network is trained once and cached."""
     target_macs: float = 0.3
     """Fraction of the MACs that may stay. The tabulated problem has 0.5, 0.3 and 0.2."""
-    episodes: int = 300
+    episodes: Count = 300
     """Episodes to play; each ends with one plan."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights, exploration, replay and random search."""
-    hidden_size: int = 64
+    hidden_size: Count = 64
     """Width of the agent network and of the hypernetworks."""
-    mixing_embed: int = 32
+    mixing_embed: Count = 32
     """Width of the mixing network."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Learning rate of Adam."""
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """Discount factor per round."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Episodes in one update, and episodes played before the first update."""
-    updates_per_episode: int = 8
+    updates_per_episode: Count = 8
     """Updates after each episode."""
-    target_tau: float = 0.01
+    target_tau: Fraction = 0.01
     """Fraction by which the target networks move towards the online networks at every update."""
-    max_grad_norm: float = 10.0
+    max_grad_norm: Positive = 10.0
     """Gradients with a larger norm are scaled down to it."""
-    epsilon_end: float = 0.05
+    epsilon_end: Fraction = 0.05
     """Probability of a random action at the end of exploration; it starts at 1."""
-    exploration_fraction: float = 0.5
+    exploration_fraction: Positive = 0.5
     """Fraction of the episodes over which epsilon falls linearly."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.network is None and (self.data, self.weights) != ("digits", None):
             raise ValueError("the tabulated problem has its own data and weights; to use others, give --network")
 
@@ -239,4 +242,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    with one_line_errors():
+        main(tyro.cli(Args, description=__doc__))

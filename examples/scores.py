@@ -1,10 +1,34 @@
-"""Summarise a plug-in example: its best plan, that of random search with as many plans, and the uniform plan."""
+"""What the plug-in examples share: their command line, and a summary of the plans that they found."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, get_type_hints
+
 import numpy as np
+import tyro
 
 from prune_env import FilterPruneEnv
+from prune_env.common.command import one_line_errors
+from prune_env.common.settings import checked
+
+
+def run(main: Callable[..., None], description: str | None) -> None:
+    """Run the command line of an example, after a check of its arguments.
+
+    Args:
+        main: The example.
+        description: Text of --help.
+    """
+    kinds = get_type_hints(main, include_extras=True)
+
+    @wraps(main)
+    def checked_main(**arguments: Any) -> None:
+        main(**{name: checked(name, value, kinds[name]) for name, value in arguments.items()})
+
+    with one_line_errors():
+        tyro.cli(checked_main, description=description)
 
 
 def print_scores(env: FilterPruneEnv, name: str, seed: int = 0) -> None:

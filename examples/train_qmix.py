@@ -2,6 +2,7 @@
 
     python examples/train_qmix.py                                            # digits: about 80 seconds on 2 cores
     python examples/train_qmix.py --network vgg16 --data cifar10 --target-macs 0.4
+    python examples/train_qmix.py --target-macs 0.3 0.5 0.7                  # one search, a network for each budget
 
 All files go to runs/<name>/. After Ctrl-C, or even kill -9, --resume continues from the last checkpoint.
 """
@@ -9,25 +10,30 @@ All files go to runs/<name>/. After Ctrl-C, or even kill -9, --resume continues 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
+from torch import nn
 
-from prune_env import EnvConfig, save_pruned
-from prune_env.finalise import Finaliser, accuracy, recalibrated
+from prune_env import EnvConfig, FilterPruneEnv
+from prune_env.common.command import check_writable, one_line_errors, require_packages
+from prune_env.common.settings import Count, Positive, Seed, Settings
+from prune_env.finalise import Finaliser, Finalist, accuracy, recalibrated
 from prune_env.game.arguments import ProblemArgs
-from prune_env.reporting.run_folder import Contestant, network_rows, open_folder, save_plots
+from prune_env.pruning import Plan
+from prune_env.reporting.plots import plot_front
+from prune_env.reporting.run_folder import Contestant, network_rows, open_folder, save_result, search_seconds
 from prune_env.reporting.summary import summary
 from prune_env.training.distillation import DistillationConfig
 from qmix_agent import QMIX, QMIXConfig
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     problem: Annotated[ProblemArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=ProblemArgs)
     """The network, its data, and where plans are evaluated."""
     name: str | None = None
@@ -36,15 +42,15 @@ class Config:
     """Folder of all runs."""
     resume: bool = False
     """Resume the run of this name, or the latest run of this network and data."""
-    episodes: int = 400
+    episodes: Count = 400
     """Episodes of the search; each ends with one plan."""
-    finalists: int = 4
+    finalists: Count = 4
     """Number of best plans that get the short distillation."""
-    short_epochs: float = 1.0
+    short_epochs: Positive = 1.0
     """Epochs of the short distillation."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the agent."""
-    n_envs: int = 1
+    n_envs: Count = 1
     """Episodes played at the same time; as many as there are workers keep all of them busy."""
     env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=EnvConfig)
     """The game: actions, rewards, and how plans are evaluated."""
@@ -57,82 +63,100 @@ class Config:
     """The training of the winner and of the uniform network after the search."""
 
     def __post_init__(self) -> None:
-        if min(self.episodes, self.finalists, self.n_envs) < 1 or self.short_epochs <= 0:
-            raise ValueError("episodes, finalists and n-envs must be at least 1, and short-epochs above 0")
+        super().__post_init__()
         if self.env.target_macs is None:
             raise ValueError("this script compares networks of equal cost: set target-macs, with reward budget or amc")
         if self.env.max_cycles is not None and self.env.max_cycles < self.env.rounds:
             raise ValueError(f"max-cycles must be at least rounds ({self.env.rounds}), or no episode would finish")
 
 
+@dataclass(frozen=True)
+class Pruning:
+    """What the search found for one budget, distilled."""
+
+    env: FilterPruneEnv
+    """The game with this budget only."""
+    folder: Path
+    """Folder of the pruned network."""
+    suffix: str
+    """End of the networks' names: the budget, if there are several."""
+    finalists: list[Finalist]
+    networks: dict[str, tuple[Plan, nn.Module]]
+    """Plan and distilled network of "uniform L1" and "QMIX"."""
+
+
 def main(config: Config) -> None:
-    device = config.problem.device
-    env = config.problem.make_env(config.env)
-    problem, data = env.problem, env.problem.data
+    require_packages(["matplotlib"], "the plots", "train")
+    check_writable("out", config.out, folder=True)
+    data = config.problem.load_data()
     settings = dataclasses.asdict(replace(config, resume=False, name=None))
     stem = f"{config.problem.network}-{data.name}"
     directory = open_folder(config.out, config.name, stem, settings, config.resume)
     print(f"Writing to {directory}")
+    env = config.problem.make_env(config.env, data)
+    problem = env.problem
+    episodes = search(config, env, directory)
+    prunings = [prune(config, env, target, directory) for target in env.config.targets if target is not None]
 
-    # Search: QMIX plays, and the environment's archive keeps every finished plan.
-    checkpoints = directory / "checkpoint"
+    # The test set, once.
+    def test(network: nn.Module) -> float:
+        return accuracy(network, data, data.test, device=config.problem.device)
+
+    contestants = [Contestant("original", problem.model, problem.full_plan, test(problem.model))]
+    for pruning in prunings:
+        for name, (plan, network) in pruning.networks.items():
+            before = test(recalibrated(env, plan))
+            contestants.append(Contestant(name + pruning.suffix, network, plan, test(network), before))
+        three = [contestants[0], *contestants[-2:]]
+        save_result(pruning.folder, pruning.env, three, episodes, env.config.targets, base=config.problem.network)
+    if config.env.round_to > 1:  # for latencies: the same budgets without rounding, without distillation
+        for pruning in prunings:
+            plan = replace(pruning.env.budget, round_to=1).uniform()
+            contestants.append(Contestant(f"L1, unrounded{pruning.suffix}", recalibrated(env, plan), plan))
+    rows = network_rows(env, contestants, {f"QMIX{pruning.suffix}": pruning.folder for pruning in prunings})
+    if len(prunings) > 1:
+        lines = {name: [0, *range(start, 2 * len(prunings) + 1, 2)] for name, start in (("uniform L1", 1), ("QMIX", 2))}
+        plot_front(directory / "front.png", {name: [rows[one] for one in line] for name, line in lines.items()})
+    print("\nFinalists: % of all reward images as cut (with sampled statistics) and after the short distillation")
+    for one in itertools.chain(*(pruning.finalists for pruning in prunings)):
+        print(f"  {100 * one.recalibrated_accuracy:6.2f} {100 * one.distilled_accuracy:6.2f}  {one.plan}")
+    print(f"\nTest accuracy on {data.name}, {len(data.test)} images: one image is {100 / len(data.test):.2f} points\n")
+    print(summary(rows))
+    if config.env.round_to > 1:
+        print("L1, unrounded: the uniform plan of the same budget with round-to 1, to compare latencies")
+    print(f"\nSearch: {len(env.archive)} plans in {search_seconds(episodes):.0f} s. All files: {directory}")
+
+
+def search(config: Config, env: FilterPruneEnv, directory: Path) -> list[dict[str, Any]]:
+    """Play QMIX, and return the rows of metrics.jsonl. The environment's archive keeps every finished plan."""
+    checkpoints, device = directory / "checkpoint", config.problem.device
     if config.resume and QMIX.checkpoint_exists(checkpoints):
         agent = QMIX.load(checkpoints, env, device=device)
     else:
         agent = QMIX(env, config.qmix, seed=config.seed, device=device)
     agent.learn(config.episodes, directory, checkpoints, n_envs=config.n_envs)
     env.close()
-    episodes = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
-    # From plans to a network, without looking at the test set. The uniform plan gets the same distillation.
+
+def prune(config: Config, env: FilterPruneEnv, target: float, directory: Path) -> Pruning:
+    """Choose and distil the network of a budget without looking at the test set. The uniform plan is trained alike."""
+    game = env.clone(target_macs=target)
     finaliser = Finaliser(
-        env, config.distillation, short_epochs=config.short_epochs, checkpoints=checkpoints, device=device
+        game,
+        config.distillation,
+        short_epochs=config.short_epochs,
+        checkpoints=directory / "checkpoint",
+        device=config.problem.device,
     )
-    finalists = finaliser.rank([entry.plan for entry in env.archive.best(config.finalists)])
-    plans = {"uniform L1": env.budget.uniform(), "QMIX": finalists[0].plan}
-    networks = {name: finaliser.distil(plan, title=name) for name, plan in plans.items()}
-
-    # The test set, once.
-    contestants = [
-        Contestant(
-            "original", problem.model, problem.full_plan, accuracy(problem.model, data, data.test, device=device)
-        )
-    ]
-    for name, plan in plans.items():
-        after = accuracy(networks[name], data, data.test, device=device)
-        before = accuracy(recalibrated(env, plan), data, data.test, device=device)
-        contestants.append(Contestant(name, networks[name], plan, after, before))
-    original, uniform, winner = contestants
-    metrics = {
-        "original_accuracy": original.accuracy,
-        "pruned_accuracy": winner.accuracy,
-        "uniform_accuracy": uniform.accuracy,
-        "pruned_accuracy_before_distillation": winner.accuracy_before,
-        "uniform_accuracy_before_distillation": uniform.accuracy_before,
-        **dict(zip(("macs_ratio", "params_ratio"), env.cost_ratios(winner.plan), strict=True)),
-        "evaluated_plans": len(env.archive),
-        "search_seconds": sum(row.get("seconds", 0.0) for row in episodes),
-    }
-    save_pruned(directory, winner.network, winner.plan, problem, base=config.problem.network, metrics=metrics)
-    if config.env.round_to > 1:  # for latencies: the same budget without rounding, without distillation
-        plan = replace(env.budget, round_to=1).uniform()
-        contestants.append(Contestant("L1, unrounded", recalibrated(env, plan), plan))
-    rows = network_rows(directory, env, contestants, winner="QMIX")
-    save_plots(directory, env, episodes, uniform.plan, winner.plan)
-    print("\nFinalists: % of all reward images as cut (with sampled statistics) and after the short distillation")
-    for one in finalists:
-        print(f"  {100 * one.recalibrated_accuracy:6.2f} {100 * one.distilled_accuracy:6.2f}  {one.plan}")
-    print(f"\nTest accuracy on {data.name}, {len(data.test)} images: one image is {100 / len(data.test):.2f} points\n")
-    print(summary(rows))
-    if config.env.round_to > 1:
-        print("L1, unrounded: the uniform plan of the same budget with round-to 1, to compare latencies")
-    print(f"\nSearch: {metrics['evaluated_plans']} plans in {metrics['search_seconds']:.0f} s. All files: {directory}")
+    finalists = finaliser.rank([entry.plan for entry in env.archive.best(config.finalists, target_macs=target)])
+    plans = {"uniform L1": game.budget.uniform(), "QMIX": finalists[0].plan}
+    single = len(env.config.targets) == 1
+    suffix = "" if single else f" {100 * target:g} %"
+    networks = {name: (plan, finaliser.distil(plan, title=name + suffix)) for name, plan in plans.items()}
+    return Pruning(game, directory if single else directory / f"macs-{target:g}", suffix, finalists, networks)
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors("Interrupted. Use the same command with --resume to continue from the last checkpoint."):
         main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:  # such as a missing folder: print one line
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted. Use the same command with --resume to continue from the last checkpoint.")

@@ -6,10 +6,17 @@ on stderr and exit status 2.
 
 from __future__ import annotations
 
-import io
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
+
+# ruff: noqa: E402  (the search path changes before other packages are imported)
+# python -m puts the working folder first, where a file of a received folder would replace an installed package.
+AS_PROGRAM = __name__ == "__main__" and not getattr(sys.flags, "safe_path", False)
+WORKING_FOLDER = sys.path.pop(0) if AS_PROGRAM else None
+
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,10 +25,12 @@ import torch
 import tyro
 
 from . import data
+from .common.command import check_writable
 from .common.files import cache_dir
+from .common.settings import Settings
 from .deploy import export
 from .deploy.import_network import import_network
-from .deploy.record import read_record
+from .deploy.record import IMAGE_LIMIT, read_record
 from .deploy.saved import load_pruned
 from .networks.registry import create, image_size, list_networks
 from .pruning import inspect
@@ -32,7 +41,7 @@ CHECK_IMAGES = 64
 
 
 @dataclass(frozen=True)
-class Inspect:
+class Inspect(Settings):
     """Show what of a network can be pruned, what cannot, and why.
 
     The column 'difference' is the proof: the largest difference between the outputs of the network without some of
@@ -59,7 +68,8 @@ class Inspect:
         channels, height, width = self.shape or (3, *(image_size(spec) if spec in list_networks() else (32, 32)))
         if min(channels, height, width) < 1:
             raise ValueError(f"--shape takes three numbers of at least 1 (C H W), got {channels} {height} {width}")
-        network = create(spec, in_channels=channels) if spec in list_networks() else import_network(spec)
+        with _working_folder():
+            network = create(spec, in_channels=channels) if spec in list_networks() else import_network(spec)
         images = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
         inspection = inspect(network, images, prove=self.proof)
         print(inspection)
@@ -67,7 +77,7 @@ class Inspect:
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(Settings):
     """Write a saved network as ONNX or as a torch.export program."""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -78,13 +88,21 @@ class Export:
     """File to write; RUN/pruned.onnx or RUN/pruned.pt2 by default."""
     base: Annotated[str | None, tyro.conf.arg(metavar="PACKAGE.MODULE:FUNCTION")] = None
     """Makes the original network, or FILE.py:FUNCTION; needed where pruned.json names no network."""
+    trust_base: Annotated[str | None, tyro.conf.arg(metavar="PACKAGE.MODULE:FUNCTION")] = None
+    """The import path that pruned.json names, if you trust its code, which then runs. It is never imported from RUN."""
 
     def run(self) -> int:
         """Write the file and print its size and precision; return 0."""
         write, suffix = {"onnx": (export.to_onnx, "onnx"), "torch": (export.to_torch_export, "pt2")}[self.format]
-        network = load_pruned(self.folder, import_network(self.base) if self.base else None)
-        images, description = check_images(read_record(self.folder))
         out = self.out or self.folder / f"pruned.{suffix}"
+        check_writable("out", out)
+        if self.base or self.trust_base:
+            with _working_folder():
+                base = import_network(self.base) if self.base else None
+                network = load_pruned(self.folder, base, trust_base=self.trust_base)
+        else:
+            network = load_pruned(self.folder)
+        images, description = check_images(read_record(self.folder))
         difference = write(network, out, images)
         size = out.stat().st_size / 1024
         print(f"{out}: {size:.1f} KiB, differs by at most {difference:.1g} of the output on {description}")
@@ -106,10 +124,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _parse(arguments).run()
     except (ValueError, OSError, ImportError) as error:  # a missing folder, a damaged file, a missing package
-        print("error:", *str(error).split(), file=sys.stderr)  # one line, also for messages of several lines
+        line = " ".join(str(error).split())  # one line, also for messages of several lines
+        # Names from a file may hold control characters, which would act on the terminal.
+        shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+        print("error:", shown, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+@contextmanager
+def _working_folder() -> Iterator[None]:
+    """Let modules of the working folder be imported in the block, for code that the command line names."""
+    if WORKING_FOLDER is None:
+        yield
+        return
+    sys.path.insert(0, WORKING_FOLDER)
+    try:
+        yield
+    finally:
+        sys.path.remove(WORKING_FOLDER)
 
 
 def _parse(arguments: Sequence[str] | None) -> Inspect | Export:
@@ -160,14 +194,16 @@ def check_images(record: Mapping[str, Any]) -> tuple[torch.Tensor, str]:
     name, shape = record["data"]["name"], tuple(record["data"]["image_shape"])
     if name == "digits" or (name in ("cifar10", "cifar100") and (cache_dir() / name).is_dir()):
         try:
-            splits = data.load(name).with_normalisation(**record["normalisation"])
+            normalisation = record["normalisation"]
+            splits = data.load(name).with_normalisation(normalisation["mean"], normalisation["std"])
         except data.DataError:  # a package is missing, or the files are damaged
             pass
         else:
             if splits.image_shape == shape:
                 return splits.normalise(splits.test.images[:CHECK_IMAGES]), f"{CHECK_IMAGES} test images of {name}"
-    noise = torch.randn((CHECK_IMAGES, *shape), generator=torch.Generator().manual_seed(0))
-    return noise, f"{CHECK_IMAGES} images of noise, because data {name!r} is not available"
+    count = min(CHECK_IMAGES, 2 * IMAGE_LIMIT // math.prod(shape))  # at least 2
+    noise = torch.randn((count, *shape), generator=torch.Generator().manual_seed(0))
+    return noise, f"{count} images of noise, because data {name!r} is not available"
 
 
 if __name__ == "__main__":

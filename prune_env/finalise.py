@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .common.device import check_device
 from .common.expect import expect
 from .common.fingerprints import weights_fingerprint
+from .common.settings import Positive, Settings
 from .data import DataSplits, Split
 from .data.objective import Metric
 from .game.env import FilterPruneEnv
@@ -39,12 +41,12 @@ class Finalist:
 
 
 @dataclass(frozen=True)
-class Finaliser:
+class Finaliser(Settings):
     """Ranks the best plans of a search and distils the winner.
 
     Raises:
         TypeError: `teacher` is not a Teacher.
-        ValueError: `teacher` is another network than the environment's.
+        ValueError: A field has a value that is not allowed, or `teacher` is another network than the environment's.
 
     Example:
         >>> finaliser = Finaliser(env, DistillationConfig(epochs=4))
@@ -55,7 +57,7 @@ class Finaliser:
     env: FilterPruneEnv
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     """Settings of the full distillation."""
-    short_epochs: float = 1.0
+    short_epochs: Positive = 1.0
     """Epochs of the finalists' distillation."""
     teacher: Teacher | None = None
     """A teacher that several finalisers share. Logits that it has computed need not be computed again."""
@@ -67,9 +69,11 @@ class Finaliser:
     def __post_init__(self) -> None:
         kinds = (Teacher, type(None))
         expect(self.teacher, kinds, "a shared teacher must be a Teacher", "write Teacher(env.problem.model, device)")
+        super().__post_init__()
+        check_device(self.device)
         model = self.env.problem.model
         if self.teacher is None:
-            object.__setattr__(self, "teacher", Teacher(model, self.device))
+            object.__setattr__(self, "teacher", Teacher(model, self.device, precision=self.distillation.precision))
         elif self.teacher.fingerprint != (expected := weights_fingerprint(model)):
             raise ValueError(
                 f"the teacher is another network (fingerprint {self.teacher.fingerprint}) than the environment's "

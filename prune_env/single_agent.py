@@ -67,16 +67,16 @@ class LayerByLayer(_View):
         self.observation_space = spaces.Box(0.0, 1.0, (len(self.observation_names),), np.float32)
         self.action_space = spaces.Box(0.0, 1.0, (1,), np.float32)
         self._full = np.array(game.problem.full_plan)
-        self._transitions = Transitions(game.budget, game.problem.cost, game.observer, len(game.groups))
+        self._transitions = Transitions(game.problem.cost, game.problem.full_plan, game.observer, len(game.groups))
         self._state: RoundState | None = None  # None before the first reset and after an episode
         self._most: int
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return to the original network. The game is deterministic: the seed only feeds `np_random`."""
+        """Return to the original network; see `FilterPruneEnv.reset` for seed and options."""
         super().reset(seed=seed)
-        self.game.reset(seed=seed)
+        self.game.reset(seed=seed, options=options)
         self.game.agents = []  # the game's own agents need a reset before they play again
         self._state = self.game.round_state
         return self._observe(self._state)
@@ -132,9 +132,9 @@ class Joint(_View):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return to the original network. The game is deterministic: the seed only feeds `np_random`."""
+        """Return to the original network; see `FilterPruneEnv.reset` for seed and options."""
         super().reset(seed=seed)
-        self.game.reset(seed=seed)
+        self.game.reset(seed=seed, options=options)
         return self.game.state(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:

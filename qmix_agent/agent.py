@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from pettingzoo import ParallelEnv
 
 from . import checkpoint, evaluation
-from .config import QMIXConfig
+from .config import LARGEST, QMIXConfig
 from .env_pool import EnvPool, OneOrMoreEnvs, wrap_envs
 from .learner import Learner
 from .padding import pad_action_masks, pad_observations, split_observation
@@ -137,11 +138,16 @@ class QMIX:
         Raises:
             ValueError: A count is not a positive integer, or the agent was loaded without an environment.
             FloatingPointError: A loss or gradient is not finite.
+            OSError: The directory of checkpoints cannot be written.
             FileExistsError: A new agent would overwrite the checkpoint of another run.
         """
         n_envs = max(1, self.trainer.envs.n_given) if n_envs is None else n_envs
         _check_count("total_episodes", total_episodes)
         _check_count("n_envs", n_envs)
+        if checkpoint_dir is not None:  # found now, not at the first checkpoint
+            Path(checkpoint_dir).mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(prefix=".qmix-", dir=checkpoint_dir):
+                pass
         self.trainer.train(
             total_episodes,
             log_dir=Path(log_dir) if log_dir is not None else None,
@@ -261,5 +267,5 @@ class QMIX:
 
 
 def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
+        raise ValueError(f"{name} must be an integer from 1 up to {LARGEST}, got {value!r}")

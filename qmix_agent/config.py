@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NoReturn, get_args
 
 Mixer = Literal["qmix", "vdn", "iql"]
 Loss = Literal["huber", "mse"]
+LARGEST = 2**31 - 1
+"""The largest number that a setting takes."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,10 @@ class QMIXConfig:
     epsilon_episodes: int = 100
     """Episodes over which epsilon falls linearly."""
 
+    imagined_episodes: int = 0
+    """Episodes that are imagined before each one that is played, once learning has started; see `planning`. It needs
+    an environment with a method `imagine`. 0 plays epsilon-greedily without planning."""
+
     # Evaluation and checkpoints during training
     eval_every: int = 20
     """Episodes between greedy evaluations; 0 for none."""
@@ -111,7 +117,7 @@ class QMIXConfig:
             _check_integer(self, name, 1)
         for name in ("checkpoint_every", "keep_checkpoints"):
             _check_integer(self, name, 1)
-        for name in ("epsilon_episodes", "eval_every"):
+        for name in ("epsilon_episodes", "imagined_episodes", "eval_every"):
             _check_integer(self, name, 0)
         for name in ("gamma", "td_lambda", "epsilon_start", "epsilon_end"):
             _check_fraction(self, name)
@@ -132,28 +138,33 @@ class QMIXConfig:
 
 def _check_choice(config: QMIXConfig, name: str, choices: tuple[str, ...]) -> None:
     value = getattr(config, name)
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        _refuse(name, value, f"one of {', '.join(choices)}")
 
 
 def _check_bool(config: QMIXConfig, name: str) -> None:
-    if not isinstance(getattr(config, name), bool):
-        raise ValueError(f"{name} must be True or False, got {getattr(config, name)!r}")
+    if not isinstance(value := getattr(config, name), bool):
+        _refuse(name, value, "True or False")
 
 
 def _check_integer(config: QMIXConfig, name: str, minimum: int) -> None:
     value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= LARGEST:
+        _refuse(name, value, f"an integer from {minimum} up to {LARGEST}")
 
 
 def _check_fraction(config: QMIXConfig, name: str) -> None:
     value = getattr(config, name)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}")
+        _refuse(name, value, "a number from 0 to 1")
 
 
 def _check_positive(config: QMIXConfig, name: str) -> None:
     value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be a positive, finite number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= LARGEST:
+        _refuse(name, value, f"a number above 0 and up to {LARGEST}")
+
+
+def _refuse(name: str, value: object, allowed: str) -> NoReturn:
+    shown = " ".join(repr(value).split())  # one short line, also for arrays
+    raise ValueError(f"{name} must be {allowed}; got {shown if len(shown) <= 80 else shown[:80] + '...'}")

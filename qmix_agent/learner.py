@@ -75,12 +75,20 @@ class Learner:
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, fused=True)
         self.updates = 0
 
+    def q_tot(self, batch: Batch) -> torch.Tensor:
+        """Return the values of the actions taken, [B, T, M]."""
+        last_actions = functional.pad(batch.actions, (0, 0, 1, 0), value=-1)  # [B, T+1, N]
+        inputs = self.network.inputs(batch.observations, last_actions)  # [T+1, B, N, I]
+        taken = _taken(self.network.values(inputs[:-1])[0].transpose(0, 1), batch.actions)  # [B, T, N]
+        q_tot: torch.Tensor = self.mixer(taken, batch.states[:, :-1])
+        return q_tot
+
     def q_and_targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the values of the actions taken and their targets, both [B, T, M]; only the former have a gradient."""
         last_actions = functional.pad(batch.actions, (0, 0, 1, 0), value=-1)  # [B, T+1, N]
         inputs = self.network.inputs(batch.observations, last_actions)  # [T+1, B, N, I], shared with the target network
         online_q, hidden = self.network.values(inputs[:-1])  # [T, B, N, A]
-        taken = online_q.transpose(0, 1).gather(-1, batch.actions.unsqueeze(-1)).squeeze(-1)  # [B, T, N]
+        taken = _taken(online_q.transpose(0, 1), batch.actions)  # [B, T, N]
         q_tot = self.mixer(taken, batch.states[:, :-1])  # [B, T, M]
         with torch.no_grad():
             # The values after the last step only take part in the argmax, so they need no gradient.
@@ -96,7 +104,7 @@ class Learner:
         best = greedy_values(next_online_q, next_target_q, batch.action_masks[:, 1:], config.double_q)  # [B, T, N]
         if config.off_policy_correction and config.td_lambda > 0 and config.n_step != 1:
             next_actions = functional.pad(batch.actions[:, 1:], (0, 0, 0, 1))  # no action follows the last step
-            taken = next_target_q.gather(-1, next_actions.unsqueeze(-1)).squeeze(-1)  # [B, T, N]
+            taken = _taken(next_target_q, next_actions)  # [B, T, N]
             # One call mixes both, so that the mixing weights are computed once.
             mixed = self.target_mixer(torch.stack([best, taken]), next_states)  # [2, B, T, M]
             return td_targets(batch.rewards, batch.terminated, batch.filled, mixed[0], config, next_taken=mixed[1])
@@ -212,6 +220,11 @@ class Learner:
             f"{name} is {getattr(metrics, name)} at update {self.updates + 1}, so no weight was changed; the first "
             f"tensor that is not finite is {first}. Look for extreme rewards or observations, or lower learning_rate"
         )
+
+
+def _taken(q: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    """Return the values [..., N] of actions [..., N] from all action values [..., N, A]."""
+    return q.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
 
 def _sum_played(values: torch.Tensor, filled: torch.Tensor) -> torch.Tensor:

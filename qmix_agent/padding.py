@@ -67,20 +67,16 @@ def flatten_observation(agent: str, spec: SpaceSpec, observation: Any) -> np.nda
     Raises:
         ValueError: The observation is not in the space.
     """
-    array = np.asarray(observation)
-    if array.shape != spec.shape or array.dtype == object:
-        raise ValueError(
-            f"observation of agent {agent!r} has shape {array.shape}, but its {spec.kind} space has shape {spec.shape}"
-        )
+    array = _numbers("observation", agent, observation, spec.shape)
     if spec.kind != "Discrete":
         return array.reshape(-1)
-    index = int(array) - spec.start
-    if not 0 <= index < spec.size:
+    value, allowed = array.item(), range(spec.start, spec.start + spec.size)
+    if value not in allowed:
         raise ValueError(
-            f"observation of agent {agent!r} is {array}, but its Discrete space ranges from {spec.start} to "
-            f"{spec.start + spec.size - 1}"
+            f"observation of agent {agent!r} is {value}, but its Discrete space has the integers from {spec.start} to "
+            f"{allowed[-1]}"
         )
-    return np.eye(spec.size, dtype=np.float32)[index]
+    return np.eye(spec.size, dtype=np.float32)[int(value) - spec.start]
 
 
 def pad_observations(spec: EnvSpec, observations: Mapping[str, Any]) -> np.ndarray:
@@ -102,7 +98,9 @@ def pad_observations(spec: EnvSpec, observations: Mapping[str, Any]) -> np.ndarr
             row[: space.size] = flatten_observation(agent, space, split_observation(observations[agent])[0])
     if not np.isfinite(padded).all():  # check all agents at once, because this runs at every step
         agent = spec.agents[int(np.isfinite(padded).all(axis=1).argmin())]
-        raise ValueError(f"observation of agent {agent!r} contains numbers that are not finite: {observations[agent]}")
+        raise ValueError(
+            f"observation of agent {agent!r} contains numbers that are not finite in float32: {observations[agent]}"
+        )
     return padded
 
 
@@ -117,24 +115,40 @@ def pad_action_masks(spec: EnvSpec, masks: Mapping[str, Any]) -> np.ndarray:
         bool [N, A]; only action 0 is legal for absent agents.
 
     Raises:
-        ValueError: A mask has the wrong length or allows no action.
+        ValueError: A mask has the wrong length, holds other values than 0 and 1, or allows no action.
     """
-    padded = np.zeros((spec.n_agents, spec.max_actions), dtype=bool)
+    padded = np.zeros((spec.n_agents, spec.max_actions), dtype=np.float32)
     for row, agent, n_actions in zip(padded, spec.agents, spec.n_actions, strict=True):
         if agent not in masks:
-            row[0] = True
+            row[0] = 1
         elif masks[agent] is None:
-            row[:n_actions] = True
+            row[:n_actions] = 1
         else:
-            mask = np.asarray(masks[agent])
-            if mask.shape != (n_actions,):
-                raise ValueError(
-                    f"action mask of agent {agent!r} has shape {mask.shape}, but the agent has {n_actions} actions"
-                )
-            row[:n_actions] = mask
-    if not padded.any(axis=1).all():
-        agent = spec.agents[int(padded.any(axis=1).argmin())]
+            row[:n_actions] = _numbers("action mask", agent, masks[agent], (n_actions,))
+    legal = padded == 1
+    if not (legal == padded).all():  # check all agents at once, because this runs at every step
+        agent = spec.agents[int((legal == padded).all(axis=1).argmin())]
+        raise ValueError(
+            f"action mask of agent {agent!r} is {masks[agent]}; it must be 1 for each legal action and 0 for the others"
+        )
+    if not legal.any(axis=1).all():
+        agent = spec.agents[int(legal.any(axis=1).argmin())]
         raise ValueError(
             f"action mask of agent {agent!r} allows no action, but the agent is still in the game; allow at least one"
         )
-    return padded
+    return legal
+
+
+def _numbers(name: str, agent: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return an agent's value as an array of numbers, checked to have this shape."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):  # a ragged list, or a tensor on a GPU or with a gradient
+        array = np.empty((), dtype=object)
+    if array.shape != shape or array.dtype.kind not in "biuf":
+        keys = f" with the keys {list(value)}" if isinstance(value, Mapping) else ""
+        raise ValueError(
+            f"{name} of agent {agent!r} is a {type(value).__name__}{keys} of shape {array.shape} and type "
+            f"{array.dtype}; expected numbers of shape {shape}"
+        )
+    return array

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
-from .policy import EpsilonGreedyPolicy
 from .team_env import TeamEnv, shared_info_scalars
 from .types import Episode, JointObservation, StepResult
 
@@ -22,6 +22,8 @@ class EpisodeSettings:
     """Probability of a random action."""
     rng: np.random.Generator
     """Random generator of exploration."""
+    options: dict[str, Any] | None = None
+    """Options for the environment's reset."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,27 @@ class PlayedEpisode:
     """Numbers on which the last infos of all agents agree."""
 
 
+class Policy(Protocol):
+    """Acts for all agents in K parallel games."""
+
+    def reset(self, games: int) -> None:
+        """Start new episodes in this number of games."""
+
+    def act(
+        self,
+        observations: np.ndarray,
+        action_masks: np.ndarray,
+        epsilons: Sequence[float],
+        rngs: Sequence[np.random.Generator],
+    ) -> np.ndarray:
+        """Choose legal actions, int64 [K, N]; see `EpsilonGreedyPolicy`."""
+
+
 def play_episodes(
-    envs: Sequence[TeamEnv], policy: EpsilonGreedyPolicy, settings: Sequence[EpisodeSettings]
+    envs: Sequence[TeamEnv],
+    policy: Policy,
+    settings: Sequence[EpisodeSettings],
+    first: Sequence[JointObservation] | None = None,
 ) -> list[PlayedEpisode]:
     """Play one episode in each environment, all environments in step.
 
@@ -47,12 +68,15 @@ def play_episodes(
         envs: One or more environments of equal specification.
         policy: The policy that acts; it is reset first.
         settings: Seed, epsilon and random generator of each environment's episode.
+        first: First observations, if the environments have been reset already.
 
     Returns:
         One played episode per environment, in the same order.
     """
     policy.reset(len(envs))
-    recorders = [_EpisodeRecorder(env.reset(one.seed)) for env, one in zip(envs, settings, strict=True)]
+    if first is None:
+        first = [env.reset(one.seed, one.options) for env, one in zip(envs, settings, strict=True)]
+    recorders = [_EpisodeRecorder(one) for one in first]
     epsilons, rngs = [one.epsilon for one in settings], [one.rng for one in settings]
     playing = list(zip(envs, recorders, strict=True))
     while playing:

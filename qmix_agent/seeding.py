@@ -26,6 +26,8 @@ class Stream(enum.IntEnum):
     """Episodes sampled for an update."""
     ACTING = 5
     """Exploration in `QMIX.act`."""
+    PLANNING = 6
+    """Exploration in imagined episodes, and the choice among them."""
 
 
 def make_generator(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:

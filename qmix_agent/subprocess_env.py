@@ -13,6 +13,8 @@ from gymnasium import spaces
 from gymnasium.vector.utils import CloudpickleWrapper
 from pettingzoo import ParallelEnv
 
+from .team_env import state_of
+
 ParallelStep = tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, Any]]
 """What `ParallelEnv.step` returns: observations, rewards, terminations, truncations and infos."""
 
@@ -221,9 +223,7 @@ def _invoke(env: Any, method: str, arguments: tuple) -> Any:
 def _state_of(env: Any) -> Any:
     """Return the environment's state, or None if it has none or can provide none after all agents have left."""
     try:
-        return env.state()
-    except (NotImplementedError, AttributeError):
-        return None
+        return state_of(env)
     except Exception:
         if env.agents:
             raise

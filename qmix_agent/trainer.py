@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from .evaluation import evaluate
 from .exploration import epsilon_at
 from .learner import Learner, UpdateMetrics
 from .metrics import WALL_CLOCK, MetricsLog, restore, to_line
+from .planning import Planner, ScriptedPolicy
 from .policy import EpsilonGreedyPolicy
 from .replay_buffer import ReplayBuffer, episodes_to_tensors, make_batch, tensors_to_episodes
 from .return_scale import ReturnScale
@@ -49,6 +51,10 @@ class Trainer:
         self.learner = Learner(envs.spec, config, seed, device)
         self.buffer = ReplayBuffer(config.buffer_size)
         self.return_scale = ReturnScale()
+        self._planners: list[Planner] = []
+        if config.imagined_episodes:
+            for env in envs.take(envs.n_given):
+                env.imagine()  # an environment that cannot do it is refused before anything is played
         self.episode = 0
         """Training episodes played."""
         self.env_steps = 0
@@ -181,9 +187,24 @@ class Trainer:
         count = min(len(envs) - self.episode % len(envs), total_episodes - self.episode)
         started = time.perf_counter()
         settings = [self._episode_settings(number) for number in range(self.episode, self.episode + count)]
-        played = play_episodes(envs[:count], self.new_policy(), settings)
+        if self.config.imagined_episodes and self.learner.updates:
+            played = self._play_planned(envs[:count], settings)
+        else:
+            played = play_episodes(envs[:count], self.new_policy(), settings)
         seconds = (time.perf_counter() - started) / count
         return [self._learn_from(one, seconds) for one in played]
+
+    def _play_planned(self, envs: Sequence[TeamEnv], settings: Sequence[EpisodeSettings]) -> list[PlayedEpisode]:
+        """Play the best imagined episode in each environment."""
+        for env in envs[len(self._planners) :]:
+            self._planners.append(Planner(env, self.config.imagined_episodes))
+        first, planned, policy = [], [], self.new_policy()
+        for index, (env, planner, one) in enumerate(zip(envs, self._planners, settings, strict=False)):
+            first.append(env.reset(one.seed))
+            rng = make_generator(self.seed, Stream.PLANNING, self.episode + index)
+            planned.append(planner.plan(self.learner, policy, one.seed, rng))
+        settings = [replace(one, epsilon=plan.epsilon) for one, plan in zip(settings, planned, strict=True)]
+        return play_episodes(envs, ScriptedPolicy([plan.actions for plan in planned]), settings, first)
 
     def _episode_settings(self, number: int) -> EpisodeSettings:
         return EpisodeSettings(

@@ -58,8 +58,8 @@ class EnvSpec:
 
     @property
     def max_observation(self) -> int:
-        """Observation features of the largest agent, O."""
-        return max(space.size for space in self.observations)
+        """Observation features of the largest agent, O; 1 (a zero) if no agent observes anything."""
+        return max(1, *(space.size for space in self.observations))
 
     @property
     def max_actions(self) -> int:

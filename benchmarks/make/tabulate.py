@@ -19,26 +19,30 @@ import tyro
 from tqdm import tqdm
 
 from prune_env import EnvConfig, FilterPruneEnv
+from prune_env.common.command import check_writable, one_line_errors
+from prune_env.common.settings import Count, Settings
 from prune_env.data import load
 from prune_env.evaluation.resources import Resources
-from prune_env.game.budget import Budget
+from prune_env.game.budget import Budget, TargetMacs
 from prune_env.game.tabulated import FILE, FIXED, Table, images_fingerprint
 from prune_env.training.pretrained import pretrained
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     out: Path = FILE
     """File of the table."""
-    targets: tuple[float, ...] = (0.5, 0.3, 0.2)
+    targets: tuple[TargetMacs, ...] = (0.5, 0.3, 0.2)
     """Fractions of the MACs that may stay."""
-    round_to: int = 4
+    round_to: Count = 4
     """Filter counts are multiples of this number."""
     cache: Path | None = None
     """File of measured accuracies, with which an interrupted run resumes."""
 
 
 def main(config: Config) -> None:
+    check_writable("out", config.out)
+    resources = Resources(cache=config.cache)  # checked before the network is trained
     data = load("digits")
     model = pretrained("small_cnn", data)
     weights = {
@@ -46,9 +50,7 @@ def main(config: Config) -> None:
         for name, tensor in model.state_dict().items()
     }
     model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-    env = FilterPruneEnv.from_model(
-        model, data, EnvConfig(round_to=config.round_to), resources=Resources(cache=config.cache)
-    )
+    env = FilterPruneEnv.from_model(model, data, EnvConfig(round_to=config.round_to), resources=resources)
     images = len(data.reward.balanced(env.config.reward_images))
 
     grid = itertools.product(*(range(config.round_to, count + 1, config.round_to) for count in env.problem.full_plan))
@@ -79,4 +81,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, prog="python -m benchmarks.make.tabulate", description=__doc__))
+    with one_line_errors():
+        main(tyro.cli(Config, prog="python -m benchmarks.make.tabulate", description=__doc__))

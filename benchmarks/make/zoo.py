@@ -13,6 +13,7 @@ import copy
 import re
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from tqdm import tqdm
 
+from prune_env.common.command import check_writable, one_line_errors, require_packages
+from prune_env.common.settings import Settings
 from prune_env.networks import create, list_networks
 from prune_env.networks.registry import image_size
 from prune_env.pruning import inspect
@@ -41,7 +44,7 @@ TRIED = 6
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     """Registered networks, networks of torchvision, or networks of timm as timm/NAME; default: all."""
     out: Path = Path("runs/zoo.jsonl")
@@ -49,6 +52,9 @@ class Config:
 
 
 def main(config: Config) -> None:
+    require_packages(["torch_pruning"], "the comparison", "benchmarks")
+    check_writable("out", config.out)
+    check_names(config.names or all_names())
     names = config.names or all_names()
     done = {row["name"]: row for row in rows.read_file(config.out)}
     for name in tqdm(names):
@@ -63,6 +69,21 @@ def all_names() -> tuple[str, ...]:
     ours, everything = list_networks(), torchvision.models.list_models(module=torchvision.models)
     theirs = [name for name in everything if not name.startswith(TRANSFORMERS)]
     return (*ours, *(f"torchvision/{name}" if name in ours else name for name in theirs), *TIMM)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Check that `make` can make all these networks.
+
+    Raises:
+        ValueError: torchvision has no network of this name.
+        ImportError: A network is timm's, which is not installed.
+    """
+    known = {*list_networks(), *torchvision.models.list_models(module=torchvision.models)}
+    for name in names:
+        if name.startswith("timm/"):
+            require_packages(["timm"], f"network {name!r}", "benchmarks")
+        elif name.removeprefix("torchvision/") not in known:
+            raise ValueError(f"network {name!r} is unknown; choose one of {', '.join(sorted(known))}, or timm/NAME")
 
 
 def make(name: str) -> tuple[nn.Module, torch.Tensor]:
@@ -188,4 +209,5 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, prog="python -m benchmarks.make.zoo", description=__doc__))
+    with one_line_errors():
+        main(tyro.cli(Config, prog="python -m benchmarks.make.zoo", description=__doc__))

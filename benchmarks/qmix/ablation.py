@@ -26,6 +26,10 @@ import torch
 import tyro
 
 from prune_env import FilterPruneEnv, make_env
+from prune_env.common.command import check_writable, one_line_errors
+from prune_env.common.settings import Count, Settings
+from prune_env.game.budget import TargetMacs
+from prune_env.training.pretrained import check_names
 from qmix_agent import QMIXConfig
 
 from ..compare.jobs import Job, complete
@@ -57,7 +61,7 @@ DEFAULT, RANDOM = "default", "random search"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Command line of the ablation."""
 
     network: str = "small_cnn"
@@ -66,19 +70,19 @@ class Config:
     """digits, cifar10, cifar100, or a directory PATH/{train,test}/<class>/*"""
     weights: Path | None = None
     """file of the network's weights; by default they are trained and cached"""
-    target_macs: float = 0.2
+    target_macs: TargetMacs = 0.2
     """fraction of the MACs that may remain"""
     rates: tuple[float, ...] = (0.0, 0.25, 0.5)
     """pruning rates that an agent chooses from"""
-    rounds: int = 2
+    rounds: Count = 2
     """rounds of an episode"""
-    max_plans: int = 100
+    max_plans: Count = 100
     """distinct plans that a run may evaluate"""
-    seeds: int = 5
+    seeds: Count = 5
     """number of seeds"""
     only: tuple[str, ...] = ()
     """fields to compare; by default all"""
-    workers: int = 1
+    workers: Count = 1
     """processes, each with one thread"""
     cache: Path = Path("runs/qmix_ablation.sqlite")
     """file that caches the accuracies of plans for all runs"""
@@ -88,6 +92,9 @@ class Config:
 
 def main(config: Config) -> None:
     """Complete all runs and print the table."""
+    check_writable("out", config.out)
+    check_writable("cache", config.cache)
+    check_names(config.network, config.weights)
     torch.set_num_threads(1)
     unknown = set(config.only) - set(VALUES)
     if unknown:
@@ -211,4 +218,5 @@ def _cached_env(game: str, file: Path) -> FilterPruneEnv:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, prog="python -m benchmarks.qmix.ablation", description=__doc__))
+    with one_line_errors():
+        main(tyro.cli(Config, prog="python -m benchmarks.qmix.ablation", description=__doc__))

@@ -34,10 +34,13 @@ import torch
 import tyro
 from tqdm import trange
 
+from prune_env.common.command import check_writable, one_line_errors
 from prune_env.common.files import replacing
+from prune_env.common.settings import Count, Settings
 
 from .games import Idle
-from .peers import Settings, available_peers, make_peer
+from .peers import Settings as PeerSettings
+from .peers import available_peers, make_peer
 
 COMPARED_WITH = {"PyMARL, GRU": "ours, GRU", "TorchRL, MLP": "ours, MLP"}
 MEASURES = ("update", "learn", "play", "play, 16 copies")
@@ -45,24 +48,24 @@ COPIES = 16
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Command line of the speed benchmark."""
 
-    repeats: int = 9
+    repeats: Count = 9
     """repeats over which medians are taken"""
-    updates: int = 10
+    updates: Count = 10
     """updates of each implementation in a repeat, for each of the two measures"""
-    episodes: int = 10
+    episodes: Count = 10
     """episodes that each implementation plays in a repeat"""
-    threads: int = 1
+    threads: Count = 1
     """threads of every implementation"""
-    agents: int = 13
+    agents: Count = 13
     """agents of the game"""
-    observations: int = 16
+    observations: Count = 16
     """observation features of each agent"""
-    actions: int = 10
+    actions: Count = 10
     """actions of each agent"""
-    steps: int = 8
+    steps: Count = 8
     """steps per episode"""
     pymarl: Path | None = None
     """path of a clone of oxwhirl/pymarl"""
@@ -81,6 +84,7 @@ class Workload:
 
 def main(config: Config) -> None:
     """Measure all implementations, write results.json and print the table."""
+    check_writable("out", config.out, folder=True)
     torch.set_num_threads(config.threads)
     rates = measure(config)
     rows = summarise(rates)
@@ -98,7 +102,7 @@ def main(config: Config) -> None:
 
 def measure(config: Config) -> dict[str, dict[str, list[float]]]:
     """Return updates or steps per second as rates[implementation][measure], one number per repeat."""
-    settings = Settings(steps=config.steps)
+    settings = PeerSettings(steps=config.steps)
     workloads = {name: _workloads(name, settings, config) for name in available_peers(config.pymarl)}
     rates = {name: {measure: [] for measure in own} for name, own in workloads.items()}
     for repeat in trange(config.repeats + 1, desc="repeats"):
@@ -112,7 +116,7 @@ def measure(config: Config) -> dict[str, dict[str, list[float]]]:
     return rates
 
 
-def _workloads(name: str, settings: Settings, config: Config) -> dict[str, Workload]:
+def _workloads(name: str, settings: PeerSettings, config: Config) -> dict[str, Workload]:
     """Return what is timed of one implementation, by measure."""
 
     def game() -> Idle:
@@ -171,4 +175,5 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, prog="python -m benchmarks.qmix.speed", description=__doc__))
+    with one_line_errors():
+        main(tyro.cli(Config, prog="python -m benchmarks.qmix.speed", description=__doc__))

@@ -27,10 +27,15 @@ from typing import Any
 import torch
 import tyro
 
+from prune_env.common.command import check_writable, one_line_errors, require_packages
+from prune_env.common.settings import Count, Settings
+from prune_env.game.budget import TargetMacs
+
 from ..compare.jobs import Job, complete
 from ..compare.statistics import mean_interval
 from .games import Seeded, TwoStep
-from .peers import Env, Peer, Settings, available_peers, make_peer
+from .peers import Env, Peer, available_peers, make_peer
+from .peers import Settings as PeerSettings
 
 
 @dataclass(frozen=True)
@@ -65,18 +70,18 @@ GAMES = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """Command line of the strength benchmark."""
 
     games: tuple[str, ...] = tuple(GAMES)
     """games to play"""
-    seeds: int = 5
+    seeds: Count = 5
     """number of seeds"""
-    target_macs: float = 0.5
+    target_macs: TargetMacs = 0.5
     """fraction of the MACs that may remain in digits"""
     pymarl: Path | None = None
     """path of a clone of oxwhirl/pymarl"""
-    workers: int = 1
+    workers: Count = 1
     """processes, each with one thread"""
     cache: Path = Path("runs/qmix_strength.sqlite")
     """file that caches the accuracies of plans for all runs"""
@@ -106,6 +111,13 @@ Curves = dict[str, dict[str, Curve]]
 
 def main(config: Config) -> None:
     """Complete all runs, print the table and write the plot."""
+    if unknown := set(config.games) - set(GAMES):
+        raise ValueError(f"games must be among {', '.join(GAMES)}; got {min(unknown)!r}")
+    require_packages(["matplotlib"], "the plot", "train")
+    if "simple_spread" in config.games:
+        require_packages(["mpe2"], "simple_spread", "benchmarks")
+    check_writable("out", config.out, folder=True)
+    check_writable("cache", config.cache)
     torch.set_num_threads(1)
     peers = available_peers(config.pymarl)
     jobs = [
@@ -132,7 +144,7 @@ def run(job: Job, pymarl: Path | None, cache: Path) -> dict[str, Any]:
     schedule, seed = Schedule(**job["schedule"]), job["seed"]
     training, evaluation = (make_game(job["game"], job["options"], cache) for _ in range(2))
     training = Seeded(training, count(10**4 * (seed + 1)))
-    settings = Settings(
+    settings = PeerSettings(
         steps=schedule.steps,
         epsilon_episodes=schedule.epsilon_episodes,
         updates_per_episode=schedule.updates_per_episode,
@@ -148,7 +160,7 @@ def run(job: Job, pymarl: Path | None, cache: Path) -> dict[str, Any]:
     return {"steps": steps, "returns": returns}
 
 
-def train(peer: Peer, settings: Settings, played: int, episodes: int) -> None:
+def train(peer: Peer, settings: PeerSettings, played: int, episodes: int) -> None:
     """Play more episodes, and update after each once the replay buffer holds a whole batch.
 
     `qmix_agent` updates within `collect`.
@@ -243,4 +255,5 @@ def plot(curves: Curves, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, prog="python -m benchmarks.qmix.strength", description=__doc__))
+    with one_line_errors():
+        main(tyro.cli(Config, prog="python -m benchmarks.qmix.strength", description=__doc__))

@@ -51,9 +51,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from prune_env import EnvConfig, FilterPruneEnv
+from prune_env.common.command import check_writable, one_line_errors, require_packages
 from prune_env.common.files import replacing
+from prune_env.common.settings import Count, Seed, Settings
 from prune_env.data import DataSplits, load
-from prune_env.training.pretrained import pretrained, with_network_normalisation
+from prune_env.training.pretrained import check_names, pretrained, with_network_normalisation
 
 from ..compare.methods import random_search
 
@@ -64,28 +66,31 @@ BATCH = 50
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     amc: Path
     """A clone of AMC's repository, patched as described above."""
     data: str = "cifar10"
     """digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*."""
     weights: Path | None = None
     """File with trained weights. Without it the network is trained once and cached."""
-    validation_images: tuple[int, ...] = (1000, 5000)
+    validation_images: tuple[Count, ...] = (1000, 5000)
     """Numbers of images on which both environments measure accuracy."""
-    episodes: int = 5
+    episodes: Count = 5
     """AMC's episodes for each number of validation images."""
-    plans_per_turn: int = 5
+    plans_per_turn: Count = 5
     """Our plans after each of AMC's episodes."""
-    calibration_batches: int = 60
+    calibration_batches: Count = 60
     """Batches of 50 images for AMC's least squares; 60 is the released default."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of plans and actions."""
     out: Path = Path("runs/amc_speed.json")
     """File of the results."""
 
 
 def main(config: Config) -> None:
+    require_packages(["threadpoolctl"], "the comparison", "train")
+    check_names("resnet20", config.weights)
+    check_writable("out", config.out)
     from threadpoolctl import threadpool_limits  # a dependency of scikit-learn, which AMC needs
 
     amc = load_amc(config.amc)
@@ -245,4 +250,5 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, prog="python -m benchmarks.speed.amc", description=__doc__))
+    with one_line_errors():
+        main(tyro.cli(Config, prog="python -m benchmarks.speed.amc", description=__doc__))

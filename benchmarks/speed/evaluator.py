@@ -32,7 +32,9 @@ from torch import nn
 from tqdm import tqdm
 
 from prune_env import EnvConfig, FilterPruneEnv
-from prune_env.common.device import channels_last
+from prune_env.common.command import check_writable, one_line_errors, require_packages
+from prune_env.common.device import channels_last, check_device
+from prune_env.common.settings import Count, Settings
 from prune_env.data import from_tensors
 from prune_env.evaluation.engine.program import MULTIPLE, Program
 from prune_env.evaluation.measurer import BATCH_SIZES
@@ -40,23 +42,23 @@ from prune_env.evaluation.resources import Resources
 from prune_env.pruning import Plan
 from prune_env.scoring.batchnorm import fold, folding_pairs, recalibrate
 
-from ..make.zoo import make
+from ..make.zoo import check_names, make
 from .surgery import prune_along
 
 WAYS = ("env step", "bare, rounded", "bare, fused", "bare, module", "obvious")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     networks: tuple[str, ...] = ("vgg16", "resnet20", "resnet56")
     """Registered networks, networks of torchvision, or networks of timm as timm/NAME."""
-    plans: int = 12
+    plans: Count = 12
     """Number of random plans that are timed on each network."""
-    obvious_every: int = 3
+    obvious_every: Count = 3
     """The straightforward implementation is timed once per this number of plans."""
-    reward_images: int = 1000
+    reward_images: Count = 1000
     """Number of images of an accuracy."""
-    calibration_images: int = 500
+    calibration_images: Count = 500
     """Number of images of BatchNorm statistics."""
     device: str = "cpu"
     """cpu or cuda."""
@@ -65,6 +67,11 @@ class Config:
 
 
 def main(config: Config) -> None:
+    require_packages(["torch_pruning"], "the comparison", "benchmarks")
+    require_packages(["matplotlib"], "the plot", "train")
+    check_writable("out", config.out, folder=True)
+    check_device(config.device)
+    check_names(config.networks)
     config.out.mkdir(parents=True, exist_ok=True)
     peak = matmul_peak(torch.bfloat16, config.device)
     where = torch.cuda.get_device_name() if config.device == "cuda" else f"{torch.get_num_threads()} threads"
@@ -217,4 +224,5 @@ def plot(results: dict[str, Any], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, prog="python -m benchmarks.speed.evaluator", description=__doc__))
+    with one_line_errors():
+        main(tyro.cli(Config, prog="python -m benchmarks.speed.evaluator", description=__doc__))

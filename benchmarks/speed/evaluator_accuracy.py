@@ -16,7 +16,9 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from prune_env.common.command import one_line_errors
 from prune_env.common.device import fast_dtype
+from prune_env.common.settings import Count, Seed, Settings
 from prune_env.data import load
 from prune_env.evaluation.config import EvaluationConfig
 from prune_env.evaluation.live import LiveEvaluator
@@ -24,28 +26,29 @@ from prune_env.evaluation.measurer import BATCH_SIZES
 from prune_env.pruning.problem import PruningProblem
 from prune_env.scoring.batchnorm import even_batches, recalibrate
 from prune_env.scoring.metric import accuracy
-from prune_env.training.pretrained import pretrained, with_network_normalisation
+from prune_env.training.pretrained import check_names, pretrained, with_network_normalisation
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     network: str = "small_cnn"
     """small_cnn (for digits), alexnet, vgg16, resnet20 or resnet56."""
     data: str = "digits"
     """digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*."""
     weights: Path | None = None
     """File with trained weights. Without it the network is trained once and cached."""
-    plans: int = 50
+    plans: Count = 50
     """Number of random plans."""
-    reward_images: int = 1000
+    reward_images: Count = 1000
     """Number of images of an accuracy."""
-    calibration_images: int = 500
+    calibration_images: Count = 500
     """Number of images of BatchNorm statistics."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the plans."""
 
 
 def main(config: Config) -> None:
+    check_names(config.network, config.weights)
     data = with_network_normalisation(config.network, load(config.data))
     model = pretrained(config.network, data, config.weights).eval()
     settings = EvaluationConfig(reward_images=config.reward_images, calibration_images=config.calibration_images)
@@ -86,4 +89,5 @@ def kendall(pairs: list[tuple[float, float]]) -> float:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, prog="python -m benchmarks.speed.evaluator_accuracy", description=__doc__))
+    with one_line_errors():
+        main(tyro.cli(Config, prog="python -m benchmarks.speed.evaluator_accuracy", description=__doc__))

@@ -16,6 +16,8 @@ import numpy as np
 import tyro
 from tqdm import trange
 
+from prune_env.common.command import one_line_errors
+from prune_env.common.settings import Count, Settings
 from prune_env.data import load
 from prune_env.evaluation.config import EvaluationConfig
 from prune_env.evaluation.live import LiveEvaluator
@@ -24,10 +26,10 @@ from prune_env.pruning.problem import PruningProblem
 
 
 @dataclass(frozen=True)
-class Config:
-    evaluations: int = 100_000
+class Config(Settings):
+    evaluations: Count = 100_000
     """Number of distinct plans."""
-    looks: int = 10
+    looks: Count = 10
     """Number of times that memory is measured."""
 
 
@@ -54,4 +56,5 @@ def memo_size(evaluator: LiveEvaluator) -> int:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, prog="python -m benchmarks.speed.evaluator_memory", description=__doc__))
+    with one_line_errors():
+        main(tyro.cli(Config, prog="python -m benchmarks.speed.evaluator_memory", description=__doc__))

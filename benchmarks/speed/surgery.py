@@ -20,22 +20,26 @@ import torch
 import tyro
 from torch import nn
 
+from prune_env.common.command import one_line_errors, require_packages
 from prune_env.common.device import fast_dtype
+from prune_env.common.settings import Count, Settings
 from prune_env.evaluation.engine.program import Program
 from prune_env.pruning import Plan, PruningGroup, build, find_groups
 
-from ..make.zoo import make
+from ..make.zoo import check_names, make
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     networks: tuple[str, ...] = ("vgg16", "resnet56", "mobilenet_v2")
     """Registered networks, networks of torchvision, or networks of timm as timm/NAME."""
-    repeats: int = 7
+    repeats: Count = 7
     """Number of random plans that are timed on each network."""
 
 
 def main(config: Config) -> None:
+    require_packages(["torch_pruning"], "the comparison", "benchmarks")
+    check_names(config.networks)
     print("| network | load (ms) | build (ms) | copy + torch-pruning (ms) | traced before (ms) | / load | / build |")
     print("|---|---|---|---|---|---|---|")
     for name in config.networks:
@@ -88,4 +92,5 @@ def prune_along(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, prog="python -m benchmarks.speed.surgery", description=__doc__))
+    with one_line_errors():
+        main(tyro.cli(Config, prog="python -m benchmarks.speed.surgery", description=__doc__))

@@ -25,10 +25,14 @@ import tyro
 from tqdm import tqdm
 
 from prune_env import EnvConfig, FilterPruneEnv
+from prune_env.common.command import check_writable, one_line_errors, require_packages
+from prune_env.common.device import check_device
+from prune_env.common.settings import Count, Settings
 from prune_env.data import DataSplits, from_tensors
 from prune_env.evaluation.measurer import Task
 from prune_env.evaluation.pool import Backend, Pool
 from prune_env.evaluation.resources import Resources
+from prune_env.networks.registry import network_entry
 from prune_env.pruning import Plan
 
 from ..make.zoo import make
@@ -37,26 +41,33 @@ MACHINES = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     networks: tuple[str, ...] = ("resnet20", "vgg16")
     """Registered networks."""
-    workers: tuple[int, ...] = (1, 2)
+    workers: tuple[Count, ...] = (1, 2)
     """Numbers of workers to compare."""
     ray: bool = False
     """Also measure Ray actors."""
     device: str = "cpu"
     """cpu or cuda."""
-    blocks: int = 5
+    blocks: Count = 5
     """Number of timed blocks of plans."""
-    plans: int = 8
+    plans: Count = 8
     """Number of plans in a block."""
-    processors: int = 16
+    processors: Count = 16
     """Processors of each machine in the projection."""
     out: Path = Path("runs/scaling")
     """Folder of the results."""
 
 
 def main(config: Config) -> None:
+    require_packages(["matplotlib"], "the plot", "train")
+    if config.ray:
+        require_packages(["ray"], "ray", "ray")
+    check_device(config.device)
+    for name in config.networks:
+        network_entry(name)
+    check_writable("out", config.out, folder=True)
     config.out.mkdir(parents=True, exist_ok=True)
     if config.ray:
         import ray
@@ -178,4 +189,5 @@ def plot(results: dict[str, Any], config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, prog="python -m benchmarks.speed.workers", description=__doc__))
+    with one_line_errors():
+        main(tyro.cli(Config, prog="python -m benchmarks.speed.workers", description=__doc__))

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from .command import require_packages
+
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 """The packages that the extra `export` installs."""
-
-
-def missing_packages(packages: Sequence[str] = PACKAGES) -> list[str]:
-    """Return the names of the packages that are not installed, without importing any."""
-    return [name for name in packages if find_spec(name) is None]
-
-
-def require_packages(packages: Sequence[str] = PACKAGES) -> None:
-    """Check that packages are installed.
-
-    Raises:
-        ImportError: A package is missing; the message names it and the command that installs it.
-    """
-    if names := missing_packages(packages):
-        raise ImportError(f'ONNX needs {", ".join(names)}, not installed: pip install -e ".[export]" in the clone')
 
 
 def open_session(file: Path) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -41,7 +27,7 @@ def open_session(file: Path) -> Callable[[torch.Tensor], torch.Tensor]:
         ValueError: onnxruntime cannot load the file.
         ImportError: onnxruntime is not installed.
     """
-    require_packages(["onnxruntime"])
+    require_packages(["onnxruntime"], "ONNX", "export")
     import onnxruntime
 
     if not file.is_file():

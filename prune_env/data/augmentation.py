@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional as F
 
+from ..common.settings import Settings, Whole
+
 
 @dataclass(frozen=True)
-class Augmentation:
+class Augmentation(Settings):
     """Random crop of the padded image, and a horizontal flip of half of the images."""
 
-    pad: int = 4
+    pad: Whole = 4
     """Pixels of padding on each side before the crop."""
     flip: bool = True
     """Whether to flip images."""

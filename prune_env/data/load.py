@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..common.expect import expect, expect_fields
+from ..common.settings import Settings
 from . import sources, user_data
 from .augmentation import Augmentation
 from .sources import DataError, Source
@@ -23,11 +24,12 @@ NO_AUGMENTATION = Augmentation(pad=0, flip=False)
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(Settings):
     """Optional settings of `from_tensors` and `from_datasets`, which take them as keywords.
 
     Raises:
         DataError: Only one of `mean` and `std` is given.
+        ValueError: A field has a value that is not allowed; the message names the field.
     """
 
     mean: Sequence[float] | None = None
@@ -44,6 +46,7 @@ class DataOptions:
     """Name of the data set; by default 'tensors', or the name of the training Dataset's class."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.mean is None) != (self.std is None):
             raise DataError(f"mean and std belong together; got mean={self.mean}, std={self.std}")
 
@@ -138,6 +141,7 @@ def from_tensors(
 
     Raises:
         TypeError: An option is unknown.
+        ValueError: An option has a value that is not allowed.
         DataError: Images or labels cannot be used; the message names the split and the index.
 
     Example:
@@ -168,6 +172,7 @@ def from_datasets(train: Any, test: Any, *, reward: Any = None, calibration: Any
 
     Raises:
         TypeError: An option is unknown.
+        ValueError: An option has a value that is not allowed.
         DataError: Images or labels cannot be used; the message names the split and the index.
     """
     settings = _data_options("from_datasets", options)

@@ -18,6 +18,7 @@ from functools import cached_property
 
 import torch
 
+from ..common.device import in_layout
 from .augmentation import Augmentation
 from .sources import DataError
 
@@ -124,11 +125,11 @@ class DataSplits:
             images: Images [B, C, H, W] on any device; uint8 images are first divided by 255.
 
         Returns:
-            float32 [B, C, H, W] on the same device, in channels_last memory.
+            float32 [B, C, H, W] on the same device, in contiguous memory, which every network takes.
         """
         mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
-        scaled = images.to(memory_format=torch.channels_last).float()
+        scaled = in_layout(images, torch.contiguous_format).float()
         return ((scaled if images.is_floating_point() else scaled / 255) - mean) / std
 
     def augmented(

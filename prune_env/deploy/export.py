@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..common.command import require_packages
 from ..common.files import replacing
-from ..common.onnx_session import open_session, require_packages
+from ..common.onnx_session import PACKAGES, open_session
 
 ONNX_TOLERANCE = 1e-4
 TORCH_TOLERANCE = 1e-6
@@ -50,7 +51,7 @@ def to_onnx(model: nn.Module, path: str | Path, images: torch.Tensor) -> float:
         ExportError: The network cannot be exported, or outputs differ by more than 1e-4.
         ImportError: The packages of the extra `export` are not installed.
     """
-    require_packages()
+    require_packages(PACKAGES, "ONNX", "export")
     network, images = _prepared(model, images, torch.float32)
     size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     if size > ONNX_LIMIT:

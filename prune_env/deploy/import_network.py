@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from importlib.util import module_from_spec, spec_from_file_location
 from inspect import signature
 from operator import attrgetter
@@ -39,8 +42,12 @@ def import_network(spec: str) -> nn.Module:
     return network_from_file(file, function) if file.endswith(".py") else network_from_path(spec)
 
 
-def network_from_path(path: str) -> nn.Module:
+def network_from_path(path: str, excluded: Path | None = None) -> nn.Module:
     """Import or make the network of an import path 'package.module:factory'.
+
+    Args:
+        path: The import path.
+        excluded: A folder from which nothing is imported.
 
     Raises:
         ValueError: The path cannot be imported, or does not make a network.
@@ -51,14 +58,74 @@ def network_from_path(path: str) -> nn.Module:
     if module == "__main__":
         raise ValueError(f"import path {path!r} is another module in every program; move the factory to a file")
     try:
-        with torch.random.fork_rng(devices=[]):
-            factory = attrgetter(name)(import_module(module))
-    except Exception as error:  # a user's module can raise anything
+        with torch.random.fork_rng(devices=[]), _nothing_from(excluded):
+            imported = import_module(module)
+            if excluded is not None:  # it may have been imported before
+                _Exclusion(excluded.resolve()).check(imported.__spec__)
+            factory = attrgetter(name)(imported)
+    except (Exception, SystemExit) as error:  # a user's module can raise anything
         raise ValueError(
             f"import path {path!r} cannot be imported ({_describe(error)}); install its package, or run Python in a "
             "folder from which it can be imported"
         ) from error
-    return _make(factory, f"import path {path!r}")
+    with _nothing_from(excluded):
+        return _make(factory, f"import path {path!r}")
+
+
+class _Exclusion:
+    """A finder for the start of `sys.meta_path`: it refuses modules of a folder, and leaves others to the next finders.
+
+    Args:
+        folder: The folder, an absolute path without links.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return None.
+
+        Raises:
+            ImportError: The module is in the folder.
+        """
+        for finder in sys.meta_path:
+            if not isinstance(finder, _Exclusion) and (spec := finder.find_spec(name, path, target)) is not None:
+                self.check(spec)
+                break
+        return None
+
+    def check(self, spec: ModuleSpec | None) -> None:
+        """Check the file and the folders of a module.
+
+        Raises:
+            ImportError: One of them is in the folder. Installed packages are allowed.
+        """
+        if spec is None:
+            return
+        for location in (spec.origin, *(spec.submodule_search_locations or ())):
+            file = Path(location or sys.prefix).resolve()
+            if file.is_relative_to(self.folder) and not file.is_relative_to(Path(sys.prefix).resolve()):
+                raise ImportError(
+                    f"module {spec.name} is {location}, but nothing is imported from the folder of the saved network; "
+                    "move the module elsewhere",
+                    name=spec.name,
+                )
+
+
+@contextmanager
+def _nothing_from(folder: Path | None) -> Iterator[None]:
+    """Refuse to import modules of a folder in the block; None refuses nothing."""
+    if folder is None:
+        yield
+        return
+    exclusion = _Exclusion(folder.resolve())
+    sys.meta_path.insert(0, exclusion)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(exclusion)
 
 
 def network_from_file(file: str, name: str) -> nn.Module:

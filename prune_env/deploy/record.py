@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,10 @@ from typing import Any
 FORMAT_VERSION = 2
 WEIGHTS, RECORD = "pruned.safetensors", "pruned.json"
 """Names of the two files of a saved network."""
+RECORD_LIMIT = 64 * 2**20
+"""Largest size of pruned.json in bytes; that of ResNet-152 has less than a hundredth of it."""
+IMAGE_LIMIT = 2**25
+"""Largest number of values in one image of a record."""
 
 _TEXT_OR_NONE, _NUMBER = (str, type(None)), (int, float)
 _SCHEMA: dict[str, Any] = {
@@ -46,9 +51,13 @@ def read_record(directory: str | Path) -> dict[str, Any]:
         raise NotADirectoryError(f"{directory} is a file; give the folder that contains {RECORD} and {WEIGHTS}")
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; a saved network is a folder with {RECORD} and {WEIGHTS}")
+    if (size := file.stat().st_size) > RECORD_LIMIT:
+        raise ValueError(f"{file} has {size} bytes, a record has at most {RECORD_LIMIT}; save the network again")
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        record = json.loads(
+            file.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant
+        )
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}; save the network again") from error
     version = record.get("format_version") if isinstance(record, dict) else None
     if version != FORMAT_VERSION:
@@ -58,6 +67,7 @@ def read_record(directory: str | Path) -> dict[str, Any]:
         )
     try:
         _check_types(record, _SCHEMA, "")
+        _check_values(record)
     except ValueError as error:
         raise ValueError(f"{file} {error}; it was edited, or not written by save_pruned") from error
     return record
@@ -80,6 +90,57 @@ def to_json(record: Mapping[str, Any]) -> str:
     return re.sub(r"\[\n[\s\d,]+\]", lambda numbers: " ".join(numbers[0].split()), text)
 
 
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as a dictionary.
+
+    Raises:
+        ValueError: It has a key twice.
+    """
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice in one object")
+    return result
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def _check_values(record: Mapping[str, Any]) -> None:
+    """Check the values of a record whose types are right.
+
+    Raises:
+        ValueError: A value is out of range, or two values contradict each other; the message names them.
+    """
+    network, shape = record["network"], record["data"]["image_shape"]
+    if network["name"] is not None and network["base"] is not None:
+        raise ValueError(
+            f"is ambiguous: network.name is {network['name']!r} and network.base is {network['base']!r}, one must be "
+            "null"
+        )
+    if min(shape) < 1 or math.prod(shape) > IMAGE_LIMIT or shape[0] != network["in_channels"]:
+        raise ValueError(
+            f"has a wrong size: data.image_shape must be network.in_channels ({network['in_channels']}), height and "
+            f"width, at most {IMAGE_LIMIT} values together, got {shape}"
+        )
+    for name, values in record["normalisation"].items():
+        if name in ("mean", "std") and (len(values) != shape[0] or (name == "std" and min(values) <= 0)):
+            raise ValueError(
+                f"has a wrong value: normalisation.{name} must have {shape[0]} numbers"
+                f"{', all above 0' if name == 'std' else ''}, got {values!r:.60}"
+            )
+    sides = set()
+    for number, entry in enumerate(record["kept_channels"]):
+        side = (entry["module"], entry["side"])
+        if entry["side"] not in ("in", "out") or side in sides:
+            raise ValueError(
+                f"has a wrong side: kept_channels[{number}].side must be 'in' or 'out', once for module "
+                f"{entry['module']!r}, got {entry['side']!r}"
+            )
+        sides.add(side)
+
+
 def _check_types(value: Any, expected: Any, where: str) -> None:
     """Check a value that was read from JSON against a part of the schema.
 
@@ -91,6 +152,9 @@ def _check_types(value: Any, expected: Any, where: str) -> None:
     if isinstance(value, bool) or not any(isinstance(value, kind) for kind in kinds):  # a bool is an int in Python
         names = " or ".join({"dict": "mapping", "NoneType": "null"}.get(kind.__name__, kind.__name__) for kind in kinds)
         raise ValueError(f"has a wrong type: {where} must be {names}, got {value!r:.60}")
+    if isinstance(value, (int, float)) and not (0 <= value < 2**31 if kinds == (int,) else abs(value) < 1e300):
+        limits = "between 0 and 2**31 - 1" if kinds == (int,) else "finite"
+        raise ValueError(f"has a wrong value: {where} must be {limits}, got {value!r:.60}")
     if isinstance(expected, dict):
         if str not in expected and (missing := expected.keys() - value.keys()):
             raise ValueError(f"lacks {', '.join(sorted(f'{where}.{key}'.lstrip('.') for key in missing))}")

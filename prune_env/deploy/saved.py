@@ -7,7 +7,7 @@ ranking, on tracing, or on the order or names of groups.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from ..pruning import Member, Plan, PruningGroup, build_from_indices, channels, 
 from ..pruning.problem import PruningProblem
 from .import_network import network_from_path
 from .record import FORMAT_VERSION, RECORD, WEIGHTS, read_record, to_json
+
+EXPANSION = (2**28, 1000)
+"""A registered network that a record names has at most so many values, or so many times those of the weights."""
 
 
 def save_pruned(
@@ -44,8 +47,9 @@ def save_pruned(
         problem: The pruning problem: its groups, their ranking, and the data.
         base: How `load_pruned` makes the original network: the name of a registered network, or an import path
             'package.module:factory' of a network or of a function that makes one. If it is the original network
-            itself, `model` is checked against it, and `load_pruned` needs the argument `base_model`. With None,
-            `load_pruned` needs `base_model`, too, and some mistakes are only found then.
+            itself, `model` is checked against it, and `load_pruned` needs the argument `base_model`. An import path
+            is imported and called here, and by `load_pruned` only with `trust_base`; its module must not be in
+            `directory`. With None, `load_pruned` needs `base_model`, too, and some mistakes are only found then.
         metrics: Numbers to store with the network.
 
     Raises:
@@ -83,7 +87,9 @@ def save_pruned(
         "kept_channels": sides,
         "metrics": dict(metrics or {}),
     }
-    original = base if isinstance(base, nn.Module) else _recorded_base(record)
+    original = base if isinstance(base, nn.Module) else _recorded_base(record, dict(model.named_parameters()))
+    if import_path is not None:
+        original = network_from_path(import_path, excluded=directory)
     if original is not None:
         try:
             _check_fit(_cut(original, sides), record["modules"], model.state_dict())
@@ -98,16 +104,20 @@ def save_pruned(
         temporary.write_text(text, encoding="utf-8")
 
 
-def load_pruned(directory: str | Path, base_model: nn.Module | None = None) -> nn.Module:
-    """Load a saved network.
-
-    A record with an import path imports and calls the function of that name: only load such folders from sources that
-    you trust.
+def load_pruned(
+    directory: str | Path,
+    base_model: nn.Module | Callable[[], nn.Module] | None = None,
+    *,
+    trust_base: str | None = None,
+) -> nn.Module:
+    """Load a saved network. No code that the record names is run, unless `trust_base` gives its exact name.
 
     Args:
         directory: The folder that `save_pruned` wrote.
-        base_model: The original network, for a network that was saved without a `base` that can be made again. Only its
-            structure matters. It takes precedence over the record's base.
+        base_model: The original network, or a function that makes it. Only its structure matters. Needed for a network
+            that was saved without a `base`; takes precedence over the record's base.
+        trust_base: The import path 'package.module:factory' of the record, which is then imported and called. The
+            module must not be in `directory`. Networks of the registry need no trust.
 
     Returns:
         The network, in eval mode on the CPU, in the precision in which it was saved.
@@ -115,13 +125,23 @@ def load_pruned(directory: str | Path, base_model: nn.Module | None = None) -> n
     Raises:
         FileNotFoundError: A file does not exist.
         NotADirectoryError: `directory` is a file.
-        ValueError: A file is damaged, or the base does not fit.
+        TypeError: `base_model` or `trust_base` is of another type.
+        ValueError: A file is damaged, the base does not fit, or the record names an import path other than
+            `trust_base`.
     """
     directory = Path(directory)
+    expect(trust_base, (str, type(None)), "trust_base must be the import path that the record names")
+    if base_model is not None and not callable(base_model):
+        expect(base_model, nn.Module, "base_model must be a network (nn.Module) or a function that makes one")
     record = read_record(directory)
     tensors = _read_weights(directory / WEIGHTS, record["weights_digest"])
     try:
-        base = base_model if base_model is not None else _recorded_base(record)
+        if base_model is not None:
+            base: nn.Module | None = _given_base(base_model)
+        elif (path := record["network"]["base"]) is not None or trust_base is not None:
+            base = _trusted_base(path, trust_base, directory)
+        else:
+            base = _recorded_base(record, tensors)
     except ValueError as error:
         raise ValueError(f"{directory / RECORD}: {error}") from error
     if base is None:
@@ -132,10 +152,13 @@ def load_pruned(directory: str | Path, base_model: nn.Module | None = None) -> n
     try:
         network = _cut(base, record["kept_channels"])
         _check_fit(network, record["modules"], tensors)
+        modules = dict(network.named_modules())
         for layer, filters in record["plan"].items():
-            if (found := channels(network.get_submodule(layer), "out")) != filters:
+            if layer not in modules:
+                raise ValueError(f"the network has no layer {layer!r}, the plan has one")
+            if (found := channels(modules[layer], "out")) != filters:
                 raise ValueError(f"layer {layer} has {found} filters, the plan has {filters}")
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(
             f"{directory / RECORD} does not fit the base network: {error}; pass the network that was pruned as "
             "base_model"
@@ -167,16 +190,41 @@ def _named(base: str | nn.Module | None) -> tuple[str | None, str | None]:
     return base, None
 
 
-def _recorded_base(record: Mapping[str, Any]) -> nn.Module | None:
-    """Make the original network of a record, or return None if the record has none.
+def _given_base(base: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    """Return the network that the caller passed, or that the caller's function makes."""
+    network = base if isinstance(base, nn.Module) else base()
+    expect(network, nn.Module, "the function base_model must return a network (nn.Module)")
+    return network
+
+
+def _trusted_base(path: str | None, trusted: str | None, directory: Path) -> nn.Module:
+    """Import and call the import path of a record, if the caller gave its exact name.
+
+    Raises:
+        ValueError: The caller gave none or another name, or the path does not make a network.
+    """
+    if trusted is None:
+        raise ValueError(
+            f"the record names the import path {path!r}, whose code would run; pass the original network as base_model "
+            f"(on the command line: --base), or, if you trust this code, trust_base={path!r} (--trust-base)"
+        )
+    if path != trusted:
+        raise ValueError(f"trust_base is {trusted!r}, but the record names {path or 'no import path'!r}")
+    return network_from_path(trusted, excluded=directory)
+
+
+def _recorded_base(record: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> nn.Module | None:
+    """Make the registered network of a record, or return None if the record names none.
+
+    Args:
+        record: The record.
+        tensors: Tensors of the pruned network, which bounds the sizes in the record.
 
     Raises:
         ValueError: It cannot be made.
     """
     network = record["network"]
     name = network["name"]
-    if network["base"] is not None:
-        return network_from_path(network["base"])
     if name is None:
         return None
     if name not in list_networks():
@@ -187,7 +235,25 @@ def _recorded_base(record: Mapping[str, Any]) -> nn.Module | None:
     expected, size = image_size(name), tuple(record["data"]["image_shape"][1:])
     if size != expected:
         raise ValueError(f"network {name!r} takes images of {expected} pixels, the data have {size}")
-    return create(name, network["num_classes"], network["in_channels"])
+    classes, channels = network["num_classes"], network["in_channels"]
+    held = {size for tensor in tensors.values() if tensor.numel() for size in tensor.shape}
+    for size in (classes, channels):  # no tensor of that size may be allocated
+        if size > max(held, default=0):
+            raise ValueError(
+                f"network {name!r} with {classes} classes and {channels} channels of images does not fit the weights, "
+                f"whose largest tensor dimension is {max(held, default=0)}"
+            )
+    try:
+        with torch.device("meta"):
+            needed = sum(tensor.numel() for tensor in create(name, classes, channels).state_dict().values())
+    except (RuntimeError, NotImplementedError):  # a constructor that computes with its weights cannot run on meta
+        needed = 0
+    if needed > (limit := max(EXPANSION[0], EXPANSION[1] * sum(tensor.numel() for tensor in tensors.values()))):
+        raise ValueError(
+            f"network {name!r} with {classes} classes and {channels} channels of images has {needed} values, at most "
+            f"{limit} are plausible for these weights; pass the original network as base_model"
+        )
+    return create(name, classes, channels)
 
 
 def _kept_channels(
@@ -255,7 +321,7 @@ def _class_names(model: nn.Module) -> dict[str, str]:
 
 
 def _check_fit(network: nn.Module, classes: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Check that a network has exactly these module classes and tensor shapes.
+    """Check that a network has exactly these module classes, tensor shapes and kinds of numbers.
 
     Raises:
         ValueError: It has others; the message names the first difference.
@@ -265,6 +331,7 @@ def _check_fit(network: nn.Module, classes: Mapping[str, str], tensors: Mapping[
     comparisons: list[tuple[str, Mapping[str, Any], Mapping[str, Any]]] = [
         ("module", _class_names(network), classes),
         ("tensor", own_shapes, shapes),
+        ("type of tensor", _kinds(network.state_dict()), _kinds(tensors)),
     ]
     for kind, own, other in comparisons:
         for name in sorted(own.keys() | other.keys()):
@@ -273,6 +340,14 @@ def _check_fit(network: nn.Module, classes: Mapping[str, str], tensors: Mapping[
                     f"{kind} {name or '(the network itself)'} of the cut base is {own.get(name, 'absent')}, of the "
                     f"saved network {other.get(name, 'absent')}"
                 )
+
+
+def _kinds(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return name of every tensor -> its kind of numbers: precisions may differ, kinds may not."""
+    return {
+        name: "floating" if tensor.is_floating_point() else "complex" if tensor.is_complex() else str(tensor.dtype)
+        for name, tensor in tensors.items()
+    }
 
 
 def _head_width(model: nn.Module, data: DataSplits) -> int:
@@ -301,7 +376,10 @@ def _read_weights(file: Path, digest: str) -> dict[str, torch.Tensor]:
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist, although there is a {RECORD}")
-    weights = file.read_bytes()
+    try:
+        weights = file.read_bytes()
+    except MemoryError:
+        raise ValueError(f"{file} has {file.stat().st_size} bytes, more than the memory holds") from None
     if _digest(weights) != digest:
         raise ValueError(f"{file} is truncated or belongs to another run: its digest is not the one in {RECORD}")
     try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from ..common.device import fast_dtype
+from ..common.device import DTYPES, Precision, failing_layer, fast_dtype, in_layout, memory_format
 from ..common.expect import expect
 from ..common.fingerprints import qualified_name, weights_fingerprint
 from ..data import Split
@@ -21,6 +22,7 @@ from ..training.finetune import Finetuner
 from ..training.trainable import learning_fingerprint
 from .config import EvaluationConfig
 from .engine import fused_conv
+from .engine.masked import MaskedNetwork
 from .measurer import Measurer, Task
 from .plan_cache import PlanCache
 from .pool import Pool
@@ -38,7 +40,8 @@ class LiveEvaluator:
     """Measures top-1 accuracy of plans on held-out images, or the problem's metric.
 
     The images, the calibration crops and the filter ranking are fixed at construction, so the accuracy is a pure
-    function of the plan. It is computed in bfloat16 where the hardware is fast at it, else in float32.
+    function of the plan. It is computed in `config.precision`: by default in bfloat16 where the hardware is fast at it
+    and the network runs in it, else in float32.
 
     Args:
         problem: The network, data, groups and ranking.
@@ -46,7 +49,8 @@ class LiveEvaluator:
         resources: Device, workers and cache file.
 
     Raises:
-        ValueError: Something is trained without a loss, or a cache is combined with a custom function.
+        ValueError: Something is trained without a loss, a cache is combined with a custom function, or the network does
+            not run in bfloat16 and `config.precision` is 'bf16'.
         WorkerError: The workers' package is missing.
     """
 
@@ -57,6 +61,8 @@ class LiveEvaluator:
         resources: Resources | None = None,
     ) -> None:
         expect(problem, PruningProblem, "problem must be a PruningProblem", "write PruningProblem.create(model, data)")
+        expect(config, (EvaluationConfig, type(None)), "config must be an EvaluationConfig", "write EvaluationConfig()")
+        expect(resources, (Resources, type(None)), "resources must be Resources", 'write Resources(device="cpu")')
         self.problem, self.config = problem, config or EvaluationConfig()
         resources = resources or Resources()
         if self.config.finetune_batches:
@@ -70,15 +76,14 @@ class LiveEvaluator:
         """Accuracies taken from memory or from the cache."""
         self.memory: dict[Plan, float] = {}
         """Known accuracies."""
-        self.task = _task(problem, self.config, self.device)
+        self.task: Task
         """The images, and everything else that an accuracy depends on."""
-        self._measurer = Measurer(self.task)
+        self.task, self._measurer, stored = _prepared(problem, self.config, self.device)
         self._pool = None if backend is None else Pool(backend, self.task)
         self._cache: PlanCache | None = None
         if resources.cache is not None:
             threads = torch.get_num_threads() if backend is None else backend.threads
             self._cache = PlanCache(Path(resources.cache), self._fingerprint(threads))
-        stored = self._measurer.accuracy(problem.full_plan, recalibrated=False)
         self.original_accuracy = self.accuracy(problem.full_plan)
         """Accuracy of the original network, measured as for every plan."""
         self._warn_if_recalibration_hurts(stored)
@@ -149,6 +154,8 @@ class LiveEvaluator:
         problem, task, config = self.problem, self.task, self.config
         settings: tuple[object, ...] = (config.reward_images, config.calibration_images, config.problem_seed)
         settings += (task.device.type, str(task.dtype), *self._measurer.settings, threads)
+        if task.layout != torch.channels_last:
+            settings += (str(task.layout),)
         if task.finetuner is not None:
             settings += (*task.finetuner.settings, learning_fingerprint(problem.model, task.example_input))
         arithmetic = (VERSION, fused_conv.POSITIONS, torch.__version__, torch.backends.cpu.get_cpu_capability())
@@ -156,7 +163,7 @@ class LiveEvaluator:
         digest = hashlib.blake2b(text.encode(), digest_size=16)
         # Two networks with equal weights can compute different functions; their outputs differ then.
         with torch.inference_mode():
-            digest.update(problem.model(task.example_input).numpy().tobytes())
+            digest.update(problem.model(in_layout(task.example_input, task.layout)).numpy().tobytes())
         for group in problem.groups:
             members = [(member.module, member.side, member.index.tolist()) for member in group.members]
             digest.update(f"{members} {problem.ranking[group.name].tolist()}".encode())
@@ -179,17 +186,63 @@ class LiveEvaluator:
             )
 
 
-def _task(problem: PruningProblem, config: EvaluationConfig, device: torch.device) -> Task:
-    """Prepare the images: normalised, on the device, in its fast precision."""
-    data, dtype = problem.data, fast_dtype(device)
+def _prepared(problem: PruningProblem, config: EvaluationConfig, device: torch.device) -> tuple[Task, Measurer, float]:
+    """Return the task and its measurer in a precision that the network runs in, and the original's stored accuracy.
+
+    Raises:
+        ValueError: The network does not run in bfloat16, and `config.precision` is 'bf16'.
+    """
+    dtype = fast_dtype(device) if config.precision == "auto" else DTYPES[config.precision]
+    task = _task(problem, config, device, dtype)
+    try:
+        measurer = Measurer(task)
+        stored = measurer.test_original()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a forward pass may raise anything
+        if dtype == torch.float32:
+            raise
+        failure = error
+    else:
+        return *_finetuned(task, measurer, problem, config, config.precision), stored
+    exact = _task(problem, config, device, torch.float32)
+    measurer = Measurer(exact)
+    stored = measurer.test_original()  # raises the same error if it has nothing to do with the precision
+    network = MaskedNetwork(problem.model, (), {}, dtype=dtype, device=device, layout=task.layout).network
+    where = failing_layer(network, task.calibration[:2])
+    lines = str(failure).splitlines() or [type(failure).__name__]
+    reason = f"the network does not run in bfloat16{f', at {where}' if where else ''}: {lines[0]}"
+    if config.precision == "bf16":
+        raise ValueError(f"precision='bf16', but {reason}; set precision='auto' or 'fp32'") from failure
+    warnings.warn(
+        f"{reason}. Accuracies are measured in float32, which takes longer; precision='fp32' does so without this "
+        "warning",
+        stacklevel=4,
+    )
+    return *_finetuned(exact, measurer, problem, config, "fp32"), stored
+
+
+def _finetuned(
+    task: Task, measurer: Measurer, problem: PruningProblem, config: EvaluationConfig, precision: Precision
+) -> tuple[Task, Measurer]:
+    """Return a task with a finetuner, and its measurer, if `finetune_batches` is set."""
+    if not config.finetune_batches:
+        return task, measurer
+    seed, device = config.problem_seed, task.device
+    finetuner = Finetuner(problem, config.finetune_batches, seed=seed, device=device, precision=precision)
+    task = replace(task, finetuner=finetuner)
+    return task, Measurer(task)
+
+
+def _task(problem: PruningProblem, config: EvaluationConfig, device: torch.device, dtype: torch.dtype) -> Task:
+    """Prepare the images: normalised, on the device, in a precision, in a memory format that the network takes."""
+    data = problem.data
+    layout = memory_format(problem.model, data.example_input.to(device))
 
     def prepared(images: torch.Tensor) -> torch.Tensor:
-        return images.to(device, dtype, memory_format=torch.channels_last)
+        return in_layout(images.to(device, dtype), layout)
 
     split = data.reward.balanced(config.reward_images)
-    finetuner = None
-    if config.finetune_batches:
-        finetuner = Finetuner(problem, config.finetune_batches, seed=config.problem_seed, device=device)
     return Task(
         model=problem.model,
         groups=problem.groups,
@@ -200,7 +253,7 @@ def _task(problem: PruningProblem, config: EvaluationConfig, device: torch.devic
         metric=problem.metric,
         device=device,
         dtype=dtype,
-        finetuner=finetuner,
+        layout=layout,
     )
 
 

@@ -43,6 +43,8 @@ class Task:
     metric: Metric | None
     device: torch.device
     dtype: torch.dtype
+    layout: torch.memory_format = torch.channels_last
+    """Memory format of weights and images."""
     finetuner: Finetuner | None = None
     """Trains pruned networks before they are measured."""
 
@@ -103,9 +105,21 @@ class Measurer:
     def recalibrate(self, network: nn.Module) -> None:
         """Re-estimate BatchNorm statistics on the calibration crops, in place. The network moves to the device."""
         device, dtype = self.task.device, self.task.dtype
-        channels_last(network.to(device))
+        channels_last(network.to(device), self.task.layout)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             recalibrate(network, even_batches(self.task.calibration, self.batch_size))
+
+    def test_original(self) -> float:
+        """Test whether the original network runs in the task's precision, in every way in which networks are run.
+
+        Returns:
+            Its accuracy with the stored BatchNorm statistics.
+        """
+        task = self.task
+        network = channels_last(copy.deepcopy(task.model).to(task.device), task.layout)
+        with torch.inference_mode(), torch.autocast(task.device.type, task.dtype, enabled=task.dtype != torch.float32):
+            network(task.calibration[:2])
+        return self.accuracy(tuple(group.filters for group in task.groups), recalibrated=False)
 
     def _build(self, plan: Plan) -> nn.Module:
         return build(self.task.model, self.task.groups, self.task.ranking, plan)
@@ -129,7 +143,7 @@ class Measurer:
             self.recalibrate(network)
         network.eval().to(task.device)
         fold(network, self._pairs)
-        return apply_metric(task.metric, channels_last(network.to(task.dtype)), task.split)
+        return apply_metric(task.metric, channels_last(network.to(task.dtype), task.layout), task.split)
 
     def _top1(self, network: nn.Module, split: Split) -> float:
         images, labels = split.images.split(self.batch_size), split.labels.split(self.batch_size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -16,6 +17,10 @@ from ..pruning import Plan
 
 TIMEOUT = 60.0
 """Seconds that a writer waits for another process to finish writing."""
+TABLE = (
+    "CREATE TABLE accuracies "
+    "(problem TEXT, plan TEXT, accuracy REAL NOT NULL, PRIMARY KEY (problem, plan)) WITHOUT ROWID"
+)
 
 
 class PlanCache:
@@ -26,7 +31,7 @@ class PlanCache:
         fingerprint: Identifies the problem and the settings of its evaluation.
 
     Raises:
-        ValueError: The file is not a SQLite database or is damaged.
+        ValueError: The file is not a cache of accuracies or is damaged.
         OSError: The file cannot be created.
     """
 
@@ -34,17 +39,36 @@ class PlanCache:
         self.file, self.fingerprint = file, fingerprint
         file.parent.mkdir(parents=True, exist_ok=True)
         with self._connection() as connection:
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS accuracies "
-                "(problem TEXT, plan TEXT, accuracy REAL NOT NULL, PRIMARY KEY (problem, plan)) WITHOUT ROWID"
-            )
+            schema = connection.execute("SELECT sql FROM sqlite_master").fetchall()
+            if not schema:
+                connection.execute(TABLE.replace("TABLE", "TABLE IF NOT EXISTS", 1))  # another process may be faster
+            elif schema != [(TABLE,)]:  # a view or trigger would compute what is read or written
+                raise ValueError(
+                    f"{file} is a database of something else, not a cache of accuracies; give another file as cache"
+                )
 
     def get(self, plan: Plan) -> float | None:
-        """Return the known accuracy, exact to the bit, or None."""
+        """Return the known accuracy, exact to the bit, or None. A value that is no accuracy is skipped with a warning.
+
+        The default metric is the only one whose values are cached, so an accuracy is a number from 0 to 1.
+        """
         with self._connection() as connection:
-            query = "SELECT accuracy FROM accuracies WHERE problem = ? AND plan = ?"
+            query = (
+                "SELECT CASE typeof(accuracy) WHEN 'real' THEN accuracy END FROM accuracies "
+                "WHERE problem = ? AND plan = ?"
+            )
             row = connection.execute(query, (self.fingerprint, _key(plan))).fetchone()
-        return None if row is None else float(row[0])
+        if row is None:
+            return None
+        accuracy = row[0]
+        if accuracy is None or not 0 <= accuracy <= 1:
+            warnings.warn(
+                f"{self.file} holds {'no number' if accuracy is None else accuracy} as the accuracy of plan {plan}, "
+                "which must be from 0 to 1; the plan is measured again",
+                stacklevel=2,
+            )
+            return None
+        return float(accuracy)
 
     def put(self, plan: Plan, accuracy: float) -> None:
         """Store an accuracy. An entry of another process is replaced."""
@@ -56,6 +80,7 @@ class PlanCache:
     def _connection(self) -> Iterator[sqlite3.Connection]:
         try:
             with closing(sqlite3.connect(self.file, timeout=TIMEOUT)) as connection, connection:
+                connection.execute("PRAGMA trusted_schema = OFF")
                 yield connection
         except sqlite3.DatabaseError as error:
             raise ValueError(

@@ -6,20 +6,25 @@ import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
+from ..common.command import check_writable
 from ..common.device import check_device
+from ..common.settings import Count, Settings
 from .pool import NO_RAY, Backend, WorkerError
 
+SQLITE = b"SQLite format 3\0"
+"""The first bytes of a cache file."""
 BackendName = Literal["local", "processes", "ray"]
 
 
 @dataclass(frozen=True)
-class Resources:
+class Resources(Settings):
     """The hardware, processes and cache file that an evaluator uses.
 
     Raises:
         ValueError: A field has a value that is not allowed, or the device is not available.
+        OSError: The cache cannot be written.
         WorkerError: The backend is ray and Ray is not installed.
     """
 
@@ -28,23 +33,25 @@ class Resources:
     backend: BackendName = "local"
     """Where plans are evaluated: in this process, in worker processes on this machine, or in Ray actors. Workers pay
     off when several episodes are played at once (see `FilterPruneEnv.clone`, `step_async` and `step_wait`)."""
-    workers: int | None = None
+    workers: Count | None = None
     """Number of worker processes or actors; None for one per processor."""
-    cache: Path | str | None = None
+    cache: Path | None = None
     """SQLite file that keeps accuracies for later runs and other processes. Not allowed with a custom metric, nor with
     a custom loss when `finetune_batches` is set."""
 
     def __post_init__(self) -> None:
-        if self.backend not in get_args(BackendName):
-            raise ValueError(f"backend {self.backend!r} is unknown; choose one of {', '.join(get_args(BackendName))}")
-        if self.workers is not None:
-            if self.backend == "local":
-                raise ValueError(f'workers={self.workers} needs backend="processes" or backend="ray"')
-            if isinstance(self.workers, bool) or not isinstance(self.workers, int) or self.workers < 1:
-                raise ValueError(f"workers must be a whole number of at least 1, got {self.workers!r}")
+        super().__post_init__()
+        if self.workers is not None and self.backend == "local":
+            raise ValueError(f'workers={self.workers} needs backend="processes" or backend="ray"')
         if self.backend == "ray" and find_spec("ray") is None:
             raise WorkerError(NO_RAY)
         check_device(self.device)
+        if self.cache is not None:
+            check_writable("cache", self.cache)
+            if self.cache.is_file():
+                with self.cache.open("rb") as file:
+                    if file.read(len(SQLITE)) not in (b"", SQLITE):
+                        raise ValueError(f"cache {self.cache} is another file, not a cache; give another name")
 
     def make_backend(self) -> Backend | None:
         """Return the backend of worker processes or actors, or None for this process.

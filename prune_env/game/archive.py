@@ -32,6 +32,9 @@ class Archive:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, plan: Plan) -> bool:
+        return plan in self._entries
+
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries.values())
 
@@ -41,17 +44,31 @@ class Archive:
         if known is None or entry.episode_return > known.episode_return:
             self._entries[entry.plan] = entry
 
-    def best(self, count: int = 1) -> list[Entry]:
-        """Return the `count` entries with the highest return, best first; ties in order of evaluation.
+    def best(self, count: int = 1, target_macs: float | None = None) -> list[Entry]:
+        """Return the `count` best entries, the best first; ties in order of evaluation.
 
-        With the reward `budget` these are the most accurate plans.
+        Args:
+            count: Number of entries.
+            target_macs: Rank the entries that keep at most this fraction of the MACs, by accuracy. None ranks all
+                entries by their return; with the reward `budget` and one target, these are the most accurate plans.
 
         Raises:
             ValueError: `count` is below 1.
         """
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
-        return sorted(self._entries.values(), key=lambda entry: -entry.episode_return)[:count]
+        if target_macs is None:
+            return sorted(self, key=lambda entry: -entry.episode_return)[:count]
+        affordable = (entry for entry in self if entry.macs_ratio <= target_macs)
+        return sorted(affordable, key=lambda entry: -entry.accuracy)[:count]
+
+    def front(self) -> list[Entry]:
+        """Return the Pareto front: entries that are more accurate than all cheaper ones, the cheapest first."""
+        front: list[Entry] = []
+        for entry in sorted(self, key=lambda entry: (entry.macs_ratio, -entry.accuracy)):
+            if not front or entry.accuracy > front[-1].accuracy:
+                front.append(entry)
+        return front
 
     def state_dict(self) -> dict[str, Any]:
         """Return the contents as plain lists and numbers."""

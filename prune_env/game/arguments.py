@@ -7,20 +7,22 @@ from pathlib import Path
 
 from torch import nn
 
+from ..common.settings import Settings
 from ..data import DataSplits, load
 from ..evaluation.resources import BackendName, Resources
-from ..training.pretrained import pretrained, with_network_normalisation
+from ..training.pretrained import check_names, pretrained, with_network_normalisation
 from .config import EnvConfig
 from .env import FilterPruneEnv
 from .validation import check_rules
 
 
 @dataclass(frozen=True)
-class ProblemArgs:
+class ProblemArgs(Settings):
     """Network, data and weights by name, and where plans are evaluated.
 
     Raises:
         ValueError: A field has a value that is not allowed.
+        OSError: The weights do not exist, or the cache cannot be written.
     """
 
     network: str = "small_cnn"
@@ -37,7 +39,9 @@ class ProblemArgs:
     """SQLite file that keeps accuracies for later runs on the same problem."""
 
     def __post_init__(self) -> None:
-        _ = self.resources  # checks the device
+        super().__post_init__()
+        check_names(self.network, self.weights)
+        _ = self.resources  # checks device and cache
 
     @property
     def resources(self) -> Resources:

@@ -23,22 +23,27 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import combinations, pairwise
 from math import ceil, floor
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.settings import Count, Range, Settings
+
 IntArray = NDArray[np.int64]
+TargetMacs = Annotated[float, Range(0, 1, above=True)]
+"""Fraction of the original MACs that may stay."""
 
 # Far above the rounding error of rate * filters and far below a decimal's step: 0.29 of 100 filters are 29.
 _ROUNDING = 1e-9
 
 
+@runtime_checkable
 class MacsFunction(Protocol):
     """Return the MACs of each plan in an integer array [..., G], as int64 [...]. More filters never cost less."""
 
@@ -59,19 +64,6 @@ def check_rates(rates: Sequence[float]) -> None:
         )
 
 
-def check_target_macs(target_macs: float) -> None:
-    """Check that a target is a fraction in (0, 1].
-
-    Raises:
-        ValueError: It is not.
-    """
-    if isinstance(target_macs, (bool, str)) or not 0 < target_macs <= 1:
-        raise ValueError(
-            f"target_macs must be a fraction in (0, 1], or None for no budget; got {target_macs!r}. Write 0.5 for half "
-            "of the MACs"
-        )
-
-
 def macs_range(target_macs: float, full_macs: int) -> tuple[int, int]:
     """Return the fewest and the most MACs that meet a target: within the tolerance below it, and never above.
 
@@ -84,7 +76,7 @@ def macs_range(target_macs: float, full_macs: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, eq=False)
-class Budget:
+class Budget(Settings):
     """The rules of pruning rates and of the MACs target for one network. Immutable and deterministic.
 
     Raises:
@@ -94,35 +86,28 @@ class Budget:
 
     macs: MacsFunction = field(repr=False)
     """Costs of plans."""
-    full_plan: tuple[int, ...]
+    full_plan: tuple[Count, ...]
     """Filters of the original groups, [G]."""
     rates: tuple[float, ...]
     """Pruning rates, [A]: the fraction of a group's remaining filters that is removed. rates[0] is 0."""
-    target_macs: float | None
+    target_macs: TargetMacs | None
     """Fraction of the original MACs that may stay, in (0, 1]; None for no budget."""
-    min_filters: int = 1
+    min_filters: Count = 1
     """Filters that stay in every group; a group with fewer keeps all of them."""
-    round_to: int = 1
+    round_to: Count = 1
     """Kept counts are rounded up to a multiple of this; the full count of a group is always allowed."""
 
     tolerance: ClassVar[float] = 0.01
     """How far below the target a finished plan may lie, as a fraction of the original MACs."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "full_plan", tuple(int(count) for count in self.full_plan))
-        object.__setattr__(self, "rates", tuple(float(rate) for rate in self.rates))
-        if not self.full_plan or min(self.full_plan) < 1:
-            raise ValueError(
-                f"full_plan must have at least one group, each with at least 1 filter; got {self.full_plan}. Leave out "
-                "groups that have nothing to prune"
-            )
+        super().__post_init__()
+        object.__setattr__(self, "rates", tuple(map(float, self.rates)))
+        if not self.full_plan:
+            raise ValueError("full_plan must have at least one group, got none")
         check_rates(self.rates)
-        for name in ("min_filters", "round_to"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.target_macs is None:
             return
-        check_target_macs(self.target_macs)
         lowest = int(self.macs(self._minimum))
         if lowest > self._most:
             fraction = ceil(Fraction(10_000 * lowest, self._full_macs)) / 10_000  # rounded up, so that it is in reach
@@ -131,6 +116,14 @@ class Budget:
                 f"round_to={self.round_to} at least {fraction:.4f} of the MACs stay. Raise target_macs to that or "
                 "more, or lower min_filters or round_to"
             )
+
+    def with_target(self, target_macs: float | None) -> Budget:
+        """Return the same rules with another target.
+
+        Raises:
+            ValueError: The target is no fraction in (0, 1], or out of reach.
+        """
+        return replace(self, target_macs=target_macs)
 
     def distance(self, macs_ratio: float) -> float:
         """Return the part of the way to the target that is left, 1 for the original network; 0 without a budget."""
@@ -260,8 +253,7 @@ class Budget:
             ValueError: There is no target, or it is out of reach.
         """
         if target_macs is not None and target_macs != self.target_macs:
-            other = Budget(self.macs, self.full_plan, self.rates, target_macs, self.min_filters, self.round_to)
-            return other.uniform()
+            return self.with_target(target_macs).uniform()
         if self.target_macs is None:
             raise ValueError("a uniform plan needs a target_macs; this budget has none, so pass one in (0, 1]")
         return self._fit(self._full, self._full, self._full, self._full)

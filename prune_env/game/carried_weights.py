@@ -15,6 +15,7 @@ from ..pruning import Plan, build, restrict
 from ..pruning.problem import PruningProblem
 from ..training.distillation import DistillationConfig, distill
 from ..training.fit import RunOptions
+from .config import EnvConfig
 
 
 class CarriedWeights:
@@ -22,12 +23,14 @@ class CarriedWeights:
 
     Args:
         problem: The original network, which is also the teacher, its data and its loss.
-        batches: Batches of distillation after every round; 0 turns the whole object off.
+        config: Its `round_finetune_batches` are the batches of distillation after every round; 0 turns the whole object
+            off.
         device: Device of the training.
     """
 
-    def __init__(self, problem: PruningProblem, batches: int, device: torch.device) -> None:
-        self._problem, self._batches, self._device = problem, batches, device
+    def __init__(self, problem: PruningProblem, config: EnvConfig, device: torch.device) -> None:
+        self._problem, self._batches, self._device = problem, config.round_finetune_batches, device
+        self._precision = config.precision
         self.reset()
 
     @property
@@ -52,6 +55,7 @@ class CarriedWeights:
             batch_size=batch_size,
             ema_decay=0.0,
             select_best=False,
+            precision=self._precision,
             seed=self._problem.config.problem_seed + round_number,
         )
         self._network = distill(

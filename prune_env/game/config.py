@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..common.settings import Count, Whole
 from ..evaluation.config import EvaluationConfig
-from ..pruning.problem import check_whole
-from .budget import check_rates, check_target_macs
+from .budget import check_rates
 from .reward import REWARDS
+from .targets import Targets, target_tuple
 
 DEFAULT_RATES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45)
 
@@ -23,27 +24,33 @@ class EnvConfig(EvaluationConfig):
             them.
     """
 
-    rounds: int = 3
+    rounds: Count = 3
     """Rounds of an episode; the last one terminates it."""
-    max_cycles: int | None = None
+    max_cycles: Count | None = None
     """Outside limit on steps; below `rounds` it truncates the episode."""
     rates: tuple[float, ...] = DEFAULT_RATES
     """Pruning rates that agents choose from: the fraction of the remaining filters that is removed in one round.
     rates[0] is 0."""
-    target_macs: float | None = 0.5
-    """Fraction of the original MACs that may stay at the end of an episode; None for no budget."""
+    target_macs: Targets = 0.5
+    """Fraction of the original MACs that may stay at the end of an episode; None for no budget. Of several, every
+    episode gets one, all equally often."""
     reward: str = "budget"
     """Reward function. budget: accuracy; amc: few errors and few MACs; tradeoff: accuracy and saved MACs, only without
     a budget."""
     every_round: bool = False
     """Evaluate after every round. Otherwise only the last round is evaluated, and earlier rounds pay 0."""
-    min_filters: int = 2
+    min_filters: Count = 2
     """Filters that stay in every group."""
-    round_to: int = 1
+    round_to: Count = 1
     """Numbers of kept filters are multiples of this; 8 suits most hardware."""
-    round_finetune_batches: int = 0
+    round_finetune_batches: Whole = 0
     """Batches of distillation after every round. The weights are carried to the next round, so a plan no longer names
     one network, and accuracies are not remembered."""
+
+    @property
+    def targets(self) -> tuple[float | None, ...]:
+        """The distinct targets; (None,) without a budget."""
+        return target_tuple(self.target_macs)
 
     @property
     def trains(self) -> bool:
@@ -52,18 +59,12 @@ class EnvConfig(EvaluationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "rates", tuple(self.rates))
         if self.reward not in REWARDS:
             raise ValueError(
                 f"reward {self.reward!r} is unknown; choose one of {', '.join(REWARDS)}, register your own with "
                 "prune_env.game.reward.register_reward, or give a function to the environment: "
                 "FilterPruneEnv(problem, config, reward=...)"
             )
-        for name in ("rounds", "min_filters", "round_to"):
-            check_whole(self, name, 1)
-        check_whole(self, "round_finetune_batches", 0)
-        if self.max_cycles is not None and self.max_cycles < 1:
-            raise ValueError(f"max_cycles must be at least 1, or None for no limit; got {self.max_cycles}")
         if self.finetune_batches and self.round_finetune_batches:
             raise ValueError(
                 "finetune_batches trains a plan's network only for its evaluation, round_finetune_batches carries "
@@ -71,8 +72,8 @@ class EnvConfig(EvaluationConfig):
                 f"{self.round_finetune_batches} to 0"
             )
         check_rates(self.rates)
-        if self.target_macs is not None:
-            check_target_macs(self.target_macs)
+        if self.target_macs == ():
+            raise ValueError("target_macs must have at least one target, or be None for no budget; got ()")
         if self.reward == "tradeoff" and self.target_macs is not None:
             raise ValueError(
                 "reward 'tradeoff' works without a budget and may end an episode before a budget is met; set "

@@ -20,6 +20,7 @@ from torch import nn
 
 from ..common.expect import expect
 from ..common.fingerprints import function_fingerprint
+from ..common.settings import Seed, checked
 from ..data import DataSplits
 from ..data.objective import Loss, Metric
 from ..evaluation.evaluator import Evaluator
@@ -35,6 +36,7 @@ from .config import EnvConfig
 from .fingerprint import game_fingerprint
 from .observation import Observer
 from .reward import REWARDS, RewardFunction, RewardInput, RoundReward
+from .targets import Budgets
 from .transition import RoundState, Transitions
 
 StepResult = tuple[dict[str, np.ndarray], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]
@@ -95,23 +97,26 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self.problem, self.config, self.render_mode = problem, config, render_mode
         self.max_cycles = config.max_cycles or config.rounds
         limits = {"min_filters": config.min_filters, "round_to": config.round_to}
-        self.budget = Budget(problem.cost.macs, problem.full_plan, config.rates, config.target_macs, **limits)
+        rules = Budget(problem.cost.macs, problem.full_plan, config.rates, None, **limits)
+        self.budgets = Budgets(rules, config.targets)
+        """The budgets of the episodes; `budgets.of(0.4)` is any other."""
         self.evaluator = self._evaluator(evaluator, resources)
         self.archive = Archive()
         """Every finished plan with its accuracy, over all episodes."""
-        self.observer = Observer(problem, self.budget)
+        self.observer = Observer(problem, config.rates)
         self._reward = reward or REWARDS[config.reward]
         self._carried = self._new_carried_weights()
-        self._transitions = Transitions(self.budget, problem.cost, self.observer, config.rounds)
+        self._transitions = Transitions(problem.cost, problem.full_plan, self.observer, config.rounds)
         self._set_spaces()
         self.agents: list[str] = []
         self.np_random, self.np_random_seed = seeding.np_random()
         self.round_state: RoundState
         """The game after the rounds played so far."""
         self._next: RoundState | None = None  # set between step_async and step_wait
+        self._imagined = False
         self._accuracy: float
         self._return: float
-        self._start()
+        self._start(self.budgets.first)
 
     @classmethod
     def from_model(
@@ -161,6 +166,11 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         return self.problem.inspection
 
     @property
+    def budget(self) -> Budget:
+        """The budget of the current episode; before the first one, that of the first target."""
+        return self.round_state.budget
+
+    @property
     def plan(self) -> Plan:
         """Filters kept in each group now, in the order of the agents."""
         return self.round_state.plan
@@ -176,25 +186,41 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
-        """Return to the original network. The game is deterministic: the seed only feeds `np_random` for wrappers."""
+        """Return to the original network.
+
+        With one target the game is deterministic, and the seed only feeds `np_random` for wrappers.
+
+        Args:
+            seed: Seed of `np_random`, which shuffles the targets if the game has several.
+            options: `{"target_macs": 0.4}` sets the target of this episode. Otherwise it is one of the game's targets;
+                all of them get equally many episodes.
+
+        Raises:
+            ValueError: The target is no fraction in (0, 1] or out of reach, or the game has no budget.
+        """
         if seed is not None:
-            self.np_random, self.np_random_seed = seeding.np_random(seed)
-        self._start()
+            self.np_random, self.np_random_seed = seeding.np_random(checked("seed", seed, Seed))
+        target = (options or {}).get("target_macs")
+        self._start(self.budgets.deal(self.np_random) if target is None else self.budgets.of(target))
         self.agents = list(self.possible_agents)
         return self._observations(), self._infos()
 
     def step(self, actions: Mapping[str, int]) -> StepResult:
         """Play one round.
 
-        An illegal action counts as the nearest legal rate below; the infos report the applied rate.
+        An illegal action counts as the nearest legal rate below; the infos report the applied rate. After the end of an
+        episode no agent is left, and an empty dict of actions returns five empty dicts, as in PettingZoo's own
+        environments; SuperSuit's `black_death_v3` relies on it.
 
         Args:
             actions: Every agent's action.
 
         Raises:
             ValueError: An agent is missing, or an action lies outside its space.
-            RuntimeError: The episode is over.
+            RuntimeError: The episode is over, and there are actions, or it has not started.
         """
+        if not actions and not self.agents and self.round_state.number:
+            return {}, {}, {}, {}, {}
         self.step_async(actions)
         return self.step_wait()
 
@@ -210,7 +236,8 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             raise RuntimeError("the episode is over or has not started; call reset() before step()")
         checked = validation.checked_actions(actions, self.agents, self.action_spaces, self.config.rates)
         self._next = self._transitions.after(self.round_state, checked)
-        if (self._next.number == self.config.rounds or self.config.every_round) and not self._carried.on:
+        evaluates = self._next.number == self.config.rounds or self.config.every_round
+        if evaluates and not self._carried.on and not self._imagined:
             self.evaluator.submit(self._next.plan)
 
     def step_wait(self) -> StepResult:
@@ -267,7 +294,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         if not isinstance(result, RoundReward):
             raise TypeError(f"a reward function must return a RoundReward; {self._reward!r} returned {result!r}")
         self._return += result.reward
-        if last or result.ended:
+        if (last or result.ended) and not self._imagined:
             entry = Entry(state.plan, self._accuracy, state.macs_ratio, state.params_ratio, self._return)
             self.archive.add(entry)
         return result.reward, last or result.ended
@@ -275,7 +302,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     def state(self) -> np.ndarray:
         """Return all observations and the network's totals, float32 [S]; also after the last step."""
         now = self.round_state
-        return self.observer.state(now.plan, now.last_rates, now.rounds_left)
+        return self.observer.state(now.budget, now.plan, now.last_rates, now.rounds_left)
 
     def totals(self) -> dict[str, float]:
         """Return the entries of the infos that describe the whole network: its last known accuracy and its cost."""
@@ -311,32 +338,58 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         """Return one line per agent and one for the network, as text (`ansi`) or as an image (`rgb_array`)."""
         if self.render_mode is None:
             return None
-        now = self.round_state
-        macs = self.observer.macs_shares(now.plan)
+        now, shares = self.round_state, self.observer.macs_shares(self.plan)
+        columns = self.groups, now.plan, shares.tolist(), now.last_rates
         rows = [
-            render.RenderRow(group.name, group.layers, group.filters, kept, float(share), float(rate))
-            for group, kept, share, rate in zip(self.groups, now.plan, macs, now.last_rates, strict=True)
+            render.RenderRow(group.name, group.layers, group.filters, kept, share, float(rate))
+            for group, kept, share, rate in zip(*columns, strict=True)
         ]
         totals = render.RenderTotals(self._accuracy, now.macs_ratio, now.params_ratio, now.number, now.count)
         return render.ansi(rows, totals) if self.render_mode == "ansi" else render.rgb_array(rows, totals)
 
-    def clone(self, evaluator: Evaluator | None = None) -> FilterPruneEnv:
+    def clone(self, evaluator: Evaluator | None = None, target_macs: float | None = None) -> FilterPruneEnv:
         """Return another environment of the same game, to play an episode at the same time.
 
-        Problem, evaluator and archive are shared.
+        Problem, evaluator and archive are shared, and so is the deck of targets.
 
         Args:
             evaluator: An evaluator that the clone uses instead, for instance one that counts.
+            target_macs: The only target of the clone's episodes; None for those of this environment.
         """
         other = copy.copy(self)
         if evaluator is not None:
             validation.check_evaluator(self.config, self.problem, evaluator)
             other.evaluator = evaluator
+        if target_macs is not None:
+            other.budgets = self.budgets.only(target_macs)
+            other.config = dataclasses.replace(self.config, target_macs=target_macs)
         other.observation_spaces, other.action_spaces = copy.deepcopy((self.observation_spaces, self.action_spaces))
         other.np_random, other.np_random_seed = seeding.np_random()
         other.agents, other._next, other._carried = [], None, self._new_carried_weights()
-        other._start()
+        other._start(other.budgets.first)
         return other
+
+    def imagine(self) -> FilterPruneEnv:
+        """Return an environment of the same game in which nothing is evaluated, so that an agent can plan.
+
+        In it every network has the accuracy of the original one, and no plan enters the archive.
+        """
+        other = self.clone()
+        other._imagined = True
+        other._carried = CarriedWeights(
+            self.problem, dataclasses.replace(self.config, round_finetune_batches=0), self.evaluator.device
+        )
+        return other
+
+    @property
+    def episode_options(self) -> dict[str, Any]:
+        """The options with which `reset` repeats the current episode."""
+        return {} if self.budget.target_macs is None else {"target_macs": self.budget.target_macs}
+
+    @property
+    def known(self) -> bool:
+        """Whether the current plan is in the archive."""
+        return self.plan in self.archive
 
     def close(self) -> None:
         """End the workers, if there are any; they start again when they are needed."""
@@ -344,7 +397,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what lasts beyond an episode: the archive, and what it was made with."""
-        return {**self._origin(), "archive": self.archive.state_dict()}
+        return {**self._origin(), "archive": self.archive.state_dict(), "targets_left": list(self.budgets.deck.left)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the archive of an earlier run of the same game. Its plans are not evaluated again.
@@ -354,6 +407,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         """
         validation.check_state(state, self._origin())
         self.archive.load_state_dict(state["archive"])
+        self.budgets.deck.left = list(state["targets_left"])
         if not self._carried.on:
             for entry in self.archive:
                 self.evaluator.remember(entry.plan, entry.accuracy)
@@ -379,20 +433,22 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self.state_space = spaces.Box(0.0, 1.0, (len(self.state_names),), np.float32)
 
     def _new_carried_weights(self) -> CarriedWeights:
-        return CarriedWeights(self.problem, self.config.round_finetune_batches, self.evaluator.device)
+        return CarriedWeights(self.problem, self.config, self.evaluator.device)
 
     def _origin(self) -> dict[str, Any]:
         """Return what an archive depends on. The reward function decides the returns, though not the accuracies."""
         settings = {name: repr(value) for name, value in dataclasses.asdict(self.config).items()}
         return {"problem": self.fingerprint, "reward": function_fingerprint(self._reward), "settings": settings}
 
-    def _start(self) -> None:
-        self.round_state = self._transitions.start
+    def _start(self, budget: Budget) -> None:
+        self.round_state = self._transitions.start(budget)
         self._accuracy, self._return = self.evaluator.original_accuracy, 0.0
         self._next = None
         self._carried.reset()
 
     def _evaluate(self) -> float:
+        if self._imagined:
+            return self.evaluator.original_accuracy
         if self._carried.on:
             return self.evaluator.accuracy_of(self._carried.network())
         return self.evaluator.accuracy(self.plan)

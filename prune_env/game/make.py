@@ -10,7 +10,7 @@ from typing import Any
 from ..common.expect import expect
 from ..data import DataSplits, as_splits
 from ..evaluation.resources import Resources
-from ..training.pretrained import pretrained, with_network_normalisation
+from ..training.pretrained import check_names, pretrained, with_network_normalisation
 from .config import EnvConfig
 from .env import FilterPruneEnv
 from .validation import check_rules
@@ -46,7 +46,8 @@ def make_env(
     """
     expect(network, str, "network must be a registered name", "for your own network use FilterPruneEnv.from_model")
     config, resources = split_settings(settings)
-    check_rules(config, None, render_mode)  # before a network is trained
+    check_names(network, weights)
+    check_rules(config, None, render_mode)  # before data are loaded and a network is trained
     splits = with_network_normalisation(network, as_splits(data))
     model = pretrained(network, splits, weights, device=resources.device, progress=progress)
     return FilterPruneEnv.from_model(model, splits, config, render_mode=render_mode, resources=resources)

@@ -27,16 +27,16 @@ STATIC = (
     "params_share",
     "members",
 )
-DYNAMIC = ("kept_ratio", "macs_share_now", "macs_ratio", "budget_distance", "rounds_left", "last_rate")
-GLOBAL = ("macs_ratio", "params_ratio", "budget_distance", "rounds_left")
+DYNAMIC = ("kept_ratio", "macs_share_now", "macs_ratio", "target_macs", "budget_distance", "rounds_left", "last_rate")
+GLOBAL = ("macs_ratio", "params_ratio", "target_macs", "budget_distance", "rounds_left")
 
 
 class Observer:
-    """Turns (plan, last rates, rounds left) into arrays. Constant entries are computed once."""
+    """Turns (budget, plan, last rates, rounds left) into arrays. Constant entries are computed once."""
 
-    def __init__(self, problem: PruningProblem, budget: Budget) -> None:
+    def __init__(self, problem: PruningProblem, rates: Sequence[float]) -> None:
         groups, cost = problem.groups, problem.cost
-        self._cost, self._budget = cost, budget
+        self._cost = cost
         self._full = np.array([group.filters for group in groups])
         self._full_macs, self._full_params = cost.macs(tuple(self._full)), cost.params(tuple(self._full))
         # 1 where a layer's output filters belong to the group
@@ -52,7 +52,7 @@ class Observer:
             *STATIC,
             *DYNAMIC,
             *(f"importance_q{int(100 * quantile)}" for quantile in QUANTILES),
-            *(f"importance_lost_{rate:g}" for rate in budget.rates[1:]),  # rate 0 removes nothing
+            *(f"importance_lost_{rate:g}" for rate in rates[1:]),  # rate 0 removes nothing
         )
         """Names of the F entries of every agent's observation."""
         self.state_names: tuple[str, ...] = (
@@ -61,52 +61,56 @@ class Observer:
         )
         """Names of the entries of the state vector."""
 
-    def observe(self, plan: Plan, last_rates: Sequence[float], rounds_left: float) -> np.ndarray:
+    def observe(self, budget: Budget, plan: Plan, last_rates: Sequence[float], rounds_left: float) -> np.ndarray:
         """Return the observations as a new float32 array [G, F].
 
         Args:
+            budget: The budget of the episode.
             plan: The current plan, [G].
             last_rates: Fraction of filters that each group lost in the last round, [G].
             rounds_left: Fraction of the rounds that remains.
         """
-        macs_ratio, _, distance = self._totals(plan)
         now: dict[str, Any] = {
             "kept_ratio": plan / self._full,
             "macs_share_now": self.macs_shares(plan),
-            "macs_ratio": macs_ratio,
-            "budget_distance": distance,
-            "rounds_left": rounds_left,
             "last_rate": last_rates,
+            **self._totals(budget, plan, rounds_left),
         }
         dynamic = np.empty((len(plan), len(DYNAMIC)))
         for column, name in enumerate(DYNAMIC):
             dynamic[:, column] = now[name]
-        return np.concatenate((self._static, dynamic, self._profile(plan)), 1).clip(0, 1).astype(np.float32)
+        return np.concatenate((self._static, dynamic, self._profile(budget, plan)), 1).clip(0, 1).astype(np.float32)
 
-    def state(self, plan: Plan, last_rates: Sequence[float], rounds_left: float) -> np.ndarray:
-        """Return all observations and the network's totals as a new float32 array [G * F + 4]."""
-        macs_ratio, params_ratio, distance = self._totals(plan)
-        totals = np.array((macs_ratio, params_ratio, distance, rounds_left), np.float32)
-        return np.concatenate((self.observe(plan, last_rates, rounds_left).ravel(), totals))
+    def state(self, budget: Budget, plan: Plan, last_rates: Sequence[float], rounds_left: float) -> np.ndarray:
+        """Return all observations and the network's totals as a new float32 array [S]."""
+        totals = self._totals(budget, plan, rounds_left)
+        values = np.array([totals[name] for name in GLOBAL], np.float32)
+        return np.concatenate((self.observe(budget, plan, last_rates, rounds_left).ravel(), values))
 
     def macs_shares(self, plan: Plan) -> np.ndarray:
         """Return each agent's share of the network's MACs, [G]."""
         layer_macs = np.asarray(self._cost.layer_macs(plan), np.float64)  # [L]
         return self._owns @ layer_macs / layer_macs.sum()
 
-    def _totals(self, plan: Plan) -> tuple[float, float, float]:
-        """Return the MACs ratio, the parameters ratio, and the distance to the budget."""
+    def _totals(self, budget: Budget, plan: Plan, rounds_left: float) -> dict[str, float]:
+        """Return the entries that describe the whole network and the episode."""
         macs_ratio = self._cost.macs(plan) / self._full_macs
-        return macs_ratio, self._cost.params(plan) / self._full_params, self._budget.distance(macs_ratio)
+        return {
+            "macs_ratio": macs_ratio,
+            "params_ratio": self._cost.params(plan) / self._full_params,
+            "target_macs": 1.0 if budget.target_macs is None else budget.target_macs,
+            "budget_distance": budget.distance(macs_ratio),
+            "rounds_left": rounds_left,
+        }
 
-    def _profile(self, plan: Plan) -> np.ndarray:
+    def _profile(self, budget: Budget, plan: Plan) -> np.ndarray:
         """Return quantiles of the remaining importance, and the share that each rate above 0 would remove.
 
         Shape [G, Q + A - 1].
         """
         kept = np.asarray(plan)[:, None]  # [G, 1]
         places = np.round((1 - np.array(QUANTILES)) * (kept - 1)).astype(int)  # [G, Q]
-        left = kept - self._budget.removable(plan)[:, 1:]  # [G, A - 1]
+        left = kept - budget.removable(plan)[:, 1:]  # [G, A - 1]
         mass, starts = self._mass, self._mass_starts
         lost = 1 - mass[starts + left] / mass[starts + kept]
         return np.concatenate((self._importance[self._importance_starts + places], lost), 1)

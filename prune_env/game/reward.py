@@ -12,6 +12,7 @@ from math import log
 from typing import NamedTuple
 
 from ..common.fingerprints import qualified_name
+from ..common.settings import Fraction, NotNegative, Settings
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def budget(step: RewardInput) -> RoundReward:
 
 
 @dataclass(frozen=True)
-class Tradeoff:
+class Tradeoff(Settings):
     """Pay the change of the accuracy ratio plus `macs_weight` times the saved MACs, for tasks without a budget.
 
     An episode's return is (accuracy ratio - 1) + macs_weight * (1 - MACs ratio). With 0.5, half of the MACs are worth a
@@ -95,16 +96,10 @@ class Tradeoff:
         ValueError: A field lies outside its range.
     """
 
-    macs_weight: float = 0.5
-    accuracy_floor: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not self.macs_weight >= 0:
-            raise ValueError(f"macs_weight must not be negative, got {self.macs_weight}; 0 pays for accuracy alone")
-        if not 0 <= self.accuracy_floor <= 1:
-            raise ValueError(
-                f"accuracy_floor must be in [0, 1], a fraction of the original accuracy; got {self.accuracy_floor}"
-            )
+    macs_weight: NotNegative = 0.5
+    """Reward for all of the MACs, in units of the original accuracy; 0 pays for accuracy alone."""
+    accuracy_floor: Fraction = 0.5
+    """Fraction of the original accuracy below which the episode ends."""
 
     def __call__(self, step: RewardInput) -> RoundReward:
         accuracy = (step.accuracy_after - step.accuracy_before) / step.original_accuracy

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,11 +96,12 @@ class Table:
                     f"{name}={values[name]!r} was not tabulated; the tabulated problem has {name}="
                     f"{self.settings[name]!r}: leave the setting out, or use make_env"
                 )
-        if config.target_macs not in self.settings["targets"]:
-            raise ValueError(
-                f"target_macs={config.target_macs} was not tabulated; choose one of "
-                f"{', '.join(map(str, self.settings['targets']))}"
-            )
+        for target in config.targets:
+            if target not in self.settings["targets"]:
+                raise ValueError(
+                    f"target_macs={target} was not tabulated; choose among "
+                    f"{', '.join(map(str, self.settings['targets']))}"
+                )
         for name in ("every_round", "finetune_batches", "round_finetune_batches"):
             if values[name]:
                 raise ValueError(
@@ -130,28 +132,31 @@ class Table:
 
 
 class TabulatedEvaluator:
-    """Looks up the accuracies of the plans that meet one target. See `Evaluator` for the methods.
+    """Looks up the accuracies of the plans that meet a target. See `Evaluator` for the methods.
 
     Networks, and accuracies of networks with other weights, come from a live evaluator.
 
     Args:
         table: The tabulated accuracies.
-        target_macs: One of the table's targets.
+        targets: One or more of the table's targets.
         live: An evaluator for the same problem.
     """
 
-    def __init__(self, table: Table, target_macs: float | None, live: LiveEvaluator) -> None:
-        self._live, self._target = live, target_macs
-        targets = table.settings["targets"]
-        self.accuracies: Mapping[Plan, float] = table.accuracies(targets.index(target_macs))
-        """Accuracy of every plan that meets the target."""
-        self._known = table.accuracies(len(targets)) | self.accuracies
+    def __init__(self, table: Table, targets: Sequence[float | None], live: LiveEvaluator) -> None:
+        self._live, self._targets = live, tuple(targets)
+        tabulated = table.settings["targets"]
+        by_target = {target: table.accuracies(tabulated.index(target)) for target in targets}
+        self.accuracies: Mapping[Plan, float] = dict(ChainMap(*by_target.values()))
+        """Accuracy of every plan that meets a target."""
+        self._known = table.accuracies(len(tabulated)) | self.accuracies
         self.problem: PruningProblem = live.problem
         self.config: EvaluationConfig = live.config
         self.device = live.device
         self.original_accuracy: float = table.settings["original_correct"] / table.settings["images"]
-        self.optimum = max(self.accuracies.values())
-        """The highest accuracy that any algorithm can find."""
+        self.optima = {target: max(accuracies.values()) for target, accuracies in by_target.items()}
+        """The highest accuracy that any algorithm can find, by target."""
+        self.optimum = max(self.optima.values())
+        """The highest of `optima`."""
         self._round_to = table.settings["round_to"]
 
     def accuracy(self, plan: Plan) -> float:
@@ -164,7 +169,7 @@ class TabulatedEvaluator:
             return self._known[tuple(plan)]
         except KeyError:
             raise ValueError(
-                f"plan {tuple(plan)} was not tabulated; for target_macs={self._target} the table holds the plans whose "
+                f"plan {tuple(plan)} was not tabulated; for targets {self._targets} the table holds the plans whose "
                 f"counts are multiples of {self._round_to} and whose MACs lie at most one point below, and the plans "
                 "that cut a single group"
             ) from None
@@ -198,8 +203,8 @@ def make_tabulated_env(*, render_mode: str | None = None, **settings: Any) -> Fi
 
     Args:
         render_mode: ansi, rgb_array or None.
-        **settings: Fields of `EnvConfig`. `target_macs` is 0.5 (default), 0.3 or 0.2; rates, rounds, `min_filters` and
-            rewards are free.
+        **settings: Fields of `EnvConfig`. `target_macs` is 0.5 (default), 0.3 or 0.2, or several of them; rates,
+            rounds, `min_filters` and rewards are free.
 
     Raises:
         ValueError: A setting was not tabulated.
@@ -209,7 +214,7 @@ def make_tabulated_env(*, render_mode: str | None = None, **settings: Any) -> Fi
     config = table.config(settings)
     check_rules(config, None, render_mode)
     problem = PruningProblem.create(table.network(), table.data(), config)
-    evaluator = TabulatedEvaluator(table, config.target_macs, LiveEvaluator(problem, config))
+    evaluator = TabulatedEvaluator(table, config.targets, LiveEvaluator(problem, config))
     return FilterPruneEnv(problem, config, evaluator=evaluator, render_mode=render_mode)
 
 

@@ -1,7 +1,7 @@
 """What a round leads to before anything is evaluated: the next plan, its cost, legal actions and observations.
 
-The transition is a pure function of the plan before the round, the actions and the round's number. A search repeats the
-same rounds again and again, so results are memoised. Letters: G agents, A rates, F features.
+The transition is a pure function of the budget, the plan before the round, the actions and the round's number. A search
+repeats the same rounds again and again, so results are memoised. Letters: G agents, A rates, F features.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ MEMORY = 10_000
 class RoundState:
     """The game after some rounds. Copy the arrays before handing them out: they are shared."""
 
+    budget: Budget
+    """The budget of this episode."""
     number: int
     """Rounds that have been played."""
     count: int
@@ -44,12 +46,20 @@ class RoundState:
 class Transitions:
     """Computes where a game starts and where actions lead."""
 
-    def __init__(self, budget: Budget, cost: Cost, observer: Observer, count: int) -> None:
-        self._budget, self._cost, self._observer, self._count = budget, cost, observer, count
-        self._full = cost.macs(budget.full_plan), cost.params(budget.full_plan)
-        self._memory: dict[tuple[Plan, tuple[int, ...], int], RoundState] = {}
-        self.start = self._state(0, budget.full_plan, (0.0,) * len(budget.full_plan))
-        """The state of a new episode."""
+    def __init__(self, cost: Cost, full_plan: Plan, observer: Observer, count: int) -> None:
+        self._cost, self._full_plan, self._observer, self._count = cost, full_plan, observer, count
+        self._full = cost.macs(full_plan), cost.params(full_plan)
+        self._starts: dict[float | None, RoundState] = {}
+        self._memory: dict[tuple[float | None, Plan, tuple[int, ...], int], RoundState] = {}
+
+    def start(self, budget: Budget) -> RoundState:
+        """Return the state of a new episode."""
+        found = self._starts.get(budget.target_macs)
+        if found is None:
+            found = self._state(budget, 0, self._full_plan, (0.0,) * len(self._full_plan))
+            if len(self._starts) < MEMORY:
+                self._starts[budget.target_macs] = found
+        return found
 
     def after(self, state: RoundState, actions: Sequence[int]) -> RoundState:
         """Return the state after one more round.
@@ -60,26 +70,27 @@ class Transitions:
             state: The state before the round.
             actions: One action per group, [G].
         """
-        key = (state.plan, tuple(actions), state.number)
+        budget = state.budget
+        key = (budget.target_macs, state.plan, tuple(actions), state.number)
         found = self._memory.get(key)
         if found is None:
             if len(self._memory) >= MEMORY:
                 self._memory.clear()
-            wanted = self._budget.apply(state.plan, actions, state.masks)
-            plan = self._budget.project(state.plan, wanted, last=state.number + 1 == self._count)
+            wanted = budget.apply(state.plan, actions, state.masks)
+            plan = budget.project(state.plan, wanted, last=state.number + 1 == self._count)
             found = self._memory[key] = self.to(state, plan)
         return found
 
     def to(self, state: RoundState, plan: Plan) -> RoundState:
         """Return the state after one more round that ends with a given plan. The plan is not checked or memoised."""
         rates = tuple(1 - now / before for now, before in zip(plan, state.plan, strict=True))
-        return self._state(state.number + 1, plan, rates)
+        return self._state(state.budget, state.number + 1, plan, rates)
 
     def cost_ratios(self, plan: Plan) -> tuple[float, float]:
         """Return MACs and parameters of a plan as fractions of the original network's."""
         return self._cost.macs(plan) / self._full[0], self._cost.params(plan) / self._full[1]
 
-    def _state(self, number: int, plan: Plan, rates: tuple[float, ...]) -> RoundState:
-        observations = self._observer.observe(plan, rates, 1 - number / self._count)
-        masks = self._budget.action_masks(plan)
-        return RoundState(number, self._count, plan, rates, *self.cost_ratios(plan), masks, observations)
+    def _state(self, budget: Budget, number: int, plan: Plan, rates: tuple[float, ...]) -> RoundState:
+        observations = self._observer.observe(budget, plan, rates, 1 - number / self._count)
+        masks = budget.action_masks(plan)
+        return RoundState(budget, number, self._count, plan, rates, *self.cost_ratios(plan), masks, observations)

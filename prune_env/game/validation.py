@@ -59,8 +59,15 @@ def check_evaluator(
     """Check that an evaluator answers for the problem under the environment's settings.
 
     Raises:
+        TypeError: It lacks members of the `Evaluator` protocol; the message names them.
         ValueError: It was made for another problem or with other settings, or there are `resources` as well.
     """
+    members = [name for name in vars(Evaluator) if not name.startswith("_")]
+    if missing := [name for name in members if not hasattr(evaluator, name)]:
+        given = evaluator.__name__ + " itself" if isinstance(evaluator, type) else type(evaluator).__name__
+        raise TypeError(
+            f"the evaluator, {given}, lacks {', '.join(missing)}; see prune_env.evaluation.evaluator.Evaluator"
+        )
     if resources is not None:
         raise ValueError("resources are those of the evaluator that the environment makes; give evaluator or resources")
     if evaluator.problem is not problem:

@@ -16,12 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from torch import nn
 
 from ..common.fingerprints import qualified_name
+from ..common.settings import Count, Range, Seed, checked
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each image channel."""
@@ -133,10 +134,9 @@ def create(name: str, num_classes: int = 10, in_channels: int = 3, seed: int = 0
         ValueError: No network has this name, or a number is too small.
     """
     entry = network_entry(name)
-    if num_classes < 2 or in_channels < 1:
-        raise ValueError(
-            f"a classifier needs num_classes >= 2 and in_channels >= 1, got {num_classes} and {in_channels}"
-        )
+    num_classes = checked("num_classes", num_classes, Annotated[int, Range(2)])
+    in_channels = checked("in_channels", in_channels, Count)
+    seed = checked("seed", seed, Seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return entry.constructor(num_classes, in_channels)

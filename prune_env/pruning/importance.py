@@ -26,6 +26,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from ..common.device import with_gradients
 from ..common.fingerprints import qualified_name
+from ..common.settings import Seed, checked
 from .copies import shared_copy
 from .groups import PruningGroup
 from .modules import channels
@@ -96,6 +97,7 @@ def scores(
     """
     if name not in IMPORTANCES:
         raise ValueError(f"importance {name!r} is unknown; choose one of {', '.join(IMPORTANCES)}")
+    seed = checked("seed", seed, Seed)
     found = IMPORTANCES[name].function(model, groups, batches, seed)
     result = {}
     for group in groups:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..common.settings import Count, Seed, checked
 from .copies import shared_copy
 from .errors import PruningError
 from .forward import Example, first_input, inputs_for, output_tensors, progress_bar
@@ -65,7 +66,8 @@ def prove(
     Raises:
         PruningError: The network does not run on the CPU in float32.
     """
-    comparison = _Comparison(model, groups, samples, ranking, seed)
+    plans_per_group = checked("plans_per_group", plans_per_group, Count)
+    comparison = _Comparison(model, groups, samples, ranking, checked("seed", seed, Seed))
     result = {}
     for number, group in enumerate(groups):
         result[group.name] = max(comparison.difference([number])[0] for _ in range(plans_per_group))

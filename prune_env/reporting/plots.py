@@ -22,7 +22,7 @@ from ..common.figure_style import (
     save_figure,
     style_axes,
 )
-from .summary import percent, scale
+from .summary import NetworkRow, percent, scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -195,6 +195,43 @@ def plot_tradeoff(
     _add_order_bar(figure, axes, dots, count)
     add_title(figure, title)
     add_legend(axes)
+    save_figure(figure, path)
+
+
+def plot_front(
+    path: str | Path, lines: Mapping[str, Sequence[NetworkRow]], *, title: str = "One search for all budgets"
+) -> None:
+    """Plot test accuracy against MACs and against latency, one line per method.
+
+    Args:
+        path: The file to write.
+        lines: The networks of each method; the first network of every method is the original one.
+        title: Title of the plot.
+
+    Raises:
+        ValueError: There are no lines.
+        ImportError: Matplotlib is not installed.
+    """
+    if not lines:
+        raise ValueError("lines must have the networks of at least one method; got none")
+    figure = new_figure(9.0, 4.2)
+    panels = figure.subplots(1, 2, sharey=True)
+    original = next(iter(lines.values()))[0]
+    measures = {
+        "MACs, % of the original": lambda row: 100 * row.macs / original.macs,
+        "Latency at batch size 100, % of the original": lambda row: 100 * row.latency_100_ms / original.latency_100_ms,
+    }
+    for axes, (label, measure) in zip(panels, measures.items(), strict=True):
+        style_axes(axes)
+        for (name, networks), colour, marker in zip(lines.items(), (PURPLE, ORANGE, BLUE, GREEN), "so^v", strict=False):
+            rows = sorted((row for row in networks[1:] if row.accuracy is not None), key=measure)
+            y = [100 * (row.accuracy or 0.0) for row in rows]
+            axes.plot([measure(row) for row in rows], y, marker=marker, color=colour, label=name)
+        axes.scatter([100], [100 * (original.accuracy or 0.0)], marker="D", color=INK, label=original.name, zorder=4)
+        axes.set_xlabel(label, color=INK)
+    panels[0].set_ylabel("Test accuracy, %", color=INK)
+    add_title(figure, title)
+    add_legend(panels[0])
     save_figure(figure, path)
 
 

@@ -15,8 +15,10 @@ from torch import nn
 from ..common.files import hold, replacing, sweep
 from ..deploy import saved
 from ..deploy.export import ExportError, to_onnx
+from ..game.archive import Entry
 from ..game.config import NOT_SET, differences
 from ..game.env import FilterPruneEnv
+from ..game.targets import smallest_target
 from ..pruning import Plan
 from ..scoring.latency import latencies
 from .plots import LayerRow, plot_layers, plot_learning, plot_tradeoff
@@ -56,7 +58,7 @@ def open_folder(out: Path, name: str | None, stem: str, settings: Mapping[str, A
         ValueError: The run was started with other settings, config.json is damaged, or `name` is not a plain folder
             name.
     """
-    if name is not None and (name != Path(name).name or name == ".."):
+    if name is not None and (name != Path(name).name or name in ("", "..")):
         raise ValueError(f"name {name!r} is not the name of a folder; use --out for its location")
     pattern = f"{glob.escape(stem)}-*"
     numbers = [int(last) for path in out.glob(pattern) if (last := path.name.removeprefix(f"{stem}-")).isdigit()]
@@ -100,26 +102,26 @@ def open_folder(out: Path, name: str | None, stem: str, settings: Mapping[str, A
     return folder
 
 
-def network_rows(folder: Path, env: FilterPruneEnv, contestants: Sequence[Contestant], winner: str) -> list[NetworkRow]:
+def network_rows(
+    env: FilterPruneEnv, contestants: Sequence[Contestant], folders: Mapping[str, Path]
+) -> list[NetworkRow]:
     """Measure the networks of the final summary: costs, file sizes and latencies, all timed in turn.
 
-    The winner's ONNX file stays in the folder as pruned.onnx. A network whose plan equals that of an earlier one gets
-    both names.
+    A network whose plan equals that of an earlier one gets both names.
 
     Args:
-        folder: Folder of the run.
         env: The environment of the search.
         contestants: The networks, the original one first.
-        winner: Name of the winning network.
+        folders: Names of the networks whose ONNX file is kept as pruned.onnx, and the folder for it.
     """
     cost = env.problem.cost
     first = {contestant.plan: contestant.name for contestant in reversed(contestants)}
     networks = {contestant.name: contestant.network for contestant in contestants}
     with TemporaryDirectory() as scratch:
         onnx = _onnx_files(Path(scratch), env, networks)
-        if onnx:
+        for name, folder in folders.items() if onnx else ():
             with replacing(folder / "pruned.onnx") as temporary:
-                temporary.write_bytes(onnx[winner].read_bytes())
+                temporary.write_bytes(onnx[name].read_bytes())
         timed: dict[str, nn.Module | Path] = {**networks, **{f"{name} as ONNX": file for name, file in onnx.items()}}
         shape = env.problem.data.image_shape
         at_1, at_100 = (
@@ -144,15 +146,62 @@ def network_rows(folder: Path, env: FilterPruneEnv, contestants: Sequence[Contes
         ]
 
 
+def save_result(
+    folder: Path,
+    env: FilterPruneEnv,
+    contestants: Sequence[Contestant],
+    episodes: Sequence[Mapping[str, Any]],
+    targets: Sequence[float | None],
+    base: str,
+) -> None:
+    """Save the pruned network of a budget with its metrics and plots.
+
+    Args:
+        folder: Folder for the files.
+        env: The environment of the search, with this budget only.
+        contestants: The original network, the uniform one and the winner, with their accuracies.
+        episodes: Rows of metrics.jsonl, for all targets of the search.
+        targets: All targets of the search. A plan belongs to the smallest one that it meets.
+        base: Registered name of the network.
+    """
+    original, uniform, winner = contestants
+    metrics = {
+        "original_accuracy": original.accuracy,
+        "pruned_accuracy": winner.accuracy,
+        "uniform_accuracy": uniform.accuracy,
+        "pruned_accuracy_before_distillation": winner.accuracy_before,
+        "uniform_accuracy_before_distillation": uniform.accuracy_before,
+        **dict(zip(("macs_ratio", "params_ratio"), env.cost_ratios(winner.plan), strict=True)),
+        "evaluated_plans": len(env.archive),
+        "search_seconds": search_seconds(episodes),
+    }
+    saved.save_pruned(folder, winner.network, winner.plan, env.problem, base=base, metrics=metrics)
+    fractions, target = [one for one in targets if one is not None], env.budget.target_macs
+    own = [row for row in episodes if smallest_target(fractions, row["info/macs_ratio"]) == target]
+    entries = [entry for entry in env.archive if smallest_target(fractions, entry.macs_ratio) == target]
+    save_plots(folder, env, own, entries, uniform.plan, winner.plan)
+
+
+def search_seconds(episodes: Sequence[Mapping[str, Any]]) -> float:
+    """Return the time of a search, without interruptions, from the rows of metrics.jsonl."""
+    return float(sum(row.get("seconds", 0.0) for row in episodes))
+
+
 def save_plots(
-    folder: Path, env: FilterPruneEnv, episodes: Sequence[Mapping[str, Any]], uniform: Plan, winner: Plan
+    folder: Path,
+    env: FilterPruneEnv,
+    episodes: Sequence[Mapping[str, Any]],
+    entries: Sequence[Entry],
+    uniform: Plan,
+    winner: Plan,
 ) -> None:
     """Write learning.png, layers.png and tradeoff.png, with the accuracies of the search, before distillation.
 
     Args:
-        folder: Folder of the run.
-        env: The environment of the search.
-        episodes: Rows of metrics.jsonl.
+        folder: Folder for the plots.
+        env: The environment of the search, with one target.
+        episodes: Rows of metrics.jsonl, for this target.
+        entries: The evaluated plans, for this target.
         uniform: Plan of the uniform baseline.
         winner: Plan of the winning network.
     """
@@ -169,9 +218,9 @@ def save_plots(
     plot_learning(folder / "learning.png", rows, references={"uniform L1": point(uniform)[1]})
     plot_tradeoff(
         folder / "tradeoff.png",
-        [(entry.macs_ratio, entry.accuracy) for entry in env.archive],
+        [(entry.macs_ratio, entry.accuracy) for entry in entries],
         {"original": (1.0, original), "winner": point(winner), "uniform": point(uniform)},
-        budget=env.config.target_macs,
+        budget=env.budget.target_macs,
     )
     plot_layers(folder / "layers.png", _layer_rows(env, winner))
 

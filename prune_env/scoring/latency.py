@@ -18,8 +18,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..common.device import channels_last
+from ..common.device import channels_last, check_device, in_layout, memory_format
 from ..common.onnx_session import open_session
+from ..common.settings import Count, NotNegative, Settings, Whole, checked
 
 RUNS_PER_TURN = 4
 """Timed runs of one network before the turn of the next."""
@@ -44,31 +45,29 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class TimingConfig:
+class TimingConfig(Settings):
     """How latencies are measured.
 
     Raises:
-        ValueError: A number is too small; the message names the field.
+        ValueError: A field has a value that is not allowed; the message names the field.
     """
 
-    warmup: int = 5
+    warmup: Whole = 5
     """Untimed runs of every network at the start. One more run precedes each turn, because the previous network has
     replaced the contents of the caches."""
-    seconds: float = 1.0
+    seconds: NotNegative = 1.0
     """Minimum time of measuring per network."""
-    min_runs: int = 20
+    min_runs: Count = 20
     """Minimum number of timed runs per network."""
-    threads: int | None = None
+    threads: Count | None = None
     """CPU threads per operation, for both runtimes; None for as many as torch uses now. The number is restored
     afterwards."""
     device: torch.device | str = "cpu"
     """Device that the networks run on; ONNX files only run on the CPU."""
 
     def __post_init__(self) -> None:
-        for name, least in (("warmup", 0), ("min_runs", 1), ("threads", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        super().__post_init__()
+        check_device(self.device)
 
 
 def latency(
@@ -89,8 +88,8 @@ def latencies(
 ) -> dict[str, Latency]:
     """Measure the latencies of several networks in turn, so that a drift of the machine affects all alike.
 
-    Modules are copied and timed in eval mode, in channels-last memory format and in the precision of their weights.
-    ONNX files are timed in float32, with images in contiguous memory format.
+    Modules are copied and timed in eval mode, in channels-last memory format (networks that need contiguous memory
+    in that) and in the precision of their weights. ONNX files are timed in float32, with contiguous images.
 
     Args:
         models: Name -> module, or path of an ONNX file that `prune_env.export.to_onnx` wrote.
@@ -168,8 +167,9 @@ def _prepared(
         if device.type != "cpu":
             raise ValueError(f"device must be cpu to time the ONNX file {model}, got {device}")
         return open_session(model), noise
-    network = channels_last(copy.deepcopy(model).eval().to(device))
-    return network, noise.to(device, _dtype(network), memory_format=torch.channels_last)
+    images = noise.to(device, _dtype(model))
+    layout = memory_format(model, images[:2])
+    return channels_last(copy.deepcopy(model).eval().to(device), layout), in_layout(images, layout)
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
@@ -179,7 +179,5 @@ def _dtype(model: nn.Module) -> torch.dtype:
 def _check(models: Mapping[str, nn.Module | Path], example_shape: tuple[int, ...], batch_size: int) -> None:
     if not models:
         raise ValueError("models is empty; give at least one network")
-    if len(example_shape) != 3 or min(example_shape) < 1:
-        raise ValueError(f"example_shape must be (C, H, W) of one image, without the batch; got {example_shape}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    checked("example_shape (C, H, W)", example_shape, tuple[Count, Count, Count])
+    checked("batch_size", batch_size, Count)

@@ -47,7 +47,7 @@ def accuracy(
         ValueError: The labels are no classes and there is no metric, or the metric does not return a finite number.
     """
     check_metric(metric, data)
-    dtype = next((parameter.dtype for parameter in network.parameters()), torch.float32)
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
 
     def inputs(images: torch.Tensor) -> torch.Tensor:
         return data.normalise(images.to(device)).to(dtype)

@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..common.device import channels_last, fast_dtype
+from ..common.device import DTYPES, Precision, channels_last, failing_layer, fast_dtype, in_layout, memory_format
 from ..common.expect import expect
 from ..common.fingerprints import function_fingerprint, weights_fingerprint
+from ..common.settings import BelowOne, Fraction, Positive, Whole
 from ..data import DataSplits
 from ..data.objective import Loss, Metric, check_loss
 from .config import FitConfig, RunOptions
 from .fit import check_training, cross_entropy, fit
+from .trainable import in_float32
 
 
 @dataclass(frozen=True)
@@ -34,24 +38,16 @@ class DistillationConfig(FitConfig):
         ValueError: A field has a value that is not allowed; the message names the field.
     """
 
-    epochs: float = 4
-    min_steps: int = 400
-    lr: float = 0.02
-    label_smoothing: float = 0.0
-    ema_decay: float = 0.99
+    epochs: Positive = 4
+    min_steps: Whole = 400
+    lr: Positive = 0.02
+    label_smoothing: BelowOne = 0.0
+    ema_decay: BelowOne = 0.99
     select_best: bool = field(default=True, repr=False)
-    temperature: float = 3.0
+    temperature: Positive = 3.0
     """Logits are divided by it before teacher and student are compared."""
-    alpha: float = 0.9
+    alpha: Fraction = 0.9
     """Weight of the teacher's term; the labels' term has the rest."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.temperature <= 0 or not 0 <= self.alpha <= 1:
-            raise ValueError(
-                f"distillation needs temperature > 0 and alpha in [0, 1]; got temperature={self.temperature}, "
-                f"alpha={self.alpha}"
-            )
 
 
 class Teacher:
@@ -64,14 +60,24 @@ class Teacher:
         network: The teacher; it is not changed.
         device: The device on which the students train.
         memory: Bytes of answers to remember. Batches return in the same order, so the first ones are kept.
+        precision: auto, bf16 or fp32. With auto, a network that does not run in bfloat16 answers in float32, and a
+            warning names the layer.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device | str = "cpu", *, memory: int = 64 << 20) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        device: torch.device | str = "cpu",
+        *,
+        memory: int = 64 << 20,
+        precision: Precision = "auto",
+    ) -> None:
         self.device = torch.empty(0, device=device).device  # 'cuda' becomes 'cuda:0', for instance
         self.fingerprint = weights_fingerprint(network)
-        self._dtype = fast_dtype(self.device)
-        self._network = channels_last(copy.deepcopy(network).to(self.device, self._dtype)).eval()
-        self._network.requires_grad_(False)
+        self._precision, self._layout = precision, torch.channels_last
+        self._dtype = fast_dtype(self.device) if precision == "auto" else DTYPES[precision]
+        self._network = in_float32(copy.deepcopy(network)).to(self.device).eval().requires_grad_(False)
+        self._is_prepared = False
         self._free_memory = memory if self.device.type == "cpu" else 0
         self._answers: dict[bytes, torch.Tensor] = {}
         """Hash of a batch of images -> logits."""
@@ -93,8 +99,43 @@ class Teacher:
     @torch.no_grad()
     def compute(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits float32 [B, K] of normalised images [B, C, H, W], without the memory."""
-        logits: torch.Tensor = self._network(images.to(self._dtype))
+        if not self._is_prepared:
+            self._prepare(images[:2])
+        exact = self._dtype == torch.float32  # also while a student trains in bfloat16
+        with self._without_autocast() if exact else nullcontext():
+            logits: torch.Tensor = self._network(in_layout(images.to(self._dtype), self._layout))
         return logits.float().clone()  # a view would keep the images, or a larger tensor, alive
+
+    def _without_autocast(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.device.type == "meta" else torch.autocast(self.device.type, enabled=False)
+
+    def _prepare(self, images: torch.Tensor) -> None:
+        """Convert the network to the precision and the memory format that it runs in."""
+        with self._without_autocast():
+            self._layout = memory_format(self._network, images.float())
+        exact = channels_last(self._network, self._layout)
+        if self._dtype != torch.float32:
+            self._network = copy.deepcopy(exact).to(self._dtype)
+            images = in_layout(images.float(), self._layout)
+            try:
+                self._network(images.to(self._dtype))
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # a forward pass may raise anything
+                self._fall_back(exact, images, error)
+        self._is_prepared = True
+
+    def _fall_back(self, exact: nn.Module, images: torch.Tensor, error: Exception) -> None:
+        """Answer in float32; an error that has nothing to do with the precision is raised there again."""
+        with self._without_autocast():
+            exact(images)
+        where = failing_layer(self._network, images.to(self._dtype))
+        reason = f"the teacher does not run in bfloat16{f', at {where}' if where else ''}: "
+        reason += str(error).partition("\n")[0]
+        if self._precision == "bf16":
+            raise ValueError(f"precision='bf16', but {reason}; set precision='auto' or 'fp32'") from error
+        warnings.warn(f"{reason}. It answers in float32, which takes longer", stacklevel=5)
+        self._network, self._dtype = exact, torch.float32
 
 
 @dataclass(frozen=True)
@@ -177,7 +218,7 @@ def distill(
     Raises:
         TypeError: An argument is of another type.
         ValueError: The `Teacher` is on another device than the run, or an error that `fit` raises.
-        FloatingPointError: The loss is no longer finite.
+        FloatingPointError: The loss or a weight is no longer finite.
 
     Example:
         >>> small = problem.build(plan)
@@ -188,7 +229,7 @@ def distill(
     check_loss(loss, data)
     config, run = config or DistillationConfig(), run or RunOptions(title="distillation")
     if isinstance(teacher, nn.Module):
-        teacher = Teacher(teacher, run.device, memory=0)
+        teacher = Teacher(teacher, run.device, memory=0, precision=config.precision)
     elif teacher.device != torch.empty(0, device=run.device).device:
         raise ValueError(
             f"the teacher is on {teacher.device}, but the student trains on {run.device}; make a Teacher on that device"

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..common.device import seeded, with_gradients
+from ..common.device import Precision, in_layout, memory_format, seeded, with_gradients
 from ..data.objective import check_loss
 from ..pruning.problem import PruningProblem
 from .distillation import CombinedLoss, DistillationConfig, Teacher
 from .optimizers import make_optimizers, one_cycle
 from .step import Step
-from .trainable import trainable_copy, training_dtype
+from .trainable import not_finite, restore_frozen, trainable_copy, training_dtype
 
 BATCH_SIZE = 128
 RECIPE = DistillationConfig(lr=0.02, ema_decay=0.0)
@@ -48,14 +48,21 @@ class Finetuner:
         batches: Number of batches of up to 128 images.
         seed: Seed of the order of images, of their augmentation, and of dropout.
         device: Device to train on.
+        precision: auto, bf16 or fp32.
 
     Raises:
-        ValueError: Data without classes lack a loss.
+        ValueError: Data without classes lack a loss, or `precision` is 'bf16' and the network cannot be trained in it.
     """
 
     @with_gradients
     def __init__(
-        self, problem: PruningProblem, batches: int, *, seed: int = 0, device: torch.device | str = "cpu"
+        self,
+        problem: PruningProblem,
+        batches: int,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        precision: Precision = "auto",
     ) -> None:
         data = problem.data
         check_loss(problem.loss, data)
@@ -65,11 +72,14 @@ class Finetuner:
         passes = -(-batches * size // len(data.train))
         order = torch.cat([torch.randperm(len(data.train), generator=generator) for _ in range(passes)])
         # Pruned networks have the same maps, kernels and strides, so this type is right for all of them.
-        self._dtype = training_dtype(trainable_copy(problem.model, self._device), data.example_input.to(self._device))
-        teacher = Teacher(problem.model, self._device, memory=0)
+        self._layout = memory_format(problem.model, data.example_input.to(self._device))
+        example = in_layout(data.example_input.to(self._device), self._layout)
+        original = trainable_copy(problem.model, self._device, self._layout)
+        self._dtype = training_dtype(original, example, precision)
+        teacher = Teacher(problem.model, self._device, memory=0, precision=precision)
         self.batches: list[TaughtBatch] = []
         for rows in order[: batches * size].split(size):
-            images = data.augmented(data.train.images[rows], generator).to(self._device)
+            images = in_layout(data.augmented(data.train.images[rows], generator).to(self._device), self._layout)
             labels = data.train.labels[rows].to(self._device)
             self.batches.append(TaughtBatch(images.to(self._dtype), teacher(images), labels))
 
@@ -86,7 +96,8 @@ class Finetuner:
             FloatingPointError: The loss or a weight is no longer finite.
         """
         example = self.batches[0].images[:2].float()
-        tuned = trainable_copy(network, self._device).train()
+        tuned = trainable_copy(network, self._device, self._layout).train()
+        never_finite = set(not_finite(tuned))
         answers = (batch.teacher_logits for batch in self.batches)
         combined = CombinedLoss(RECIPE, self.loss, classes=self._classes)
 
@@ -98,19 +109,15 @@ class Finetuner:
             step = Step(tuned, loss, optimizers, self._device, self._dtype, replay=False)
             for number, (images, _, labels) in enumerate(self.batches, 1):
                 step.set_learning_rates(one_cycle(number / (len(self.batches) + 1), RECIPE.warmup))
-                value = step(images.float().contiguous(memory_format=torch.channels_last), labels)
-        self._check_finite(tuned, value)
-        tuned.zero_grad(set_to_none=True)
-        for parameter, original in zip(tuned.parameters(), network.parameters(), strict=True):
-            parameter.requires_grad_(original.requires_grad)
+                value = step(in_layout(images.float(), self._layout), labels)
+        broken = [
+            name for name in not_finite(tuned) if name not in never_finite
+        ]  # the last step's effect shows in no loss
+        if broken or not torch.isfinite(value).all():
+            name = broken[0] if broken else "the loss"
+            raise FloatingPointError(
+                f"{name} is not finite after {len(self.batches)} batches at learning rate {RECIPE.lr}, so this "
+                "network cannot be finetuned; set finetune_batches=0"
+            )
+        restore_frozen(tuned, network)
         return tuned
-
-    def _check_finite(self, network: nn.Module, loss: torch.Tensor) -> None:
-        """Check the last loss, and the trained weights, because the last step's effect shows in no loss."""
-        trained = ((name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad)
-        for name, tensor in (("the loss", loss), *trained):
-            if not torch.isfinite(tensor).all():
-                raise FloatingPointError(
-                    f"{name} is not finite after {len(self.batches)} batches at learning rate {RECIPE.lr}, so this "
-                    "network cannot be finetuned; set finetune_batches=0"
-                )

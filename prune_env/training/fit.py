@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ..common.device import seeded, with_gradients
+from ..common.device import in_layout, memory_format, seeded, with_gradients
 from ..common.expect import expect
 from ..common.files import DamagedFileError, check_space, load_state, save_state
 from ..common.fingerprints import function_fingerprint, weights_fingerprint
@@ -34,7 +34,7 @@ from ..scoring.metric import accuracy
 from .config import FitConfig, RunOptions
 from .optimizers import make_optimizers, one_cycle
 from .step import WORTH_RECORDING, Step
-from .trainable import trainable_copy, training_dtype
+from .trainable import in_float32, not_finite, restore_frozen, trainable_copy, training_dtype
 
 __all__ = ["FitConfig", "RunOptions", "check_training", "cross_entropy", "fit"]
 
@@ -60,7 +60,8 @@ def fit(
     heads) is trained through the first one; parameters that only affect the others keep their values.
 
     Args:
-        model: The network, on any device; it is not changed. If all of it is frozen, all of its copy is trained.
+        model: The network, on any device; it is not changed. If all of it is frozen, all of its copy is trained, and
+            frozen again in the end.
         data: The data set.
         config: How to train.
         loss: Trains the network instead of cross-entropy with label smoothing. Data without classes need one.
@@ -69,13 +70,14 @@ def fit(
             is passed over with a warning: the training starts again.
 
     Returns:
-        The trained network, in eval mode on the CPU.
+        The trained network, in float32 and eval mode on the CPU.
 
     Raises:
         TypeError: `model`, `data` or `config` is of another type.
         ValueError: The checkpoint belongs to another run, data without classes lack a loss or metric, or
-            `config.muon_lr` is set for a network without suitable convolutions.
-        FloatingPointError: The loss is no longer finite.
+            `config.muon_lr` is set for a network without suitable convolutions, the network has no parameters, or it
+            cannot be trained in `config.precision`.
+        FloatingPointError: The loss or a weight is no longer finite.
         OSError: The checkpoint cannot be written, for example on a full disk.
 
     Example:
@@ -138,10 +140,14 @@ class _Training:
         self._loss = loss or cross_entropy(config.label_smoothing)
         self._replay = loss is None if run.replay is None else run.replay
         example = data.example_input.to(self._device)
-        self._model = trainable_copy(model, self._device)
+        self._original = model
+        self._layout = memory_format(in_float32(copy.deepcopy(model)), example)
+        example = in_layout(example, self._layout)
+        self._model = trainable_copy(model, self._device, self._layout)
+        self._never_finite = set(not_finite(self._model))
         self._averaged = AveragedModel(self._model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
         self._optimizers = make_optimizers(self._model, config, example)
-        self._dtype = training_dtype(self._model, example)
+        self._dtype = training_dtype(self._model, example, config.precision)
         functions = [function for function in (loss, metric if config.select_best else None) if function is not None]
         self._identity = repr(
             (
@@ -176,6 +182,7 @@ class _Training:
         ) as bar:
             while self._step < self._steps:
                 self._train_epoch(take_step, bar)
+                self._check_finite(self._model)  # a step's effect on the weights shows only in the next step's loss
                 if self._config.select_best or self._step == self._steps:
                     self._update_best()
                 if options.checkpoint is not None:
@@ -184,7 +191,7 @@ class _Training:
     def result(self) -> nn.Module:
         """Return the network with the best weights, in eval mode on the CPU."""
         self._model.load_state_dict(self._best)
-        self._model.zero_grad(set_to_none=True)
+        restore_frozen(self._model, self._original)
         return self._model.eval().cpu()
 
     def save(self, file: Path) -> None:
@@ -262,12 +269,21 @@ class _Training:
         images = self._data.augmented(images, generator, self._flipped_first[rows] ^ bool(epoch % 2))
         if config.cutout:
             images = _cut_out(images, config.cutout, generator)
-        return images, labels
+        return in_layout(images, self._layout), labels
+
+    def _check_finite(self, network: nn.Module) -> None:
+        """Check that the weights and statistics of a network are finite after the latest step."""
+        if broken := [name for name in not_finite(network) if name not in self._never_finite]:
+            raise FloatingPointError(
+                f"{self._options.title}: {broken[0]} is not finite after step {self._step - 1}; lower lr "
+                f"({self._config.lr})"
+            )
 
     def _update_best(self) -> None:
         """Keep the current weights if they are at least as accurate as the best ones so far."""
         weights = self._averaged.module if self._config.ema_decay else self._model
-        candidate = _with_fresh_statistics(weights, self._data, self._device)
+        candidate = _with_fresh_statistics(weights, self._data, self._device, self._layout)
+        self._check_finite(candidate)
         score = 1.0
         if self._config.select_best:
             score = accuracy(candidate, self._data, self._data.reward, self._metric, self._device)
@@ -275,13 +291,16 @@ class _Training:
             self._best_accuracy, self._best = score, candidate.state_dict()
 
 
-def _with_fresh_statistics(model: nn.Module, data: DataSplits, device: torch.device) -> nn.Module:
+def _with_fresh_statistics(
+    model: nn.Module, data: DataSplits, device: torch.device, layout: torch.memory_format
+) -> nn.Module:
     """Return a copy with BatchNorm statistics of augmented training images."""
     model = copy.deepcopy(model)
     split = data.train.balanced(STATISTICS_IMAGES)
     generator = torch.Generator().manual_seed(0)
     batches = even_batches(split.images[torch.randperm(len(split), generator=generator)], STATISTICS_BATCH)
-    recalibrate(model, (data.augmented(batch.to(device), generator) for batch in batches))
+    augmented = (data.augmented(batch.to(device), generator) for batch in batches)
+    recalibrate(model, (in_layout(images, layout) for images in augmented))
     return model
 
 

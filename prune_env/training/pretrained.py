@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..common.files import DamagedFileError, cache_dir, hold, load_tensors, release, save_tensors
+from ..common.settings import checked
 from ..data import DataSplits, as_splits
 from ..networks.registry import create, image_size, network_entry
 from .fit import FitConfig, RunOptions, fit
@@ -59,6 +60,7 @@ def pretrained(
         FileNotFoundError: The weights file does not exist.
         IsADirectoryError: `weights` is a folder.
     """
+    file = check_names(network, weights)
     splits = with_network_normalisation(network, as_splits(data))
     channels, height, width = splits.image_shape
     model = create(network, len(splits.classes), channels).eval()
@@ -68,8 +70,8 @@ def pretrained(
             f"network {network!r} takes images of {expected[1]}x{expected[0]} pixels, data {splits.name!r} has "
             f"{width}x{height}; choose another network or resize the images"
         )
-    if weights is not None:
-        load_weights(model, Path(weights))
+    if file is not None:
+        load_weights(model, file)
         return model
     recipe = recipe or FitConfig(**network_entry(network).recipe)
     selects = "select_best" if recipe.select_best else ""  # not in the recipe's repr
@@ -93,6 +95,34 @@ def pretrained(
     finally:
         release(lock)
     return model
+
+
+def check_names(network: str, weights: str | Path | None) -> Path | None:
+    """Check a network and a file of weights by their names, before data are loaded, and return the file.
+
+    Raises:
+        ValueError: No network has this name.
+        FileNotFoundError: The weights file does not exist.
+        IsADirectoryError: `weights` is a folder.
+    """
+    network_entry(network)
+    file: Path | None = checked("weights", weights, Path | None)
+    if file is not None:
+        check_weights_file(file)
+    return file
+
+
+def check_weights_file(file: Path) -> None:
+    """Check that a file of weights exists.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        IsADirectoryError: `file` is a folder.
+    """
+    if file.is_dir():
+        raise IsADirectoryError(f"weights {file} are a folder; give the file in it (load_pruned reads pruned networks)")
+    if not file.is_file():
+        raise FileNotFoundError(f"weights file {file} does not exist")
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
@@ -122,10 +152,7 @@ def _fill(model: nn.Module, state: Mapping[str, torch.Tensor], file: Path) -> No
 
 
 def _read_state(file: Path) -> dict[str, torch.Tensor]:
-    if file.is_dir():
-        raise IsADirectoryError(f"weights {file} are a folder; give the file in it (load_pruned reads pruned networks)")
-    if not file.is_file():
-        raise FileNotFoundError(f"weights file {file} does not exist")
+    check_weights_file(file)
     try:
         state: Any
         if file.suffix == ".safetensors":

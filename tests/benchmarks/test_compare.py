@@ -182,7 +182,7 @@ class TestCompare:
         [
             ({"methods": ("guess",)}, "'guess'"),
             ({"shard": "2/2"}, "'2/2'"),
-            ({"max_plans": 0}, "max-plans"),
+            ({"max_plans": 0}, "max_plans"),
             ({"env": EnvConfig(round_finetune_batches=2)}, "round-finetune-batches"),
             ({"env": EnvConfig(target_macs=0.3)}, "target-macs 0.3"),
         ],

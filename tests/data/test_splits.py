@@ -32,7 +32,7 @@ def test_the_normalisation_is_that_of_the_training_split(digits: DataSplits) -> 
     assert digits.std[0] == pytest.approx(float(scaled.std(unbiased=False)), abs=1e-9)
     normalised = digits.normalise(digits.train.images)
     assert float(normalised.mean()) == pytest.approx(0, abs=1e-5)
-    assert normalised.is_contiguous(memory_format=torch.channels_last)
+    assert normalised.is_contiguous()
 
 
 def test_another_normalisation(digits: DataSplits) -> None:

@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import nn
 
-from prune_env.common.onnx_session import PACKAGES, missing_packages, require_packages
+from prune_env.common.command import missing_packages
+from prune_env.common.onnx_session import PACKAGES
 from prune_env.data import DataSplits
 from prune_env.deploy import export
 from prune_env.export import ExportError, to_onnx, to_torch_export
@@ -134,7 +135,6 @@ def test_the_model_and_the_process_are_not_changed(
         switches = torch.is_grad_enabled(), torch.get_num_threads(), torch.get_default_dtype(), len(warnings.filters)
         return loggers, switches, logging.root.manager.disable, logging.root.handlers[:], sys.stdout, sys.stderr
 
-    require_packages()
     import onnxscript  # noqa: F401  (importing it sets up a logger)
 
     expected = state()
@@ -212,9 +212,9 @@ def test_too_large_for_onnx(images: torch.Tensor, tmp_path: Path, monkeypatch: p
 def test_a_missing_package_is_named(
     package: str, images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not missing_packages()
+    assert not missing_packages(PACKAGES)
     monkeypatch.setitem(sys.modules, package, None)
-    assert missing_packages() == [package]
+    assert missing_packages(PACKAGES) == [package]
     with pytest.raises(ImportError, match=rf"{package}.*\[export\]"):
         to_onnx(Tiny(), tmp_path / "a.onnx", images)
     assert to_torch_export(Tiny(), tmp_path / "a.pt2", images) <= 1e-6

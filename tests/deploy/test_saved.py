@@ -153,7 +153,7 @@ def test_a_custom_network_in_a_new_process_by_its_import_path(digits: DataSplits
         "    network = problem.build((7,)).eval()\n"
         "    prune_env.save_pruned('run', network, (7,), problem, base='somebodys:make')\n"
         "else:\n"
-        "    network = prune_env.load_pruned('run')\n"
+        "    network = prune_env.load_pruned('run', trust_base='somebodys:make')\n"
         "with torch.inference_mode():\n"
         "    save_file({'outputs': network(images)}, sys.argv[1])\n"
     )
@@ -196,7 +196,7 @@ def test_groups_that_cover_a_part_of_a_layer(own_problem: PruningProblem, digits
     network = problem.build((1,)).eval()
     save_pruned(tmp_path, network, (1,), problem, base=HERE)
     assert json.loads((tmp_path / "pruned.json").read_text())["plan"] == {"conv": 8}
-    loaded = load_pruned(tmp_path)
+    loaded = load_pruned(tmp_path, trust_base=HERE)
     with torch.inference_mode():
         assert torch.equal(loaded(digits.example_input), network(digits.example_input))
     with pytest.raises(ValueError, match="conv"):
@@ -209,7 +209,7 @@ def test_precisions_are_kept(
 ) -> None:
     network = own_problem.build((5,)).eval().to(dtype)
     save_pruned(tmp_path / "run", network, (5,), own_problem, base=HERE)
-    loaded = load_pruned(tmp_path / "run")
+    loaded = load_pruned(tmp_path / "run", trust_base=HERE)
     assert {tensor.dtype for tensor in loaded.state_dict().values()} == {dtype}
     images = digits.example_input.to(dtype)
     with torch.inference_mode():
@@ -242,7 +242,7 @@ def test_shared_parameters_and_buffers_outside_the_state(digits: DataSplits, tmp
 @pytest.mark.usefixtures("own_problem", "untouched_rngs")
 def test_the_random_state_is_not_changed(own: Callable[..., tuple[Path, nn.Module]]) -> None:
     directory, _ = own(base=HERE)
-    load_pruned(directory)
+    load_pruned(directory, trust_base=HERE)
 
 
 class TestRefusedToSave:
@@ -344,7 +344,7 @@ class TestRefusedToLoad:
             (lambda r: r["data"].update(image_shape=[1, 9, 9]), r"\(8, 8\).*\(9, 9\)"),
             (lambda r: r["network"].update(num_classes=9), r"\(9,\).*\(10,\)"),
             (lambda r: r["network"].update(name="lenet"), "'lenet'"),
-            (lambda r: r["network"].update(name=None, base="no_such_package:f"), "no_such_package"),
+            (lambda r: r["network"].update(name=None, base="no_such_package:f"), "no_such_package:f"),
             (lambda r: r["network"].update(name=None, base="os.system"), r"'os\.system'"),
             (lambda r: r["modules"].update({"": "Own"}), "SmallCNN.*Own"),
         ],

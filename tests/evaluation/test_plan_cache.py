@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -182,11 +183,45 @@ class TestFile:
         assert other.get((1, 2)) is None
         assert one.get((2, 1)) is None
 
+    @pytest.mark.parametrize("stored", [5.0, -0.1, 9e999, -9e999, "high", b"blob"])
+    def test_values_that_are_no_accuracy_are_named_and_measured_again(
+        self, trained: nn.Module, digits: DataSplits, tmp_path: Path, stored: object
+    ) -> None:
+        file = tmp_path / "plans.sqlite"
+        right = make_evaluator(trained, digits, file).accuracy(PLAN)
+        with sqlite3.connect(file) as connection:
+            connection.execute("UPDATE accuracies SET accuracy = ?", (stored,))
+        connection.close()
+        with pytest.warns(UserWarning, match=r"plans\.sqlite"):
+            second = make_evaluator(trained, digits, file)  # reads the original network's accuracy
+        with pytest.warns(UserWarning, match=r"plans\.sqlite"):
+            assert second.accuracy(PLAN) == right
+        assert (second.hits, second.evaluations) == (0, 2)
+        assert make_evaluator(trained, digits, file).hits == 1, "the right value was stored"
+
+    @pytest.mark.parametrize(
+        "schema",
+        [
+            "CREATE TABLE bookmarks (url TEXT)",
+            "CREATE TABLE accuracies (problem TEXT, plan TEXT, accuracy REAL)",
+            "CREATE VIEW accuracies AS SELECT 'a' AS problem, '[1,2]' AS plan, 1.0 AS accuracy",
+        ],
+    )
+    def test_databases_of_something_else_are_refused_and_not_changed(self, tmp_path: Path, schema: str) -> None:
+        file = tmp_path / "other.sqlite"
+        with sqlite3.connect(file) as connection:
+            connection.execute(schema)
+        connection.close()
+        before = file.read_bytes()
+        with pytest.raises(ValueError, match=r"other\.sqlite"):
+            PlanCache(file, "a")
+        assert file.read_bytes() == before
+
     @pytest.mark.slow
     def test_processes_may_write_at_the_same_time(self, tmp_path: Path) -> None:
         file = tmp_path / "plans.sqlite"
-        writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(file)]) for _ in range(4)]
-        assert [writer.wait(100) for writer in writers] == [0] * 4
+        writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(file)]) for _ in range(8)]
+        assert [writer.wait(100) for writer in writers] == [0] * 8
         cache = PlanCache(file, "shared")
         assert [cache.get((number, 7)) for number in range(60)] == [number / 60 for number in range(60)]
 

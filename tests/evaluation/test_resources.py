@@ -20,7 +20,7 @@ from prune_env.evaluation.resources import Resources
         ({"backend": "processes", "workers": 0}, r"workers .*0"),
         ({"backend": "processes", "workers": 1.5}, r"workers .*1\.5"),
         ({"backend": "processes", "workers": True}, r"workers .*True"),
-        ({"backend": "cloud"}, r"backend 'cloud'.*local"),
+        ({"backend": "cloud"}, r"backend .*local.*'cloud'"),
         ({"device": "nowhere"}, r"device 'nowhere'"),
     ],
 )

@@ -118,6 +118,22 @@ class TestMainScript:
             right = (network(digits.normalise(digits.test.images)).argmax(1) == digits.test.labels).float().mean()
         assert float(right) == pytest.approx(record["metrics"]["pruned_accuracy"], abs=1e-6)
 
+    def test_one_search_ends_with_a_network_for_every_budget(self, weights: Path, tmp_path: Path) -> None:
+        done = run(tmp_path, weights, "--target-macs", "0.3", "0.6", "--qmix.imagined-episodes=4")
+        assert done.returncode == 0, done.stderr
+        folder = tmp_path / "run"
+        assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
+        for target in (0.3, 0.6):
+            own = folder / f"macs-{target}"
+            metrics = json.loads((own / "pruned.json").read_text())["metrics"]
+            assert target - 0.01 <= metrics["macs_ratio"] <= target
+            assert sum(parameter.numel() for parameter in load_pruned(own).parameters()) > 0
+            assert (own / "pruned.onnx").is_file()
+            for name in ("uniform L1", "QMIX"):
+                assert re.search(rf"^{name} {100 * target:g} % ", done.stdout, re.MULTILINE)
+            assert f"{100 * metrics['pruned_accuracy']:.2f} %" in done.stdout
+        assert not (folder / "pruned.json").exists()
+
     def test_killed_and_resumed_ends_like_an_undisturbed_run(
         self, finished: tuple[Path, str], weights: Path, tmp_path: Path
     ) -> None:

@@ -23,7 +23,7 @@ def weights(trained: nn.Module, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"), [({"device": "nowhere"}, "device 'nowhere'"), ({"backend": "cloud"}, "backend 'cloud'")]
+    ("settings", "named"), [({"device": "nowhere"}, "device 'nowhere'"), ({"backend": "cloud"}, "backend .*'cloud'")]
 )
 def test_wrong_values_are_refused_at_once(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):

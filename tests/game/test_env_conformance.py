@@ -45,6 +45,56 @@ def test_max_cycles(make_env: EnvMaker) -> None:
     max_cycles_test(Module)
 
 
+def test_no_actions_after_the_end_return_nothing(make_env: EnvMaker) -> None:
+    """PettingZoo's own environments do the same."""
+    env = make_env(rounds=2)
+    with pytest.raises(RuntimeError):
+        env.step({})  # no episode has started
+    env.reset()
+    with pytest.raises(ValueError, match="conv_0"):
+        env.step({})
+    while env.agents:
+        env.step(dict.fromkeys(env.agents, 0))
+    state = env.state()
+    assert env.step({}) == ({}, {}, {}, {}, {})
+    assert np.array_equal(env.state(), state)
+    assert len(env.archive) == 1
+    with pytest.raises(RuntimeError):
+        env.step({"conv_0": 0})
+
+
+@pytest.mark.supersuit
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("black_death_v3", ()),
+        ("frame_stack_v1", (3,)),
+        ("pad_observations_v0", ()),
+        ("pad_action_space_v0", ()),
+        ("flatten_v0", ()),
+        ("dtype_v0", (np.float64,)),
+        ("normalize_obs_v0", ()),
+        ("agent_indicator_v0", ()),
+        ("clip_reward_v0", ()),
+        ("max_observation_v0", (2,)),
+        ("delay_observations_v0", (1,)),
+        ("frame_skip_v0", (2,)),
+        ("nan_noop_v0", (0,)),
+    ],
+)
+def test_supersuit_wraps_it(make_env: EnvMaker, name: str, arguments: tuple) -> None:
+    import supersuit
+
+    env = make_env()
+    wrapped = getattr(supersuit, name)(env, *arguments)
+    parallel_api_test(wrapped, num_cycles=10)
+    assert len(env.archive)
+    wrapped.reset()
+    for _ in range(2 * env.config.rounds):
+        wrapped.step(dict.fromkeys(wrapped.agents, 0))
+    assert not wrapped.agents
+
+
 @pytest.mark.supersuit
 def test_supersuit_vectorises_it(make_env: EnvMaker) -> None:
     """The wrapper by which Stable-Baselines3 plays PettingZoo's environments."""

@@ -37,6 +37,24 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nn.Module, "__call__", fails)
 
 
+class WithoutClose:
+    """An evaluator that lacks two members."""
+
+    def __init__(self, evaluator: LiveEvaluator) -> None:
+        for name in ("problem", "config", "device", "original_accuracy", "accuracy", "accuracy_of", "network"):
+            setattr(self, name, getattr(evaluator, name))
+        self.submit, self.remember = evaluator.submit, evaluator.remember
+
+
+def test_members_that_an_evaluator_lacks_are_named(problem: PruningProblem) -> None:
+    evaluator: Any = WithoutClose(LiveEvaluator(problem, CONFIG))
+    with pytest.raises(TypeError, match=r"WithoutClose.*recalibrate, close"):
+        FilterPruneEnv(problem, CONFIG, evaluator=evaluator)
+    for wrong in (LiveEvaluator, "processes", problem):
+        with pytest.raises(TypeError, match="evaluator"):
+            FilterPruneEnv(problem, CONFIG, evaluator=wrong)  # type: ignore[arg-type]
+
+
 class TestBeforeAnythingExpensive:
     @pytest.mark.parametrize(
         ("settings", "named"),

@@ -69,9 +69,11 @@ def test_an_unknown_name_is_refused(function: Callable[[str], Any]) -> None:
         function("vgg19")
 
 
-@pytest.mark.parametrize(("classes", "channels"), [(1, 3), (10, 0)])
-def test_impossible_sizes_are_refused(classes: int, channels: int) -> None:
-    with pytest.raises(ValueError, match=f"{classes} and {channels}"):
+@pytest.mark.parametrize(
+    ("classes", "channels", "named"), [(1, 3, r"num_classes .*\b1$"), (10, 0, r"in_channels .*\b0$")]
+)
+def test_impossible_sizes_are_refused(classes: int, channels: int, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
         create("small_cnn", classes, channels)
 
 

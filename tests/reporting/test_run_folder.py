@@ -105,7 +105,7 @@ class TestNetworkRows:
 
         monkeypatch.setattr("prune_env.reporting.run_folder.to_onnx", fails)
         env = make_env()
-        rows = network_rows(tmp_path, env, contestants(env), winner="QMIX")
+        rows = network_rows(env, contestants(env), {"QMIX": tmp_path})
         names = ["original", "uniform L1", "QMIX = uniform L1", "other", "whole = original"]
         assert [row.name for row in rows] == names
         assert [row.accuracy for row in rows] == [0.9, None, 0.5, None, None]
@@ -117,7 +117,7 @@ class TestNetworkRows:
     def test_the_winners_onnx_file_is_kept(self, make_env: EnvMaker, tmp_path: Path) -> None:
         env = make_env()
         original, winner = contestants(env)[0], contestants(env)[2]
-        rows = network_rows(tmp_path, env, [original, winner], winner="QMIX")
+        rows = network_rows(env, [original, winner], {"QMIX": tmp_path})
         assert [file.name for file in tmp_path.iterdir()] == ["pruned.onnx"]
         assert rows[1].onnx_bytes == (tmp_path / "pruned.onnx").stat().st_size
         assert rows[0].onnx_bytes is not None
@@ -137,7 +137,7 @@ class TestPlots:
     def test_every_plot_is_written(self, searched: FilterPruneEnv, tmp_path: Path) -> None:
         episodes = [{"episode": number, "return": -0.1 * number} for number in range(3)]
         uniform, winner = searched.budget.uniform(), searched.archive.best()[0].plan
-        save_plots(tmp_path, searched, episodes, uniform, winner)
+        save_plots(tmp_path, searched, episodes, list(searched.archive), uniform, winner)
         assert sorted(file.name for file in tmp_path.iterdir()) == ["layers.png", "learning.png", "tradeoff.png"]
 
     def test_they_show_the_search(
@@ -157,7 +157,7 @@ class TestPlots:
             {"episode": 1, "return": -0.6, "info/accuracy": 0.3},
             {"episode": 1, "eval/return": -0.25},  # the return of reward budget is accuracy / original - 1
         ]
-        save_plots(tmp_path, searched, episodes, uniform, winner.plan)
+        save_plots(tmp_path, searched, episodes, list(searched.archive), uniform, winner.plan)
 
         (rows,), learning = shown["plot_learning"]
         assert [row["best_accuracy"] for row in rows] == pytest.approx([0.4, 0.4, 0.75 * original])

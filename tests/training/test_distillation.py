@@ -142,9 +142,9 @@ class TestDistill:
             distill(other, trained, digits, config, loss=lambda logits, images, labels: logits.sum() * 0, run=run)
 
     def test_bad_settings(self) -> None:
-        with pytest.raises(ValueError, match="temperature=0"):
+        with pytest.raises(ValueError, match=r"temperature .*\b0$"):
             DistillationConfig(temperature=0)
-        with pytest.raises(ValueError, match=r"alpha=1\.5"):
+        with pytest.raises(ValueError, match=r"alpha .*1\.5$"):
             DistillationConfig(alpha=1.5)
 
     def test_targets_need_a_loss(self, trained: nn.Module, digits: DataSplits) -> None:
@@ -175,7 +175,12 @@ class TestTeacher:
     def counted(self, trained: nn.Module, computed: list[torch.Tensor]) -> nn.Module:
         """The trained network; its copies also write the batches that they compute into `computed`."""
         network = copy.deepcopy(trained)
-        network.register_forward_pre_hook(lambda _, inputs: computed.append(inputs[0]))
+
+        def observe(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            if len(inputs[0]) > 2 or inputs[0].is_meta:  # a teacher first tries two images
+                computed.append(inputs[0])
+
+        network.register_forward_pre_hook(observe)
         return network
 
     def test_students_end_as_with_separate_teachers(

@@ -32,6 +32,13 @@ METHODS: dict[str, Callable[[FilterPruneEnv, int, int], SearchResult]] = {
     "qmix": qmix.search,
 }
 
+NEEDS = {
+    "evolution": ["cma"],
+    "tpe": ["optuna"],
+    "ppo": ["stable_baselines3"],
+    "dqn": ["stable_baselines3"],
+}
+"""Method -> optional packages that it imports."""
 ONE_PLAN = ("uniform", "magnitude", "sensitivity")
 """Methods whose only plan depends on the problem alone: seeds and more evaluations change nothing."""
 LEARNERS = ("iql", "vdn", "qmix")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from prune_env import FilterPruneEnv, PruningProblem
+from prune_env.common.settings import Count, checked
 from prune_env.evaluation.config import EvaluationConfig
 from prune_env.evaluation.evaluator import Evaluator
 from prune_env.game.archive import Entry
@@ -42,8 +43,7 @@ class CountingEvaluator:
     def __init__(
         self, evaluator: Evaluator, max_plans: int, network_of: Callable[[Plan], nn.Module] | None = None
     ) -> None:
-        if max_plans < 1:
-            raise ValueError(f"max_plans must be at least 1, got {max_plans}")
+        max_plans = checked("max_plans", max_plans, Count)
         self._evaluator, self._max_plans, self._network_of = evaluator, max_plans, network_of
         self.problem: PruningProblem = evaluator.problem
         self.config: EvaluationConfig = evaluator.config
@@ -128,11 +128,12 @@ class Counted:
 
     def result(self) -> SearchResult:
         """Return what has been evaluated so far."""
-        target, original = self.env.budget.target_macs, self._evaluator.original_accuracy
+        original = self._evaluator.original_accuracy
+        limit = max((target for target in self.env.config.targets if target is not None), default=1.0)
         entries, evaluations = [], []
         for plan, accuracy in self._evaluator.accuracies.items():
             ratios = self.env.cost_ratios(plan)
-            fits = target is None or ratios[0] <= target
+            fits = ratios[0] <= limit
             evaluations.append(accuracy if fits else None)
             if fits:
                 entries.append(Entry(plan, accuracy, *ratios, accuracy / original - 1))

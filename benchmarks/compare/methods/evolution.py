@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import NoReturn
 
 import numpy as np
 
@@ -18,19 +20,23 @@ STEP = 0.2
 
 def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
     """Search from the uniform plan, and restart there when CMA-ES has converged and evaluations are left."""
+    with Counted(env, max_plans) as counted:
+        start = np.array(env.budget.uniform()) / env.problem.full_plan
+        maximise(lambda keep: counted.accuracy(from_keep_ratios(env, keep)), start, seed)
+    return counted.result()
+
+
+def maximise(fitness: Callable[[np.ndarray], float], start: np.ndarray, seed: int) -> NoReturn:
+    """Maximise a function of keep ratios [G] in [0, 1], until it raises an exception."""
     import cma
 
     rng = np.random.default_rng(seed)
-    with Counted(env, max_plans) as counted:
-        start = np.array(env.budget.uniform()) / env.problem.full_plan
-        while True:
-            # cma would seed NumPy's global generator; the seed NaN prevents that.
-            options = {"seed": np.nan, "randn": lambda *shape: rng.standard_normal(shape), "bounds": [0, 1]}
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # warnings about missing plots and about a start at a bound
-                strategy = cma.CMAEvolutionStrategy(start, STEP, {**options, "verbose": -9})
-            while not strategy.stop():
-                candidates = strategy.ask()
-                plans = [from_keep_ratios(env, candidate) for candidate in candidates]
-                strategy.tell(candidates, [-counted.accuracy(plan) for plan in plans])
-    return counted.result()
+    while True:
+        # cma would seed NumPy's global generator; the seed NaN prevents that.
+        options = {"seed": np.nan, "randn": lambda *shape: rng.standard_normal(shape), "bounds": [0, 1]}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # warnings about missing plots and about a start at a bound
+            strategy = cma.CMAEvolutionStrategy(start, STEP, {**options, "verbose": -9})
+        while not strategy.stop():
+            candidates = strategy.ask()
+            strategy.tell(candidates, [-fitness(candidate) for candidate in candidates])

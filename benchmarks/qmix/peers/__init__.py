@@ -14,32 +14,35 @@ from typing import Any, Protocol
 
 from pettingzoo import ParallelEnv
 
+from prune_env.common import settings
+from prune_env.common.settings import Count, Fraction, Whole
+
 Env = ParallelEnv[str, Any, Any]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(settings.Settings):
     """Settings that all implementations share."""
 
-    steps: int
+    steps: Count
     """Length of every episode."""
-    hidden_size: int = 64
+    hidden_size: Count = 64
     """Width of the agent networks."""
-    mixing_embed: int = 32
+    mixing_embed: Count = 32
     """Width of the mixing network's hidden layer."""
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """Discount factor."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Episodes in a batch; TorchRL draws the same number of transitions instead."""
-    buffer_size: int = 2000
+    buffer_size: Count = 2000
     """Episodes in the replay buffer."""
-    epsilon_start: float = 1.0
+    epsilon_start: Fraction = 1.0
     """Epsilon in the first episode."""
-    epsilon_end: float = 0.05
+    epsilon_end: Fraction = 0.05
     """Epsilon after `epsilon_episodes`."""
-    epsilon_episodes: int = 100
+    epsilon_episodes: Whole = 100
     """Episodes over which epsilon falls linearly."""
-    updates_per_episode: int = 4
+    updates_per_episode: Count = 4
     """Updates after each episode."""
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ...common.cuda_graphs import capture, forbid_synchronisation, side_stream
-from ...common.device import exact_convolutions
+from ...common.device import exact_convolutions, in_layout, memory_format
 from ...pruning.copies import shared_copy
 from ...pruning.groups import Plan, PruningGroup
 from ...pruning.surgery import build
@@ -94,11 +94,12 @@ def recording(
         calibration: Batches [B, C, H, W] for BatchNorm on the GPU.
         batches: Images [B, C, H, W] on the GPU, in the precision to use, and their labels [B].
     """
-    device, dtype = batches[0][0].device, batches[0][0].dtype
+    device, dtype, layout = batches[0][0].device, batches[0][0].dtype, memory_format(model, example_input)
     try:
-        reason = masking_fault(model, groups, example_input.to(device))
+        reason = masking_fault(model, groups, example_input.to(device), layout)
         if reason is None:
-            return Recording(MaskedNetwork(model, groups, ranking, dtype=dtype, device=device), calibration, batches)
+            masked = MaskedNetwork(model, groups, ranking, dtype=dtype, device=device, layout=layout)
+            return Recording(masked, calibration, batches)
     except torch.OutOfMemoryError:
         raise  # results must not depend on what else uses the GPU
     except RuntimeError as error:  # raised by torch for a network that waits for the GPU
@@ -108,18 +109,24 @@ def recording(
 
 
 @torch.inference_mode()
-def masking_fault(model: nn.Module, groups: Sequence[PruningGroup], example: torch.Tensor) -> str | None:
+def masking_fault(
+    model: nn.Module,
+    groups: Sequence[PruningGroup],
+    example: torch.Tensor,
+    layout: torch.memory_format = torch.channels_last,
+) -> str | None:
     """Return why this network cannot be masked, None if masked and cut networks agree for three plans.
 
     Args:
         model: The original network in float32 and eval mode.
         groups: Its pruning groups.
         example: float32 [B, C, H, W] on the device to use, two images or more.
+        layout: Memory format of weights and images.
     """
     model = randomise_batchnorms(copy.deepcopy(shared_copy(model)).to(example.device)).eval()
     ranking = {group.name: torch.arange(group.filters).flip(0) for group in groups}
-    images = torch.cat((example, example.flip(-1), -example)).to(memory_format=torch.channels_last)
-    masked = MaskedNetwork(model, groups, ranking, dtype=torch.float32, device=example.device)
+    images = in_layout(torch.cat((example, example.flip(-1), -example)), layout)
+    masked = MaskedNetwork(model, groups, ranking, dtype=torch.float32, device=example.device, layout=layout)
     with exact_convolutions(example.device):
         for divisor in (1, 2, 3):
             plan = tuple(-(-group.filters // divisor) for group in groups)

@@ -57,6 +57,8 @@ class FusedConv(nn.Module):
 
     overwrites: bool
     """Whether the result may be written to the memory of `other`, because nothing else uses it afterwards."""
+    layout: torch.memory_format
+    """Memory format of the folded weights."""
     positions: int
     """Number of values of a batch and channel that statistics are estimated from, at least."""
 
@@ -75,6 +77,7 @@ class FusedConv(nn.Module):
         self._modules_fused = (conv, norm)  # a tuple hides them from code that looks for BatchNorm among the submodules
         self.norm_path, self.relu = norm_path, relu
         self.overwrites = False
+        self.layout = torch.channels_last
         self.positions = POSITIONS
         self.calibrating = False
         self._weight: torch.Tensor | None = None  # None until it is folded
@@ -107,14 +110,15 @@ class FusedConv(nn.Module):
         if self.norm is not None:
             scale, shift = _scale_and_shift(self.norm, self.norm.running_mean, self.norm.running_var)
             weight, bias = weight * scale[:, None, None, None], shift if bias is None else bias * scale + shift
-        self._weight, self._bias = converted(weight, dtype), None if bias is None else converted(bias, dtype)
+        self._weight = converted(weight, dtype, self.layout)
+        self._bias = None if bias is None else converted(bias, dtype)
 
     def start_calibration(self, dtype: torch.dtype) -> None:
         """Use the statistics of each batch from now on, and collect them."""
         if self.norm is not None:
             self.calibrating, self._means, self._variances = True, [], []
             # Without a bias, because subtracting the batch's mean would remove it again.
-            self._weight, self._bias = converted(self.conv.weight, dtype), None
+            self._weight, self._bias = converted(self.conv.weight, dtype, self.layout), None
 
     def end_calibration(self, dtype: torch.dtype) -> None:
         """Store the averages of the collected statistics, if there are any, and fold them."""
@@ -219,10 +223,11 @@ def convolution(
     return y.relu_() if relu else y
 
 
-def converted(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def converted(
+    tensor: torch.Tensor, dtype: torch.dtype, layout: torch.memory_format = torch.channels_last
+) -> torch.Tensor:
     """Return a tensor in the precision and memory layout that it is used in."""
-    layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
-    return tensor.detach().to(dtype, memory_format=layout)
+    return tensor.detach().to(dtype, memory_format=layout if tensor.ndim == 4 else torch.contiguous_format)
 
 
 def _is_fused(x: torch.Tensor) -> bool:

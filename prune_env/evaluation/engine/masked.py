@@ -39,6 +39,7 @@ class MaskedNetwork:
         *,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
+        layout: torch.memory_format = torch.channels_last,
     ) -> None:
         """Copy a network.
 
@@ -48,12 +49,14 @@ class MaskedNetwork:
             ranking: Name of a group -> indices of its filters, the most important first.
             dtype: Precision of weights and features.
             device: Device of the copy.
+            layout: Memory format of the weights.
         """
         self._groups, self._ranking = tuple(groups), ranking
-        self.network = channels_last(copy.deepcopy(shared_copy(model)).to(device)).eval().requires_grad_(False)
+        copied = copy.deepcopy(shared_copy(model)).to(device)
+        self.network = channels_last(copied, layout).eval().requires_grad_(False)
         for module in self.network.modules():
             if not isinstance(module, _BatchNorm):
-                _convert(module, dtype)
+                _convert(module, dtype, layout)
         # 1 for every filter that is kept; the last entry stands for channels that belong to no filter.
         self._mask = torch.ones(sum(group.filters for group in groups) + 1, dtype=dtype, device=device)
         self._consumers: list[tuple[ModuleSpec, torch.Tensor, Tensors, Tensors]] = []
@@ -106,11 +109,11 @@ def filters_of_inputs(network: nn.Module, groups: Sequence[PruningGroup]) -> dic
     return found
 
 
-def _convert(module: nn.Module, dtype: torch.dtype) -> None:
+def _convert(module: nn.Module, dtype: torch.dtype, layout: torch.memory_format) -> None:
     """Convert a module's own tensors, but not those of its children."""
     for name, parameter in module._parameters.items():
         if parameter is not None:
-            module._parameters[name] = nn.Parameter(converted(parameter, dtype), requires_grad=False)
+            module._parameters[name] = nn.Parameter(converted(parameter, dtype, layout), requires_grad=False)
     for name, buffer in module._buffers.items():
         if buffer is not None and buffer.is_floating_point():
-            module._buffers[name] = converted(buffer, dtype)
+            module._buffers[name] = converted(buffer, dtype, layout)

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...common.device import channels_last, exact_convolutions
+from ...common.device import channels_last, exact_convolutions, in_layout, memory_format
 from ...pruning.copies import shared_copy
 from ...pruning.groups import Plan, PruningGroup, check_plan
 from ...pruning.modules import CutModule, spec_of
@@ -70,7 +70,9 @@ class Program:
             multiple: Number that filter counts are padded to a multiple of.
         """
         self._device, self._groups = torch.device(device), tuple(groups)
-        self._source = channels_last(copy.deepcopy(shared_copy(model)).to(device)).requires_grad_(False)
+        source = copy.deepcopy(shared_copy(model)).to(device)
+        self._layout = memory_format(source, example_input.to(device))
+        self._source = channels_last(source, self._layout).requires_grad_(False)
         self._sizes = {path: _size_attributes(module) for path, module in self._source.named_modules()}
         norms = {path for path, module in self._source.named_modules() if isinstance(module, _BatchNorm)}
         # Paths of modules that a plan or a recalibration changes.
@@ -165,7 +167,7 @@ class Program:
     def _difference(self, example: torch.Tensor, dtype: torch.dtype) -> str | None:
         """How the program differs from networks that are cut, for some plans; None if it does not."""
         ranking = {group.name: torch.arange(group.filters).flip(0) for group in self._groups}
-        images = torch.cat((example, example.flip(-1), -example)).to(memory_format=torch.channels_last)
+        images = in_layout(torch.cat((example, example.flip(-1), -example)), self._layout)
         for conv in self._fused:
             conv.positions = ALL_POSITIONS
         for plan in self._plans():
@@ -188,6 +190,8 @@ class Program:
     def _use(self, network: nn.Module, multiple: int) -> None:
         self.network, self._multiple = network.eval(), multiple
         self._fused = [module for module in network.modules() if isinstance(module, FusedConv)]
+        for conv in self._fused:
+            conv.layout = self._layout
         self._holders = dict(network.named_modules())  # path in the model -> the module that holds its tensors now
         for path, module in network.named_modules():
             if isinstance(module, FusedConv):
@@ -241,7 +245,7 @@ class Program:
                         continue
                     tensor = tensors.get(name, tensor).detach().to(self._device)
                     if tensor.is_floating_point() and not in_float32:
-                        tensor = converted(tensor, self.dtype)
+                        tensor = converted(tensor, self.dtype, self._layout)
                     if kind == "_buffers":  # a forward pass may write to it
                         holder._buffers[name] = tensor.clone()
                     else:

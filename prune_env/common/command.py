@@ -1,0 +1,71 @@
+"""What commands share: checks before anything is computed, and one line for a mistake."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+
+@contextmanager
+def one_line_errors(interrupted: str = "Interrupted.") -> Iterator[None]:
+    """End the process with one line and exit status 1 where the block raises an error that its user can mend.
+
+    Args:
+        interrupted: The line for Ctrl-C.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit(f"\n{interrupted}")
+
+
+def check_writable(name: str, path: Path, *, folder: bool = False) -> None:
+    """Check that a file or folder can be written, and leave nothing behind.
+
+    Args:
+        name: What it is, for the message.
+        path: The file or folder; missing parent folders will be created when it is written.
+        folder: Whether it is a folder.
+
+    Raises:
+        OSError: It cannot be written; the message names it and the reason.
+    """
+    try:
+        place = path
+        while not place.exists():
+            place = place.parent
+        if place == path and not folder:
+            with path.open("rb+"):
+                place = path.parent
+        with TemporaryDirectory(prefix=".prune_env-", dir=place):
+            pass
+    except OSError as error:
+        raise OSError(f"{name} {path} cannot be written ({error.strerror}); give another place") from error
+
+
+def missing_packages(packages: Sequence[str]) -> list[str]:
+    """Return the names of the packages that are not installed, without importing any."""
+    return [name for name in packages if find_spec(name) is None]
+
+
+def require_packages(packages: Sequence[str], purpose: str, extra: str) -> None:
+    """Check that packages are installed, without importing any.
+
+    Args:
+        packages: Names of modules.
+        purpose: What needs them.
+        extra: The extra of this project that installs them.
+
+    Raises:
+        ImportError: A package is missing; the message names it and the command that installs it.
+    """
+    if names := missing_packages(packages):
+        raise ImportError(
+            f'{purpose} needs {", ".join(names)}, not installed: pip install -e ".[{extra}]" in the clone'
+        )

@@ -1,0 +1,82 @@
+"""The budgets of a game, and which of them an episode gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..common.settings import checked
+from .budget import Budget, TargetMacs
+
+Targets = TargetMacs | tuple[TargetMacs, ...] | None
+"""One target, several targets, or None for no budget."""
+
+
+def target_tuple(target_macs: Targets) -> tuple[float | None, ...]:
+    """Return the distinct targets of a game in the order given; (None,) for a game without a budget."""
+    return tuple(dict.fromkeys(target_macs)) if isinstance(target_macs, tuple) else (target_macs,)
+
+
+def smallest_target(targets: Sequence[float], macs_ratio: float) -> float | None:
+    """Return the smallest target that a plan with this MACs ratio meets, or None if it meets none."""
+    return min((target for target in targets if macs_ratio <= target), default=None)
+
+
+class TargetDeck:
+    """Deals the targets of episodes like cards: shuffled, dealt to the last one, shuffled again.
+
+    After every full deck, all targets have been played equally often. The deck is not shuffled early when an episode
+    starts with a seed, because learners seed every episode.
+    """
+
+    def __init__(self, targets: Sequence[float | None]) -> None:
+        self.targets = tuple(targets)
+        self.left: list[float | None] = []
+        """Targets that remain in the deck, the next one last."""
+
+    def deal(self, rng: np.random.Generator) -> float | None:
+        """Return the target of the next episode."""
+        if len(self.targets) == 1:
+            return self.targets[0]
+        if not self.left:
+            self.left = [self.targets[index] for index in rng.permutation(len(self.targets))]
+        return self.left.pop()
+
+
+class Budgets:
+    """The budgets of a game: equal rules with one target or several.
+
+    Args:
+        rules: The rules without a target.
+        targets: The distinct targets; (None,) for a game without a budget.
+
+    Raises:
+        ValueError: A target is out of reach.
+    """
+
+    def __init__(self, rules: Budget, targets: Sequence[float | None]) -> None:
+        self._rules = rules
+        self._known = {target: rules.with_target(target) for target in targets}
+        self.first = self._known[targets[0]]
+        """The budget of the first target."""
+        self.deck = TargetDeck(targets)
+
+    def of(self, target_macs: float) -> Budget:
+        """Return the budget of a target, which need not be one of the game's.
+
+        Raises:
+            ValueError: The target is no fraction in (0, 1] or out of reach, or the game has no budget.
+        """
+        if None in self._known:
+            raise ValueError(f"target_macs={target_macs} has no effect in a game without a budget; set it in EnvConfig")
+        checked("target_macs", target_macs, TargetMacs)
+        return self._known.get(target_macs) or self._rules.with_target(target_macs)
+
+    def deal(self, rng: np.random.Generator) -> Budget:
+        """Return the budget of the next episode."""
+        return self._known[self.deck.deal(rng)]
+
+    def only(self, target_macs: float) -> Budgets:
+        """Return the budgets of a game with this target alone."""
+        return Budgets(self._rules, (self.of(target_macs).target_macs,))

@@ -1,0 +1,136 @@
+"""Every command finds a mistake before it computes anything: one message that names it, exit status 1 or 2."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+TRAIN, OWN, SINGLE = "examples/train_qmix.py", "examples/prune_your_model.py", "examples/qmix_single_file.py"
+PLUG_IN = "examples/plug_in_your_own.py"
+COMPARE, REPORT, FRONT = "benchmarks.compare", "benchmarks.compare.report", "benchmarks.front"
+ABLATION, STRENGTH, QMIX_SPEED = "benchmarks.qmix.ablation", "benchmarks.qmix.strength", "benchmarks.qmix.speed"
+SPEED, ACCURACY, MEMORY = (f"benchmarks.speed.evaluator{name}" for name in ("", "_accuracy", "_memory"))
+WORKERS, SURGERY, AMC = "benchmarks.speed.workers", "benchmarks.speed.surgery", "benchmarks.speed.amc"
+ZOO, TABULATE = "benchmarks.make.zoo", "benchmarks.make.tabulate"
+Run = Callable[[str, str], str]
+NOWHERE = "/proc/x"
+"""A place where not even root can write."""
+
+MISTAKES = [
+    (TRAIN, "--name ../x", "../x"),
+    (TRAIN, "--name ''", "name"),
+    (TRAIN, "--resume --name never", "never"),
+    (TRAIN, "--resume", "resume"),
+    (OWN, "--data nowhere", "nowhere"),
+    (SINGLE, "--target-macs 0.4", "target_macs"),
+    *[(command, f"--out {NOWHERE}", NOWHERE) for command in (TRAIN, OWN, COMPARE, ZOO, TABULATE, SPEED, WORKERS)],
+    *[(command, f"--out {NOWHERE}", NOWHERE) for command in (ABLATION, STRENGTH, QMIX_SPEED, FRONT)],
+    (FRONT, "--methods never", "never"),
+    (FRONT, "--max-plans 3", "max-plans"),
+    (AMC, f"--amc . --out {NOWHERE}", NOWHERE),
+    *[(command, f"--cache {NOWHERE}", NOWHERE) for command in (TRAIN, COMPARE, TABULATE, ABLATION, STRENGTH)],
+    *[(command, "--cache other.txt", "other.txt") for command in (TRAIN, COMPARE, TABULATE)],
+    *[(command, "--seed -1", "seed") for command in (TRAIN, SINGLE, PLUG_IN, ACCURACY)],
+    (AMC, "--amc . --seed -1", "seed"),
+    *[(command, "--network nonet", "nonet") for command in (TRAIN, SINGLE, COMPARE, ABLATION, ACCURACY)],
+    *[(command, "--networks nonet", "nonet") for command in (SPEED, WORKERS, SURGERY)],
+    (ZOO, "nonet", "nonet"),
+    ("prune_env", "inspect nonet", "nonet"),
+    *[(command, "--data nodata", "nodata") for command in (TRAIN, COMPARE, ABLATION, ACCURACY)],
+    (SINGLE, "--network small_cnn --data nodata", "nodata"),
+    *[(command, "--weights nofile", "nofile") for command in (TRAIN, COMPARE, ABLATION, ACCURACY)],
+    (SINGLE, "--network small_cnn --weights nofile", "nofile"),
+    (AMC, "--amc . --weights nofile", "nofile"),
+    *[(command, "--device nodevice", "nodevice") for command in (TRAIN, COMPARE, SPEED, WORKERS)],
+    *[(TRAIN, f"--{name} zz", "zz") for name in ("importance", "reward", "qmix.mixer", "backend")],
+    *[(COMPARE, f"--env.{name} zz", "zz") for name in ("importance", "reward")],
+    *[(TRAIN, f"--{name} 0", name) for name in ("episodes", "finalists", "distillation.epochs", "qmix.batch-size")],
+    *[(TRAIN, f"--{name} nan", name) for name in ("short-epochs", "target-macs", "distillation.lr", "qmix.gamma")],
+    *[(command, "--episodes 0", "episodes") for command in (OWN, SINGLE, PLUG_IN, QMIX_SPEED)],
+    *[(command, "--seeds 0", "seeds") for command in (COMPARE, ABLATION, STRENGTH)],
+    *[(command, "--plans 0", "plans") for command in (SPEED, ACCURACY, WORKERS)],
+    *[(command, "--max-plans 0", "max_plans") for command in (COMPARE, ABLATION)],
+    (MEMORY, "--looks 0", "looks"),
+    (SURGERY, "--repeats 0", "repeats"),
+    (TABULATE, "--round-to 0", "round_to"),
+    (COMPARE, "--methods nomethod", "nomethod"),
+    (STRENGTH, "--games nogame", "nogame"),
+    (ABLATION, "--only nofield", "nofield"),
+    (REPORT, "norows", "norows"),
+    ("prune_env", "export norun", "norun"),
+]
+PACKAGES = [
+    *[(command, "", "torch_pruning") for command in (SPEED, SURGERY, ZOO)],
+    *[(command, "", "matplotlib") for command in (TRAIN, STRENGTH, SPEED, WORKERS)],
+    (REPORT, "rows", "matplotlib"),
+    (COMPARE, "", "optuna"),
+    (STRENGTH, "", "mpe2"),
+    (WORKERS, "--ray", "ray"),
+    (ZOO, "timm/ghostnet_100", "timm"),
+    (SURGERY, "--networks timm/ghostnet_100", "timm"),
+]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs a command in an empty folder, where nothing can be trained, and returns its error."""
+
+    def trained(*_: object, **__: object) -> None:
+        raise AssertionError("an optimizer was made: something is trained")
+
+    monkeypatch.setattr(torch.optim.Optimizer, "__init__", trained)
+    monkeypatch.setenv("PRUNE_ENV_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    for package in (package for *_, package in PACKAGES if find_spec(package) is None):
+        module = ModuleType(package)  # stands for the package where it is not installed
+        module.__spec__ = ModuleSpec(package, None)
+        monkeypatch.setitem(sys.modules, package, module)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    Path("other.txt").write_text("this is no cache of accuracies")
+
+    def run(command: str, arguments: str) -> str:
+        argv = [word.strip("'") for word in arguments.split()]
+        monkeypatch.setattr(sys, "argv", [command, *argv])
+        script = command.endswith(".py")
+        start = (
+            partial(runpy.run_path, str(ROOT / command))
+            if script
+            else partial(runpy.run_module, command, alter_sys=True)
+        )
+        with pytest.raises(SystemExit) as end:
+            start(run_name="__main__")
+        printed = capsys.readouterr().err
+        message = printed + (end.value.code if isinstance(end.value.code, str) else "")
+        assert isinstance(end.value.code, str) or end.value.code in (1, 2)  # a text is printed, with exit status 1
+        assert "Traceback" not in message
+        assert {path.name for path in Path.cwd().iterdir()} <= {"other.txt"}, "nothing is left behind"
+        return message
+
+    return run
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize(("command", "arguments", "named"), MISTAKES)
+def test_mistakes_are_found_before_anything_is_computed(run: Run, command: str, arguments: str, named: str) -> None:
+    message = run(command, arguments)
+    assert named.split(".")[-1].replace("-", "_") in message.replace("-", "_")
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize(("command", "arguments", "package"), PACKAGES)
+def test_a_missing_package_is_named_first(
+    run: Run, command: str, arguments: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert package in run(command, arguments)
