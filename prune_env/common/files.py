@@ -11,7 +11,6 @@ import shutil
 import socket
 import time
 import uuid
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,8 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 _HOST = hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
-_TEMPORARY = re.compile(r"\..*-(?:([0-9a-f]{8})-(\d+)-)?[0-9a-f]{32}(?:\.\w+)?")
+_TEMPORARY = re.compile(r"\..*?-(?:([0-9a-f]{8})-(\d+)-)?[0-9a-f]{32}(?:\.\w+)?")
 _DAY = 24 * 60 * 60
+CHECKSUM_BYTES = 16
 _held: dict[tuple[int, Path], IO[str]] = {}
 """Process id and lock file -> the open file, for the locks that this process holds until it ends."""
 
@@ -196,11 +196,15 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write nested plain values and tensors as a torch file, whose zip format has a checksum of every part."""
-    buffer = io.BytesIO()  # torch turns errors of files into its own
+    """Write nested plain values and tensors as a torch file, followed by a digest of it.
+
+    The checksums of torch's own format do not cover the headers, and `torch.load` does not verify them.
+    """
+    buffer = io.BytesIO()
     torch.save(dict(state), buffer)
+    content = buffer.getvalue()
     with replacing(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+        temporary.write_bytes(content + _checksum(content))
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -209,16 +213,16 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         DamagedFileError: The file is damaged, or not such a file.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:  # torch.load does not verify the checksums
-                raise ValueError("wrong checksum")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict):
-            raise TypeError("not a dict")
-    except Exception as error:  # torch and zipfile raise many types for a damaged file
-        raise DamagedFileError(f"{path} is damaged or truncated") from error
+    content = path.read_bytes()
+    content, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
+    if checksum != _checksum(content):
+        raise DamagedFileError(f"{path} is damaged or truncated")
+    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return state
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=CHECKSUM_BYTES).digest()
 
 
 def _digest(name: str, tensors: Mapping[str, torch.Tensor]) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +174,31 @@ class TestPlots:
         assert tuple(layer.filters_after for layer in layers) == winner.plan
         assert tuple(layer.filters_before for layer in layers) == searched.problem.full_plan
         assert [layer.agent for layer in layers] == searched.possible_agents
+
+
+class TestLock:
+    def test_a_run_in_use_is_refused_with_its_process(self, tmp_path: Path) -> None:
+        folder = open_folder(tmp_path, "run", "run", {}, resume=False)
+        code = f"""
+from pathlib import Path
+from prune_env.reporting.run_folder import open_folder
+try:
+    open_folder(Path({str(tmp_path)!r}), "run", "run", {{}}, resume=True)
+except BlockingIOError as error:
+    print(error)
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert str(os.getpid()) in done.stdout
+        assert str(folder) in done.stdout
+
+    def test_a_damaged_record_is_named(self, tmp_path: Path) -> None:
+        folder = open_folder(tmp_path, "run", "run", {"a": 1}, resume=False)
+        for damage in ("", "{", "[1]", "\x00" * 9):
+            (folder / "config.json").write_text(damage)
+            with pytest.raises(ValueError, match=r"config\.json"):
+                open_folder(tmp_path, "run", "run", {"a": 1}, resume=True)
+
+    def test_settings_that_a_run_lacks_are_those_of_an_older_version(self, tmp_path: Path) -> None:
+        open_folder(tmp_path, "run", "run", {"a": 1}, resume=False)
+        with pytest.raises(ValueError, match="older version"):
+            open_folder(tmp_path, "run", "run", {"a": 1, "b": 2}, resume=True)
