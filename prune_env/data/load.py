@@ -181,9 +181,10 @@ def from_datasets(train: Any, test: Any, *, reward: Any = None, calibration: Any
     An image is a tensor [C, H, W], uint8 or floating point, or a PIL image, which becomes uint8; all have one size. For
     labels and default splits see `from_tensors`.
 
-    Every item is read once and kept in memory. The result of a random transform would therefore be fixed, and a Dataset
-    with one is refused: leave such transforms out and give an `augmentation`. A DataLoader's Dataset is read in its own order and without the loader's
-    collate_fn; a SubsetRandomSampler restricts it to a part. A loader over an iterable Dataset is iterated.
+    Every item is read once and kept in memory. The result of a random transform would therefore be fixed, and a
+    Dataset with one is refused: leave such transforms out and give an `augmentation`. A DataLoader's Dataset is read
+    in its own order and without the loader's collate_fn; a SubsetRandomSampler restricts it to a part. A loader over
+    an iterable Dataset is iterated.
 
     Args:
         train: Dataset or DataLoader of the training images.
@@ -309,7 +310,7 @@ def _from_source(source: Source, options: DataOptions, reward: int | None = None
 
 
 def _renumbered(labels: torch.Tensor, names: Sequence[str], classes: Sequence[str]) -> torch.Tensor:
-    """Return the labels of a Dataset's own class names as labels of all classes; or unchanged if classes are renamed."""
+    """Return labels of a Dataset's own class names as labels of all classes; unchanged if classes are renamed."""
     if len(names) == len(classes) and not set(names) & set(classes):
         return labels
     if len(outside := ((labels < 0) | (labels >= len(names))).nonzero()):
@@ -320,10 +321,10 @@ def _renumbered(labels: torch.Tensor, names: Sequence[str], classes: Sequence[st
 def _from_pairs(given: Mapping[str, Any], options: DataOptions, name: str) -> DataSplits:
     """Check pairs of images and labels, and make the splits. Keys: train, test, and perhaps reward and calibration."""
     pairs = {part: user_data.convert(pair, part) for part, pair in given.items()}
-    for part in pairs.keys() & {"test", "reward"}:
-        if pairs[part][0].dtype == pairs["train"][0].dtype:
-            sources.warn_of_common_images(pairs["train"][0], pairs[part][0], part)
     classes = user_data.check_together(pairs, options.classes)
+    for part in ("reward", "test"):
+        if part in pairs:
+            sources.warn_of_common_images(pairs["train"][0], pairs[part][0], part)
     if classes:
         pairs = {part: sources.sort_by_class(*pair) for part, pair in pairs.items()}
     normalisation, augmentation, images = options.normalisation, options.augmentation, pairs["train"][0]

@@ -105,8 +105,8 @@ def warn_of_common_images(
         pairs = ", ".join(f"{name(part, row)} = {name('train', same)}" for row, same in common[:3])
         more = f" and {len(common) - 3} more" if len(common) > 3 else ""
         warnings.warn(
-            f"{len(common)} of {len(other)} {part} images equal training images ({pairs}{more}): accuracies on them are "
-            "too high; remove them from one of the two",
+            f"{len(common)} of {len(other)} {part} images equal training images ({pairs}{more}): accuracies on them "
+            "are too high; remove them from one of the two",
             stacklevel=4,
         )
 
@@ -180,7 +180,8 @@ def cifar(name: str) -> Source:
 def folder(path: Path, cache: bool = True) -> Source:
     """Read an image folder PATH/{train,test}/<class>/*, also in subfolders of a class.
 
-    Images of the test folder that equal training images are named in a warning. Decoded images are cached in one file. Its key is a hash of the names, sizes and modification times of all files.
+    Images of the test folder that equal training images are named in a warning. Decoded images are cached in one file.
+    Its key is a hash of the names, sizes and modification times of all files.
 
     Args:
         path: The folder.

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .sources import DataError, image_pixels
 
 SECOND_LOOKS = 16
-"""Items of a Dataset that are read twice; of these, a flip of every second image stays unnoticed once in 65,536 times."""
+"""Items of a Dataset that are read twice, to find random transforms; a random flip stays unnoticed once in 65,536."""
 Pair = tuple[torch.Tensor, torch.Tensor]
 """Images uint8 or float32 [N, C, H, W], and labels int64 [N] or float32 [N] or [N, K]."""
 
@@ -211,7 +211,7 @@ def _item(data: Any, index: int, part: str) -> Any:
 
 
 def _check_fixed(again: Any, first: Pair, where: str) -> None:
-    """Check that an item that is read again is the same; a random transform would otherwise be fixed at its first result."""
+    """Check that an item is the same when it is read again."""
     second = _pair(again, where)
     found = _image(second[0], where), _label(second[1], where)
     for kind, one, two in zip(("image", "label"), first, found, strict=True):
