@@ -129,7 +129,8 @@ def from_folder(path: str | Path, *, cache: bool = True, **options: Any) -> Data
     Example:
         >>> data = from_folder("photos", mean="imagenet", std="imagenet")
     """
-    return _from_source(sources.folder(Path(path), cache), _data_options("from_folder", options))
+    settings = _data_options("from_folder", options)
+    return _from_source(sources.folder(Path(path), cache), settings)
 
 
 def from_tensors(

@@ -25,7 +25,7 @@ def check_pair(mean: Sequence[float] | str | None, std: Sequence[float] | str | 
     """
     named = [value for value in (mean, std) if isinstance(value, str)]
     if unknown := [name for name in named if name not in (*_CONSTANTS, "none")]:
-        raise DataError(f"normalisation {unknown[0]!r} is unknown; give numbers, or one of imagenet, cifar10, none")
+        raise DataError(f"mean and std {unknown[0]!r} is unknown; give numbers, or one of imagenet, cifar10, none")
     both = mean is not None and std is not None
     if (named and both and mean != std) or (not named and (mean is None) != (std is None)):
         raise DataError(f"mean and std belong together, as numbers or by one name; got mean={mean}, std={std}")

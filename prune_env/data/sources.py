@@ -201,7 +201,10 @@ def folder(path: Path, cache: bool = True) -> Source:
     digest = hashlib.blake2b(b"2", digest_size=16)  # version of `image_pixels`
     for part, files in paths.items():
         for file in files:
-            status = file.stat()
+            try:
+                status = file.stat()
+            except OSError as error:
+                raise DataError(f"{file} cannot be read: {error.strerror}") from error
             name = os.fsencode(file.relative_to(path / part))
             digest.update(part.encode() + b"/" + name + f",{status.st_size},{status.st_mtime_ns};".encode())
     decoded = cache_dir() / "decoded" / f"{path.name}-{digest.hexdigest()}.safetensors"
