@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import tyro
 from torch import nn
@@ -22,6 +23,7 @@ from prune_env import EnvConfig, FilterPruneEnv, PruningProblem, load_pruned, sa
 from prune_env.common.command import check_writable, one_line_errors
 from prune_env.common.settings import Count, Settings
 from prune_env.data import Augmentation, DataSplits, from_datasets, from_tensors
+from prune_env.data.normalisation import Name, check_pair
 from prune_env.data.sources import digits, train_and_test_folders
 from prune_env.finalise import Finaliser, accuracy
 from prune_env.training.distillation import DistillationConfig
@@ -33,6 +35,10 @@ from qmix_agent import QMIX, QMIXConfig
 class Config(Settings):
     data: str = "digits"  # digits, or an image folder PATH/{train,test}/<class>/*
     size: Count = 32  # images are resized to this number of pixels per side
+    mean: Name | tuple[float, ...] | None = (
+        None  # of each channel, for pixels from 0 to 1; by default the train split's
+    )
+    std: Name | tuple[float, ...] | None = None  # a name stands for mean and std
     target_macs: float = 0.5  # fraction of the MACs that may stay
     episodes: Count = 60  # episodes of the search; each ends with one plan
     finalists: Count = 2  # number of best plans that get a short distillation
@@ -41,20 +47,25 @@ class Config(Settings):
     distillation: DistillationConfig = field(default_factory=lambda: DistillationConfig(batch_size=64, min_steps=100))
 
 
-def images(source: str, size: int) -> DataSplits:
+def images(source: str, size: int, **normalisation: Any) -> DataSplits:
     if source == "digits":
         raw = digits()
         train, test = (F.interpolate(part.expand(-1, 3, -1, -1), size) for part in (raw.train_images, raw.test_images))
         shifts = Augmentation(pad=2, flip=False)  # digits are not mirror images of each other
-        return from_tensors(train, raw.train_labels, test, raw.test_labels, augmentation=shifts, name="digits")
+        parts = (train, raw.train_labels, test, raw.test_labels)
+        return from_tensors(*parts, augmentation=shifts, name="digits", **normalisation)
     transform = Compose([Resize(size), CenterCrop(size), PILToTensor()])
-    return from_datasets(*(ImageFolder(str(part), transform) for part in train_and_test_folders(source)))
+    return from_datasets(
+        *(ImageFolder(str(part), transform) for part in train_and_test_folders(source)), **normalisation
+    )
 
 
 def main(config: Config) -> None:
     check_writable("out", config.out, folder=True)
     settings = EnvConfig(target_macs=config.target_macs, reward_images=300)  # checked before training
-    data = images(config.data, config.size)
+    check_pair(config.mean, config.std)
+    data = images(config.data, config.size, mean=config.mean, std=config.std)
+    print(f"Data {data.summary}")
     model: nn.Module = resnet18(weights=None)
     model.fc = nn.Linear(512, len(data.classes))
     model = fit(model, data, config.training)

@@ -89,7 +89,9 @@ def main(config: Config) -> None:
     require_packages(["matplotlib"], "the plots", "train")
     check_writable("out", config.out, folder=True)
     data = config.problem.load_data()
+    print(f"Data {data.summary}")
     settings = dataclasses.asdict(replace(config, resume=False, name=None))
+    settings["normalisation"] = {"mean": data.mean, "std": data.std}
     stem = f"{config.problem.network}-{data.name}"
     directory = open_folder(config.out, config.name, stem, settings, config.resume)
     print(f"Writing to {directory}")

@@ -123,6 +123,7 @@ class Config(Settings):
         args = self.problem
         problem: Row = {"network": args.network, "data": Path(args.data).name, "tabulated": self.tabulated}
         problem |= {"weights": args.weights and args.weights.name, **self.settings}
+        problem |= {name: value for name in ("mean", "std") if (value := getattr(args, name)) is not None}
         distillation = dataclasses.asdict(self.distillation)
         del distillation["seed"]
         finalisation = {"finalists": self.finalists, "short_epochs": self.short_epochs, **distillation}

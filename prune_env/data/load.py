@@ -17,38 +17,47 @@ from ..common.expect import expect, expect_fields
 from ..common.settings import Settings
 from . import sources, user_data
 from .augmentation import Augmentation
+from .normalisation import Name, channel_constants, check_pair
 from .sources import DataError, Source
-from .splits import DataSplits, Split, checked_normalisation, evenly_spaced
+from .splits import DataSplits, Split, evenly_spaced
 
 NO_AUGMENTATION = Augmentation(pad=0, flip=False)
 
 
 @dataclass(frozen=True)
 class DataOptions(Settings):
-    """Optional settings of `from_tensors` and `from_datasets`, which take them as keywords.
+    """Optional settings of `load`, `from_folder`, `from_tensors` and `from_datasets`, which take them as keywords.
 
     Raises:
-        DataError: Only one of `mean` and `std` is given.
+        DataError: Only one of `mean` and `std` is given, and it is not a name.
         ValueError: A field has a value that is not allowed; the message names the field.
     """
 
-    mean: Sequence[float] | None = None
-    """Mean per channel, of images scaled to [0, 1] if they are uint8. By default that of the training split for uint8
-    images, and 0 for floating-point images."""
-    std: Sequence[float] | None = None
-    """Standard deviation per channel; by default that of the training split for uint8 images, and 1 for floating-point
-    images."""
+    mean: Name | Sequence[float] | None = None
+    """Mean per channel, of images scaled to [0, 1] if they are uint8, or a name that stands for mean and std:
+    'imagenet', 'cifar10' or 'none' (images as they are). By default that of the training split for uint8 images, and 0
+    for floating-point images. Give what your network was trained with."""
+    std: Name | Sequence[float] | None = None
+    """Standard deviation per channel, or a name; by default that of the training split for uint8 images, and 1 for
+    floating-point images."""
     augmentation: Augmentation | None = None
-    """For training and recalibration; by default `Augmentation()` for uint8 images, and none for floating point."""
+    """For training and recalibration; by default `Augmentation()` for uint8 images with class labels, and none for
+    floating-point images, or for floating-point targets, which would not move with the image."""
     classes: Sequence[str] | None = None
-    """Names of the classes; by default those of the training Dataset where they fit, and otherwise the numbers."""
+    """Names of all classes of the network, in the order of its outputs; there may be classes without images. By default
+    those of the folder or Dataset where they fit, and otherwise the numbers. Classes that a folder or Dataset names get
+    the label of their name in this list."""
     name: str | None = None
-    """Name of the data set; by default 'tensors', or the name of the training Dataset's class."""
+    """Name of the data set; by default that of the folder, 'tensors', or the name of the training Dataset's class."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.mean is None) != (self.std is None):
-            raise DataError(f"mean and std belong together; got mean={self.mean}, std={self.std}")
+        check_pair(self.mean, self.std)
+
+    @property
+    def normalisation(self) -> tuple[Sequence[float] | str | None, Sequence[float] | str | None] | None:
+        """Mean and standard deviation if they are given."""
+        return None if self.mean is None and self.std is None else (self.mean, self.std)
 
 
 def check_data(data: DataSplits) -> None:
@@ -73,41 +82,55 @@ def as_splits(data: DataSplits | str | Path) -> DataSplits:
     return splits
 
 
-def load(source: str | Path, *, cache: bool = True) -> DataSplits:
+def load(source: str | Path, *, cache: bool = True, **options: Any) -> DataSplits:
     """Load the four splits of a data set.
 
     Args:
         source: 'digits', 'cifar10', 'cifar100', or an image folder PATH/{train,test}/<class>/*. A name wins over a
             folder of the same name; write './digits' for the folder.
         cache: Whether to keep the decoded images of a folder in the user's cache.
+        **options: Fields of `DataOptions`: mean, std, augmentation, classes, name.
 
     Raises:
+        TypeError: An option is unknown.
+        ValueError: An option has a value that is not allowed.
         DataError: Something is missing or broken; the message names the file or class.
     """
+    settings = _data_options("load", options)
     if source == "digits":
         # Digits are not mirror images of each other, and 8 pixels leave room for a shift by one.
-        return make_splits(sources.digits(), reward=30, augmentation=Augmentation(pad=1, flip=False))
+        shifts = settings.augmentation or Augmentation(pad=1, flip=False)
+        return _from_source(sources.digits(), replace(settings, augmentation=shifts), reward=30)
     if source in ("cifar10", "cifar100"):
-        return make_splits(sources.cifar(str(source)))
+        return _from_source(sources.cifar(str(source)), settings)
     if isinstance(source, str) and not Path(source).expanduser().exists():
         raise DataError(
             f"data {source!r} is neither 'digits', 'cifar10' nor 'cifar100', nor a folder PATH/{{train,test}}/<class>/*"
         )
-    return from_folder(source, cache=cache)
+    return from_folder(source, cache=cache, **options)
 
 
-def from_folder(path: str | Path, *, augmentation: Augmentation | None = None, cache: bool = True) -> DataSplits:
+def from_folder(path: str | Path, *, cache: bool = True, **options: Any) -> DataSplits:
     """Load the four splits of an image folder PATH/{train,test}/<class>/* whose images have one size.
+
+    Images are found and read as torchvision's ImageFolder does it, also in subfolders of a class. Two things differ:
+    files and folders whose names start with a dot are left out, and grey images have one channel if all are grey.
 
     Args:
         path: The folder.
-        augmentation: For training and recalibration; `Augmentation()` by default.
         cache: Whether to keep the decoded images in the user's cache.
+        **options: Fields of `DataOptions`: mean, std, augmentation, classes, name.
 
     Raises:
+        TypeError: An option is unknown.
+        ValueError: An option has a value that is not allowed.
         DataError: Something is missing or broken; the message names the file or class.
+
+    Example:
+        >>> data = from_folder("photos", mean="imagenet", std="imagenet")
     """
-    return make_splits(sources.folder(Path(path), cache), augmentation=augmentation)
+    settings = _data_options("from_folder", options)
+    return _from_source(sources.folder(Path(path), cache), settings)
 
 
 def from_tensors(
@@ -159,9 +182,10 @@ def from_datasets(train: Any, test: Any, *, reward: Any = None, calibration: Any
     An image is a tensor [C, H, W], uint8 or floating point, or a PIL image, which becomes uint8; all have one size. For
     labels and default splits see `from_tensors`.
 
-    Every item is read once and kept in memory. The result of a random transform would therefore be fixed: leave such
-    transforms out and give an `augmentation`. A DataLoader's Dataset is read in its own order and without the loader's
-    collate_fn; a SubsetRandomSampler restricts it to a part. A loader over an iterable Dataset is iterated.
+    Every item is read once and kept in memory. The result of a random transform would therefore be fixed, and a
+    Dataset with one is refused: leave such transforms out and give an `augmentation`. A DataLoader's Dataset is read
+    in its own order and without the loader's collate_fn; a SubsetRandomSampler restricts it to a part. A loader over
+    an iterable Dataset is iterated.
 
     Args:
         train: Dataset or DataLoader of the training images.
@@ -181,8 +205,11 @@ def from_datasets(train: Any, test: Any, *, reward: Any = None, calibration: Any
     names = _common_class_names(given)
     pairs = {part: user_data.read_dataset(data, part) for part, data in given.items()}
     labels = pairs["train"][1]
-    if settings.classes is None and names and not labels.is_floating_point() and len(names) == len(labels.unique()):
-        settings = replace(settings, classes=names)
+    if names and not labels.is_floating_point() and labels.ndim == 1:
+        if settings.classes is not None:
+            pairs = {part: (pair[0], _renumbered(pair[1], names, settings.classes)) for part, pair in pairs.items()}
+        elif user_data.fits(labels, len(names)):
+            settings = replace(settings, classes=names)
     return _from_pairs(pairs, settings, settings.name or type(train).__name__.lower())
 
 
@@ -191,7 +218,7 @@ def make_splits(
     *,
     reward: Split | int | None = None,
     calibration: Split | int | None = None,
-    normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+    normalisation: tuple[Sequence[float] | str | None, Sequence[float] | str | None] | None = None,
     augmentation: Augmentation | None = None,
 ) -> DataSplits:
     """Divide a source into the four splits.
@@ -202,7 +229,7 @@ def make_splits(
             default a tenth of each class.
         calibration: A split, or the number of images of each class: the first ones that are not held out. By default
             a twentieth of each class, at least 20 images.
-        normalisation: Mean and standard deviation per channel; by default those of the training split.
+        normalisation: Mean and standard deviation per channel, or a name; by default those of the training split.
         augmentation: For training and recalibration; `Augmentation()` by default.
 
     A source without classes is divided like a single class, but its calibration images are evenly spaced, and at least
@@ -218,6 +245,7 @@ def make_splits(
         (f"class {name!r} of {source.name!r}", (labels == label).nonzero()[:, 0])
         for label, name in enumerate(source.classes)
     ]
+    classes = [(title, rows) for title, rows in classes if len(rows)]  # the network may have more classes
     for title, rows in classes or [(f"data {source.name!r}", torch.arange(len(labels)))]:
         count = 0 if isinstance(reward, Split) else reward or max(1, len(rows) // 10)
         if len(rows) <= count:
@@ -235,7 +263,7 @@ def make_splits(
     if normalisation is None:
         mean, std = _statistics(train.images)
     else:
-        mean, std = checked_normalisation(train.images.shape[1], *normalisation)
+        mean, std = channel_constants(train.images.shape[1], *normalisation)
     return DataSplits(
         name=source.name,
         classes=source.classes,
@@ -248,6 +276,7 @@ def make_splits(
         mean=mean,
         std=std,
         augmentation=augmentation or Augmentation(),
+        normalisation_given=normalisation is not None,
     )
 
 
@@ -269,17 +298,40 @@ def _common_class_names(datasets: Mapping[str, Any]) -> tuple[str, ...] | None:
     return expected
 
 
+def _from_source(source: Source, options: DataOptions, reward: int | None = None) -> DataSplits:
+    """Make the splits of a source that names its classes."""
+    if options.classes is not None:
+        source = sources.with_classes(source, options.classes)
+    return make_splits(
+        replace(source, name=options.name or source.name),
+        reward=reward,
+        normalisation=options.normalisation,
+        augmentation=options.augmentation,
+    )
+
+
+def _renumbered(labels: torch.Tensor, names: Sequence[str], classes: Sequence[str]) -> torch.Tensor:
+    """Return labels of a Dataset's own class names as labels of all classes; unchanged if classes are renamed."""
+    if len(names) == len(classes) and not set(names) & set(classes):
+        return labels
+    if len(outside := ((labels < 0) | (labels >= len(names))).nonzero()):
+        raise DataError(f"label {int(labels[int(outside[0])])} is not one of the {len(names)} classes of the Dataset")
+    return sources.class_numbers(names, classes)[labels.long()]
+
+
 def _from_pairs(given: Mapping[str, Any], options: DataOptions, name: str) -> DataSplits:
     """Check pairs of images and labels, and make the splits. Keys: train, test, and perhaps reward and calibration."""
     pairs = {part: user_data.convert(pair, part) for part, pair in given.items()}
     classes = user_data.check_together(pairs, options.classes)
+    for part in ("reward", "test"):
+        if part in pairs:
+            sources.warn_of_common_images(pairs["train"][0], pairs[part][0], part)
     if classes:
         pairs = {part: sources.sort_by_class(*pair) for part, pair in pairs.items()}
-    normalisation = None if options.mean is None or options.std is None else (options.mean, options.std)
-    augmentation, images = options.augmentation, pairs["train"][0]
+    normalisation, augmentation, images = options.normalisation, options.augmentation, pairs["train"][0]
     if images.is_floating_point():
-        channels = images.shape[1]
-        normalisation = normalisation or ((0.0,) * channels, (1.0,) * channels)
+        normalisation = normalisation or ("none", "none")
+    if images.is_floating_point() or not classes:  # boxes, key points and masks would not move with the image
         augmentation = augmentation or NO_AUGMENTATION
     return make_splits(
         Source(name, classes, *pairs["train"], *pairs["test"]),

@@ -11,7 +11,6 @@ Letters: N images, B images in a batch, C channels, H and W pixels, K targets pe
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,7 +19,7 @@ import torch
 
 from ..common.device import in_layout
 from .augmentation import Augmentation
-from .sources import DataError
+from .normalisation import channel_constants
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,19 @@ class DataSplits:
     """Standard deviation per channel, in the units of `mean`."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Applied to images in training and in recalibration."""
+    normalisation_given: bool = False
+    """Whether `mean` and `std` were given. Computed ones give way to those that a registered network needs."""
+
+    @property
+    def summary(self) -> str:
+        """Sizes and normalisation in one line."""
+        sizes = ", ".join(f"{len(getattr(self, part)):,} {part}" for part in ("train", "reward", "test"))
+        shape = "x".join(map(str, self.image_shape))
+        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
+        source = (
+            "" if self.normalisation_given else " (those of the train split; if it was trained with others, give them)"
+        )
+        return f"{self.name}: {sizes} images of {shape}, normalised by mean {mean} and std {std}{source}"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -138,36 +150,18 @@ class DataSplits:
         """Return images [B, C, H, W] as training input: augmented, then normalised. See `Augmentation.__call__`."""
         return self.normalise(self.augmentation(images, generator, flipped))
 
-    def with_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> DataSplits:
+    def with_normalisation(self, mean: Sequence[float] | str, std: Sequence[float] | str | None = None) -> DataSplits:
         """Return the same splits with the normalisation that a network was trained with.
 
         Args:
-            mean: Mean per channel.
+            mean: Mean per channel, or 'imagenet', 'cifar10' or 'none', which stand for mean and std.
             std: Standard deviation per channel.
 
         Raises:
             DataError: There is not one finite mean and one positive standard deviation for every channel.
         """
-        mean, std = checked_normalisation(self.image_shape[0], mean, std)
-        return replace(self, mean=mean, std=std)
-
-
-def checked_normalisation(
-    channels: int, mean: Sequence[float], std: Sequence[float]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation as tuples with one number for every channel.
-
-    Raises:
-        DataError: There is not one finite mean and one positive standard deviation for every channel.
-    """
-    means, deviations = tuple(map(float, mean)), tuple(map(float, std))
-    usable = all(map(math.isfinite, means)) and all(0 < value < math.inf for value in deviations)
-    if len(means) != channels or len(deviations) != channels or not usable:
-        raise DataError(
-            f"normalisation needs {channels} finite means and {channels} positive standard deviations, one per "
-            f"channel; got mean={means}, std={deviations}"
-        )
-    return means, deviations
+        mean, std = channel_constants(self.image_shape[0], mean, std)
+        return replace(self, mean=mean, std=std, normalisation_given=True)
 
 
 def evenly_spaced(length: int, count: int) -> torch.Tensor:

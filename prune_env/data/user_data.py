@@ -20,14 +20,16 @@ from torch.utils.data import (
 )
 from tqdm import tqdm
 
-from .sources import DataError
+from .sources import DataError, image_pixels
 
+SECOND_LOOKS = 16
+"""Items of a Dataset that are read twice, to find random transforms; a random flip stays unnoticed once in 65,536."""
 Pair = tuple[torch.Tensor, torch.Tensor]
 """Images uint8 or float32 [N, C, H, W], and labels int64 [N] or float32 [N] or [N, K]."""
 
 
 def read_dataset(data: Any, part: str) -> Pair:
-    """Read all images and labels of a Dataset or DataLoader, each item once.
+    """Read all images and labels of a Dataset or DataLoader, each item once, and a few twice.
 
     Args:
         data: The Dataset or DataLoader.
@@ -37,8 +39,10 @@ def read_dataset(data: Any, part: str) -> Pair:
         Images [N, C, H, W] and labels [N, ...] in the types of the items.
 
     Raises:
-        DataError: An item cannot be used; the message names its index.
+        DataError: An item cannot be used, or differs when it is read again; the message names its index.
     """
+    if isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset):
+        data = _dataset_of(data, part)
     images: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
     for index, item in enumerate(_items(data, part)):
@@ -55,7 +59,20 @@ def read_dataset(data: Any, part: str) -> Pair:
         labels.append(label)
     if not images:
         raise DataError(f"the {part} split is empty; it needs at least one image")
+    if hasattr(data, "__getitem__") and not isinstance(data, IterableDataset):
+        for index in range(0, len(images), -(-len(images) // SECOND_LOOKS)):
+            _check_fixed(_item(data, index, part), (images[index], labels[index]), f"item {index} of the {part} data")
     return torch.stack(images), torch.stack(labels)
+
+
+def fits(labels: torch.Tensor, count: int) -> bool:
+    """Return whether labels [N] may be those of `count` classes: all occur, or some are missing between others."""
+    present = labels.unique()
+    if len(present) == count:
+        return True
+    # Labels from 0 without gaps may as well be numbers that a target_transform made.
+    gaps = int(present[-1]) >= len(present)
+    return gaps and int(present[0]) >= 0 and int(present[-1]) < count
 
 
 def class_names(data: Any) -> tuple[str, ...] | None:
@@ -111,16 +128,16 @@ def check_together(parts: Mapping[str, Pair], names: Sequence[str] | None) -> tu
         if names:
             raise DataError(f"{len(names)} classes are named, but labels are floating-point targets; drop the names")
         return ()
-    count = _count_classes(labels)
+    count = _count_classes(labels) if names is None else len(names)
     for part, (_, found) in parts.items():
         if len(unknown := ((found < 0) | (found >= count)).nonzero()):
             index = int(unknown[0])
+            source = "the train split, which has" if names is None else f"the {count} class names that are given,"
             raise DataError(
-                f"{part} label {int(found[index])} at index {index} is not a class of the train split, which has 0 to "
-                f"{count - 1}"
+                f"{part} label {int(found[index])} at index {index} is not one of {source} 0 to {count - 1}"
             )
-    if names is not None and len(names) != count:
-        raise DataError(f"{len(names)} class names are given for {count} classes; give one name per class")
+    if len(labels.unique()) < 2:
+        raise DataError("the train split has one class; a classifier needs at least two")
     return tuple(names) if names is not None else tuple(map(str, range(count)))
 
 
@@ -168,32 +185,41 @@ def _count_classes(labels: torch.Tensor) -> int:
         gap = int((present != torch.arange(count)).nonzero()[0])
         raise DataError(
             f"train labels must count from 0 without gaps: class {gap} has no train images, class {int(present[-1])} "
-            "has; renumber the classes"
+            "has; renumber the classes, or name all outputs of the network, in their order, with classes=[...]"
         )
-    if count < 2:
-        raise DataError("the train split has one class; a classifier needs at least two")
     return count
 
 
 def _items(data: Any, part: str) -> Iterator[Any]:
     """Yield the items one by one; only the batches of a loader over an iterable Dataset are taken apart."""
-    if isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset):
-        data = _dataset_of(data, part)
     if isinstance(data, DataLoader) and data.batch_size is not None:
         yield from _batch_items(data, part)
     elif isinstance(data, IterableDataset | DataLoader):
         yield from data
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         for index in tqdm(range(len(data)), f"reading {part}", disable=len(data) < 1000):
-            try:
-                item = data[index]
-            except Exception as error:  # a user's transforms can raise anything; the index helps to find the cause
-                raise DataError(
-                    f"item {index} of the {part} data cannot be read: {type(error).__name__}: {error}"
-                ) from error
-            yield item
+            yield _item(data, index, part)
     else:
         raise DataError(f"the {part} data are of type {type(data).__name__}; expected a Dataset or a DataLoader")
+
+
+def _item(data: Any, index: int, part: str) -> Any:
+    try:
+        return data[index]
+    except Exception as error:  # a user's transforms can raise anything; the index helps to find the cause
+        raise DataError(f"item {index} of the {part} data cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _check_fixed(again: Any, first: Pair, where: str) -> None:
+    """Check that an item is the same when it is read again."""
+    second = _pair(again, where)
+    found = _image(second[0], where), _label(second[1], where)
+    for kind, one, two in zip(("image", "label"), first, found, strict=True):
+        if one.shape != two.shape or not torch.allclose(one.double(), two.double(), 0, 0, equal_nan=True):
+            raise DataError(
+                f"{where} has another {kind} when it is read again, but every item is kept as it is read first: leave "
+                "random transforms out of the Dataset, and give augmentation=Augmentation(...) for training instead"
+            )
 
 
 def _batch_items(loader: DataLoader[Any], part: str) -> Iterator[Any]:
@@ -235,13 +261,8 @@ def _image(image: Any, where: str) -> torch.Tensor:
     from PIL import Image
 
     if isinstance(image, Image.Image):
-        if image.mode.startswith(("I", "F")):
-            raise DataError(f"{where} is a PIL image of mode {image.mode!r}; convert it to 8 bits, 'L' or 'RGB', first")
-        import numpy as np
-
-        grey = image.mode in ("1", "L")
-        pixels = torch.from_numpy(np.array(image.convert("L" if grey else "RGB")))  # [H, W] or [H, W, 3]
-        return pixels[None] if grey else pixels.permute(2, 0, 1)
+        pixels = torch.from_numpy(image_pixels(image, where))  # [H, W] or [H, W, 3]
+        return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
     if not isinstance(image, torch.Tensor):
         raise DataError(f"{where} has a {type(image).__name__} as image; expected a tensor [C, H, W] or a PIL image")
     if image.ndim != 3:

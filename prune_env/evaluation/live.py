@@ -32,6 +32,8 @@ VERSION = 3
 """Part of the cache's fingerprint. Increase it with every change that may change an accuracy."""
 RECALIBRATION_TOLERANCE = 0.003
 """Warn if recalibration costs the original network more accuracy than this."""
+GAIN_TOLERANCE = 0.05
+"""Warn if recalibration gains the original network more accuracy than this: its input is not what it was trained on."""
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +88,7 @@ class LiveEvaluator:
             self._cache = PlanCache(Path(resources.cache), self._fingerprint(threads))
         self.original_accuracy = self.accuracy(problem.full_plan)
         """Accuracy of the original network, measured as for every plan."""
-        self._warn_if_recalibration_hurts(stored)
+        self._compare_statistics(stored)
 
     def submit(self, plan: Plan) -> None:
         """Let workers, if there are any, start to measure a plan."""
@@ -169,21 +171,36 @@ class LiveEvaluator:
             digest.update(f"{members} {problem.ranking[group.name].tolist()}".encode())
         return digest.hexdigest()
 
-    def _warn_if_recalibration_hurts(self, stored: float) -> None:
-        recalibrated, metric = self.original_accuracy, self.problem.metric
-        loss, scale = stored - recalibrated, 1.0
-        cost = f"{100 * loss:.2f} points on the reward images ({100 * stored:.2f} % with stored statistics, "
-        cost += f"{100 * recalibrated:.2f} % without)"
+    def _compare_statistics(self, stored: float) -> None:
+        """Warn if re-estimated statistics make the original network worse, or much better, than its own."""
+        recalibrated, metric, data = self.original_accuracy, self.problem.metric, self.problem.data
+        gain, scale = recalibrated - stored, 1.0
+        change = f"{100 * abs(gain):.2f} points on the reward images ({100 * stored:.2f} % with stored statistics, "
+        change += f"{100 * recalibrated:.2f} % without)"
         if metric is not None:  # points of accuracy are absolute; a metric has its own scale
-            scale = abs(stored)
-            cost = f"{loss:.4g} of metric {qualified_name(metric)} on the reward images ({stored:.4g} with stored "
-            cost += f"statistics, {recalibrated:.4g} without)"
-        if loss > (RECALIBRATION_TOLERANCE + 1 / len(self.task.split)) * scale:
+            scale = max(abs(stored), abs(recalibrated))
+            change = (
+                f"{abs(gain):.4g} of metric {qualified_name(metric)} on the reward images ({stored:.4g} with stored "
+            )
+            change += f"statistics, {recalibrated:.4g} without)"
+        one_image = 1 / len(self.task.split)
+        if -gain > (RECALIBRATION_TOLERANCE + one_image) * scale:
             warnings.warn(
-                f"BatchNorm recalibration costs the original network {cost}: the calibration split or the "
+                f"BatchNorm recalibration costs the original network {change}: the calibration split or the "
                 "augmentation is not what the network was trained with",
                 stacklevel=3,
             )
+        elif gain > (GAIN_TOLERANCE + one_image) * scale:
+            warnings.warn(
+                f"BatchNorm recalibration gains the original network {change}: its images were probably normalised "
+                f"otherwise in training than by mean={_short(data.mean)}, std={_short(data.std)}; give the mean= and "
+                "std= of its training (numbers, 'imagenet', 'cifar10' or 'none') with the data",
+                stacklevel=3,
+            )
+
+
+def _short(values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(round(value, 4) for value in values)
 
 
 def _prepared(problem: PruningProblem, config: EvaluationConfig, device: torch.device) -> tuple[Task, Measurer, float]:

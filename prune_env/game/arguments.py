@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import nn
 
 from ..common.settings import Settings
-from ..data import DataSplits, load
+from ..data import DataError, DataSplits, load
+from ..data.normalisation import Name, check_pair
 from ..evaluation.resources import BackendName, Resources
 from ..training.pretrained import check_names, pretrained, with_network_normalisation
 from .config import EnvConfig
@@ -29,6 +30,14 @@ class ProblemArgs(Settings):
     """Registered network: small_cnn (for digits), alexnet, vgg16, resnet20 or resnet56."""
     data: str = "digits"
     """digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*."""
+    mean: Name | tuple[float, ...] | None = None
+    """Mean of each image channel, for pixels from 0 to 1, that the network was trained with; or a name that stands for
+    mean and std. By default that of the network, or else of the train split."""
+    std: Name | tuple[float, ...] | None = None
+    """Standard deviation of each image channel; or a name."""
+    classes: Path | None = None
+    """Text file with the names of all classes of the network, one per line in the order of its outputs; for a folder
+    with some of them."""
     weights: Path | None = None
     """File with trained weights. Without it the network is trained once and cached."""
     device: str = "cpu"
@@ -40,6 +49,7 @@ class ProblemArgs(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_pair(self.mean, self.std)
         check_names(self.network, self.weights)
         _ = self.resources  # checks device and cache
 
@@ -54,7 +64,9 @@ class ProblemArgs(Settings):
         Raises:
             DataError: The data are missing or damaged.
         """
-        return with_network_normalisation(self.network, load(self.data))
+        classes = None if self.classes is None else _names(self.classes)
+        data = load(self.data, mean=self.mean, std=self.std, classes=classes)
+        return with_network_normalisation(self.network, data)
 
     def load_model(self, data: DataSplits) -> nn.Module:
         """Load or train the network.
@@ -74,3 +86,11 @@ class ProblemArgs(Settings):
         check_rules(config, None, None)  # before a network is trained
         data = data or self.load_data()
         return FilterPruneEnv.from_model(self.load_model(data), data, config, resources=self.resources)
+
+
+def _names(file: Path) -> list[str]:
+    """Return the lines of a text file."""
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"classes {file} cannot be read as a text file with one name per line: {error}") from error

@@ -183,8 +183,9 @@ def _check_output(model: nn.Module, data: DataSplits) -> None:
         raise ValueError(f"the network must return one tensor of logits [B, K], it returned a {type(logits).__name__}")
     if not data.classes:
         return
-    if logits.ndim != 2 or logits.shape[1] < len(data.classes):
+    if logits.ndim != 2 or logits.shape[1] != len(data.classes):
         raise ValueError(
-            f"the network's output is {tuple(logits.shape)}; data {data.name!r} has {len(data.classes)} classes, "
-            "so it must return [B, K] logits with K at least that"
+            f"the network's output is {tuple(logits.shape)}; data {data.name!r} has {len(data.classes)} classes, so it "
+            "must return [B, K] logits with K equal to that; if the data have some of its classes, load them with "
+            "classes=[names of all K outputs, in their order]"
         )

@@ -22,11 +22,13 @@ from .fit import FitConfig, RunOptions, fit
 def with_network_normalisation(network: str, data: DataSplits) -> DataSplits:
     """Return the splits with the normalisation of a registered network, if it has one for as many channels.
 
+    A normalisation that was given with the data stays.
+
     Raises:
         ValueError: No network has this name.
     """
     constants = network_entry(network).normalisation
-    if constants is None or len(constants[0]) != data.image_shape[0]:
+    if data.normalisation_given or constants is None or len(constants[0]) != data.image_shape[0]:
         return data
     return data.with_normalisation(*constants)
 

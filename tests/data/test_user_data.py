@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
 
-from prune_env.data import DataError, from_datasets, from_tensors
+from prune_env.data import Augmentation, DataError, from_datasets, from_tensors
 
 IMAGES = torch.randint(0, 256, (60, 3, 6, 5), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 LABELS = torch.arange(60) % 3
@@ -149,3 +149,64 @@ class TestDatasets:
         loader = DataLoader(Stream(IMAGES, LABELS), batch_size=8, collate_fn=lambda items: (IMAGES[:8], LABELS[:7]))
         with pytest.raises(DataError, match=r"batch 0 of the train data .*8 .* 7 "):
             from_datasets(loader, self.GOOD)
+
+
+class TestRandomTransforms:
+    """Items are kept as they are read first, so they must be the same whenever they are read."""
+
+    class Random(Pairs):
+        def __init__(self, items: list[Any], change: str) -> None:
+            super().__init__(items)
+            self.change, self.generator = change, torch.Generator().manual_seed(0)
+
+        def __getitem__(self, index: int) -> Any:
+            image, label = super().__getitem__(index)
+            if float(torch.rand((), generator=self.generator)) < 0.5:
+                return image, label
+            return (image.flip(2), label) if self.change == "image" else (image, (label + 1) % 3)
+
+    ITEMS: ClassVar[list[Any]] = [(image, int(label)) for image, label in zip(IMAGES, LABELS, strict=True)]
+
+    @pytest.mark.parametrize("change", ["image", "label"])
+    @pytest.mark.parametrize("part", ["train", "test", "reward", "calibration"])
+    def test_the_split_is_named(self, part: str, change: str) -> None:
+        parts = {"train": Pairs(self.ITEMS), "test": Pairs(self.ITEMS), part: self.Random(self.ITEMS, change)}
+        with pytest.raises(DataError, match=f"item .* {part} data .*{change}"):
+            from_datasets(**parts)
+
+    def test_loaders_and_parts_are_looked_into(self) -> None:
+        for data in (
+            DataLoader(self.Random(self.ITEMS, "image"), batch_size=7, shuffle=True),
+            Subset(self.Random(self.ITEMS, "image"), range(59)),
+        ):
+            with pytest.raises(DataError, match="train data"):
+                from_datasets(data, Pairs(self.ITEMS))
+
+    def test_transforms_of_torchvision(self) -> None:
+        from torchvision.transforms import v2
+
+        class Transformed(Pairs):
+            def __getitem__(self, index: int) -> Any:
+                image, label = super().__getitem__(index)
+                return v2.RandomCrop((6, 5), padding=2)(image), label
+
+        with pytest.raises(DataError, match="train data"):
+            from_datasets(Transformed(self.ITEMS), Pairs(self.ITEMS))
+
+    def test_fixed_items_are_taken(self) -> None:
+        nan = [(torch.full((3, 4, 4), float("nan")), 0), (torch.zeros(3, 4, 4), 1)] * 10
+        with pytest.raises(DataError, match="NaN"):  # not: random
+            from_datasets(Pairs(nan), Pairs(nan))
+        assert len(from_datasets(Pairs(self.ITEMS), Pairs(self.ITEMS)).classes) == 3
+
+
+@pytest.mark.parametrize("form", ["boxes", "one number", "masks", "several labels"])
+def test_targets_that_would_not_move_with_the_image_get_no_augmentation(form: str) -> None:
+    shape = {"boxes": (60, 4), "one number": (60,), "masks": (60, 30), "several labels": (60, 2)}[form]
+    targets = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    splits = from_tensors(IMAGES, targets, IMAGES, targets)
+    batch = splits.train.images[:20]
+    assert torch.equal(splits.augmentation(batch, torch.Generator().manual_seed(0)), batch)
+    chosen = Augmentation(pad=1, flip=False)
+    assert from_tensors(IMAGES, targets, IMAGES, targets, augmentation=chosen).augmentation == chosen
+    assert from_tensors(IMAGES, LABELS, IMAGES, LABELS).augmentation == Augmentation()

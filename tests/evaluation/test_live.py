@@ -139,6 +139,15 @@ class TestWarningAboutRecalibration:
         with pytest.warns(UserWarning, match=r"\d+\.\d+ points"):
             LiveEvaluator(wrong, config)
 
+    @pytest.mark.parametrize("normalisation", [("none", None), ((0.3,), (1.0,)), ((-1.0,), (0.1,))])
+    def test_images_that_are_not_normalised_as_in_training_are_reported(
+        self, trained: nn.Module, digits: DataSplits, normalisation: Any
+    ) -> None:
+        config = EvaluationConfig(**FAST)
+        wrong = PruningProblem.create(trained, digits.with_normalisation(*normalisation), config)
+        with pytest.warns(UserWarning, match=r"\d+\.\d+ points.*mean=.*std="):
+            LiveEvaluator(wrong, config)
+
     def test_right_ones_are_not(self, problem: PruningProblem) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -151,4 +160,7 @@ class TestWarningAboutRecalibration:
             return next(values)
 
         with pytest.warns(UserWarning, match=r" 10 .*falling.*40 .*30 "):
+            make_env(metric=falling)
+        values = iter([30.0, 40.0])
+        with pytest.warns(UserWarning, match=r" 10 .*falling.*30 .*40 .*mean="):
             make_env(metric=falling)

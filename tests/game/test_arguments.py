@@ -57,3 +57,31 @@ def test_rules_are_checked_before_a_network_is_loaded(weights: Path, monkeypatch
         monkeypatch.setattr(ProblemArgs, name, fails)
     with pytest.raises(ValueError, match="target_macs"):
         ProblemArgs(weights=weights).make_env(EnvConfig(target_macs=None))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("--mean none", ((0.0,), (1.0,))),
+        ("--mean none --std none", ((0.0,), (1.0,))),
+        ("--mean 0.3 --std 0.4", ((0.3,), (0.4,))),
+    ],
+)
+def test_the_normalisation_comes_from_the_command_line(line: str, expected: Any) -> None:
+    splits = tyro.cli(ProblemArgs, args=line.split()).load_data()
+    assert (splits.mean, splits.std) == expected
+
+
+def test_numbers_per_channel_and_names_of_classes(tmp_path: Path) -> None:
+    file = tmp_path / "classes.txt"
+    file.write_text("\n".join([*"9876543210", "none"]))
+    arguments = tyro.cli(ProblemArgs, args=f"--mean 0.1 0.2 0.3 --std 0.4 0.5 0.6 --classes {file}".split())
+    assert (arguments.mean, arguments.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    splits = ProblemArgs(classes=file).load_data()
+    assert splits.classes == (*"9876543210", "none")
+    plain = ProblemArgs().load_data()
+    assert torch.equal(splits.test.images[splits.test.labels == 2], plain.test.images[plain.test.labels == 7])
+    with pytest.raises(ValueError, match="nowhere"):
+        ProblemArgs(classes=tmp_path / "nowhere").load_data()
+    with pytest.raises(ValueError, match="std"):
+        ProblemArgs(mean=(0.5,))
