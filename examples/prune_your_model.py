@@ -35,9 +35,7 @@ from qmix_agent import QMIX, QMIXConfig
 class Config(Settings):
     data: str = "digits"  # digits, or an image folder PATH/{train,test}/<class>/*
     size: Count = 32  # images are resized to this number of pixels per side
-    mean: Name | tuple[float, ...] | None = (
-        None  # of each channel, for pixels from 0 to 1; by default the train split's
-    )
+    mean: Name | tuple[float, ...] | None = None  # of each channel, for pixels from 0 to 1
     std: Name | tuple[float, ...] | None = None  # a name stands for mean and std
     target_macs: float = 0.5  # fraction of the MACs that may stay
     episodes: Count = 60  # episodes of the search; each ends with one plan
@@ -52,12 +50,11 @@ def images(source: str, size: int, **normalisation: Any) -> DataSplits:
         raw = digits()
         train, test = (F.interpolate(part.expand(-1, 3, -1, -1), size) for part in (raw.train_images, raw.test_images))
         shifts = Augmentation(pad=2, flip=False)  # digits are not mirror images of each other
-        parts = (train, raw.train_labels, test, raw.test_labels)
-        return from_tensors(*parts, augmentation=shifts, name="digits", **normalisation)
+        tensors = (train, raw.train_labels, test, raw.test_labels)
+        return from_tensors(*tensors, augmentation=shifts, name="digits", **normalisation)
     transform = Compose([Resize(size), CenterCrop(size), PILToTensor()])
-    return from_datasets(
-        *(ImageFolder(str(part), transform) for part in train_and_test_folders(source)), **normalisation
-    )
+    parts = (ImageFolder(str(part), transform) for part in train_and_test_folders(source))
+    return from_datasets(*parts, **normalisation)
 
 
 def main(config: Config) -> None:

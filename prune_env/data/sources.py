@@ -238,7 +238,7 @@ def train_and_test_folders(path: str | Path) -> tuple[Path, Path]:
 def _listing(path: Path, part: str) -> dict[str, list[Path]]:
     """Return the image files of every class; classes and files are in the order of their names."""
     if not path.is_dir():
-        raise DataError(f"data folder {path} does not exist; {_LAYOUT}")
+        raise DataError(f"data {path} {'is not a folder' if path.exists() else 'does not exist'}; {_LAYOUT}")
     if not (path / part).is_dir():
         raise DataError(f"data folder {path} has no {part!r} folder; {_LAYOUT}")
     listing: dict[str, list[Path]] = {}

@@ -99,6 +99,6 @@ def test_mistakes_are_named(make: Maker, options: dict[str, Any]) -> None:
 
 
 def test_names_fit_colour_images_only() -> None:
-    with pytest.raises(DataError, match="imagenet|1 finite"):
+    with pytest.raises(DataError, match=r"imagenet|1 finite"):
         data.load("digits", mean="imagenet")
     assert data.load("digits", mean="none").mean == (0.0,)

@@ -164,3 +164,16 @@ class TestWarningAboutRecalibration:
         values = iter([30.0, 40.0])
         with pytest.warns(UserWarning, match=r" 10 .*falling.*30 .*40 .*mean="):
             make_env(metric=falling)
+
+
+def test_the_original_of_a_final_table_is_what_its_user_measures(trained: nn.Module, digits: DataSplits) -> None:
+    """Its own stored statistics count, also where the evaluator's re-estimated ones are far better."""
+    data, config = digits.with_normalisation("none"), EvaluationConfig(**FAST)
+    trained = trained.eval()
+    with torch.inference_mode():
+        right = trained(data.test.images / 255).argmax(1) == data.test.labels
+    problem = PruningProblem.create(trained, data, config)
+    with pytest.warns(UserWarning, match="mean="):
+        evaluator = LiveEvaluator(problem, config)
+    assert accuracy(problem.model, data, data.test) == pytest.approx(float(right.float().mean()), abs=0.006)
+    assert evaluator.original_accuracy > accuracy(problem.model, data, data.test) + 0.2
