@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from .copies import uncompiled
 from .cost import Cost
 from .forward import Example
 from .grouping import NOTHING_TO_PRUNE, groups_and_protected, require_groups, warn_protected
@@ -80,6 +81,7 @@ def inspect(model: nn.Module, example_input: Example, *, prove: bool = True, pro
     Example:
         >>> print(inspect(model, torch.zeros(2, 3, 32, 32)))
     """
+    model = uncompiled(model)
     groups, protected = groups_and_protected(model, example_input, progress=progress)
     differences = None
     if prove:
