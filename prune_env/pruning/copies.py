@@ -122,7 +122,7 @@ def _copy_tensors(
     if attributes["_forward_pre_hooks"] and "weight" in attributes:  # computed before every call
         raise PruningError(
             f"the network cannot be copied (a hook of {path} computes its weight); it must be made permanent first "
-            "with torch.nn.utils.prune.remove, remove_weight_norm or remove_spectral_norm; parametrizations need no such step"
+            "with torch.nn.utils.prune.remove, remove_weight_norm or remove_spectral_norm; parametrizations may stay"
         )
     for value in attributes.values():
         if isinstance(value, torch.Tensor) and value.grad_fn is not None:  # a result of an earlier forward pass

@@ -81,8 +81,8 @@ def inspect(model: nn.Module, example_input: Example, *, prove: bool = True, pro
     Example:
         >>> print(inspect(model, torch.zeros(2, 3, 32, 32)))
     """
-    model = uncompiled(model)
     groups, protected = groups_and_protected(model, example_input, progress=progress)
+    model = uncompiled(model)
     differences = None
     if prove:
         groups, failed, differences = proven_and_failed(model, groups, example_input, progress=progress)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from .copies import CONTENTS, FORWARD_HOOKS, HOOKS
+from .copies import CONTENTS, FORWARD_HOOKS, HOOKS, is_compiled
 from .errors import PruningError
 
 
@@ -25,12 +25,10 @@ def check_suitable(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise PruningError(f"the model must be a network (nn.Module), got {type(model).__name__}")
-    layers = {path or "the network": module for path, module in model.named_modules()}
+    layers = {path or "the network": module for path, module in model.named_modules() if not is_compiled(module)}
     for path, module in layers.items():
         if reason := _obstacle(module):
             raise PruningError(f"{path} ({type(module).__name__}) {reason}")
-    if not any(True for _ in model.parameters()):
-        raise PruningError(f"the network ({type(model).__name__}) has no parameters, so nothing of it can be pruned")
     originals = {id(module) for module in layers.values()} | {id(tensor) for tensor in model.parameters()}
     originals |= {id(tensor) for tensor in model.buffers()}
     for path, module in layers.items():
@@ -64,7 +62,9 @@ def _obstacle(module: nn.Module) -> str | None:
         if tensor.is_meta:
             return f"has its {name} on the device 'meta', without values; load the weights first"
         if isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            return f"has values in its {name} that are not finite (NaN or infinite); use weights of a successful training"
+            return (
+                f"has values in its {name} that are not finite (NaN or infinite); use weights of a successful training"
+            )
     return None
 
 

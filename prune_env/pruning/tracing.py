@@ -41,6 +41,8 @@ def trace_network(model: nn.Module, example: Example, progress: bool = False) ->
         PruningError: The network cannot be copied, or does not run on the example.
     """
     check_suitable(model)
+    if not any(True for _ in model.parameters()):
+        raise PruningError(f"the network ({type(model).__name__}) has no parameters, so nothing of it can be pruned")
     network = shared_copy(model).eval()
     inputs = inputs_for(network, example)
     trace = Trace(network)
