@@ -8,6 +8,7 @@ other become independent, and a second reference to a module's own dictionary of
 from __future__ import annotations
 
 import copy
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -17,11 +18,11 @@ from torch import nn
 
 from .errors import PruningError
 
+FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 HOOKS = (
-    "_forward_hooks",
+    *FORWARD_HOOKS,
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
-    "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
     "_backward_hooks",
     "_backward_pre_hooks",
@@ -46,8 +47,26 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """Return the network that torch.compile was called with, because compiled code only works for the old sizes."""
-    original = getattr(model, "_orig_mod", model)
+    """Return a network without compiled parts, because compiled code only works for the old sizes.
+
+    It is the network that torch.compile was called with, or a copy if torch.compile was called with a part of it.
+    """
+    while is_compiled(model):
+        model = compiled_from(model)
+    if any(map(is_compiled, model.modules())):
+        return copy_modules(model, {}, share=True)[id(model)]
+    return model
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether a module is the result of torch.compile."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # importing it takes long, and nothing is compiled without it
+    return dynamo is not None and isinstance(module, dynamo.OptimizedModule)
+
+
+def compiled_from(module: nn.Module) -> nn.Module:
+    """Return the module that torch.compile was called with."""
+    original = vars(module)["_modules"]["_orig_mod"]
     assert isinstance(original, nn.Module)
     return original
 
@@ -69,6 +88,8 @@ def copy_modules(model: nn.Module, replaced: Mapping[int, torch.Tensor], share: 
     ordinary: dict[type[nn.Module], bool] = {}
     for module, path in paths.items():
         kind = type(module)
+        if is_compiled(module):
+            continue
         _copy_tensors(module, path, replaced, share, memo)
         if kind not in ordinary:
             ordinary[kind] = _is_ordinary(kind)
@@ -79,7 +100,9 @@ def copy_modules(model: nn.Module, replaced: Mapping[int, torch.Tensor], share: 
             memo.update({id(hook): type(hook)() for hook in hooks})
     try:
         for module in reversed(paths):  # children first: a parent's own way of copying may use them
-            if ordinary[type(module)]:
+            if is_compiled(module):
+                memo[id(module)] = memo[id(compiled_from(module))]
+            elif ordinary[type(module)]:
                 memo[id(module)].__setstate__(_attributes(module, memo))
             else:
                 copy.deepcopy(module, memo)
@@ -99,8 +122,11 @@ def _copy_tensors(
     if attributes["_forward_pre_hooks"] and "weight" in attributes:  # computed before every call
         raise PruningError(
             f"the network cannot be copied (a hook of {path} computes its weight); it must be made permanent first "
-            "with torch.nn.utils.prune.remove or remove_spectral_norm; parametrizations need no such step"
+            "with torch.nn.utils.prune.remove, remove_weight_norm or remove_spectral_norm; parametrizations may stay"
         )
+    for value in attributes.values():
+        if isinstance(value, torch.Tensor) and value.grad_fn is not None:  # a result of an earlier forward pass
+            memo[id(value)] = value.detach().clone()
     for parameter in attributes["_parameters"].values():
         if parameter is not None and id(parameter) not in memo:
             data = replaced.get(id(parameter))

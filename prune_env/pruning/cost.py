@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from .copies import shared_copy
+from .copies import shared_copy, uncompiled
 from .errors import PruningError
 from .forward import Example, first_input, inputs_for
 from .groups import Plan, PruningGroup, Side
@@ -52,7 +52,7 @@ class Cost:
             PruningError: The network calls no convolution or linear layer.
         """
         self._groups = len(groups)
-        modules = dict(model.named_modules())
+        modules = dict(uncompiled(model).named_modules())
         positions = _positions(model, example_input)
         if not any(positions.values()):
             raise PruningError("the network calls no convolution or linear layer, so it has no cost to compute")

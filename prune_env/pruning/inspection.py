@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from .copies import uncompiled
 from .cost import Cost
 from .forward import Example
 from .grouping import NOTHING_TO_PRUNE, groups_and_protected, require_groups, warn_protected
@@ -81,6 +82,7 @@ def inspect(model: nn.Module, example_input: Example, *, prove: bool = True, pro
         >>> print(inspect(model, torch.zeros(2, 3, 32, 32)))
     """
     groups, protected = groups_and_protected(model, example_input, progress=progress)
+    model = uncompiled(model)
     differences = None
     if prove:
         groups, failed, differences = proven_and_failed(model, groups, example_input, progress=progress)

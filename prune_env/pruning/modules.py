@@ -241,7 +241,7 @@ def refusal(module: nn.Module) -> str | None:
     """Return why a module cannot be cut, as the end of a sentence that starts with its path; None if it can be cut."""
     spec = spec_of(module)
     if spec is None:
-        return f"is of the type {type(module).__name__}, which cannot be cut unless register_module describes it"
+        return f"is of the type {type(module).__name__}, which needs an entry (prune_env.pruning.register_module)"
     return spec.obstacle(module)
 
 

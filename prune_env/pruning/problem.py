@@ -18,6 +18,7 @@ from . import importance
 from .cost import Cost
 from .groups import Plan, PruningGroup
 from .inspection import Inspection, inspect
+from .suitability import check_suitable
 from .surgery import build
 
 TAYLOR_BATCH = 125
@@ -116,6 +117,7 @@ class PruningProblem:
         expect(config, (ProblemConfig, type(None)), "config must be a ProblemConfig or EnvConfig", "write EnvConfig()")
         config = config or ProblemConfig()
         check_metric(metric, data)
+        check_suitable(model)
         original = build(model, (), {}, ()).cpu().float().eval()  # a plan without groups: a copy without hooks
         _check_output(original, data)
         inspection = inspect(original, data.example_input, prove=config.prove)

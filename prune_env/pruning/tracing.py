@@ -25,6 +25,7 @@ from .forward import Example, first_input, inputs_for, output_tensors, progress_
 from .groups import Side
 from .modules import ModuleSpec, spec_of
 from .rules import Call, Rule, rule_of
+from .suitability import check_suitable
 from .trace import Trace
 
 
@@ -39,6 +40,9 @@ def trace_network(model: nn.Module, example: Example, progress: bool = False) ->
     Raises:
         PruningError: The network cannot be copied, or does not run on the example.
     """
+    check_suitable(model)
+    if not any(True for _ in model.parameters()):
+        raise PruningError(f"the network ({type(model).__name__}) has no parameters, so nothing of it can be pruned")
     network = shared_copy(model).eval()
     inputs = inputs_for(network, example)
     trace = Trace(network)
@@ -47,11 +51,18 @@ def trace_network(model: nn.Module, example: Example, progress: bool = False) ->
             tracer = _Tracer(trace, bar)
             with tracer.watching_modules():
                 _run(tracer, network, inputs)
-                if set(trace.modules) - set(trace.called):
+                if set(trace.modules) - set(trace.called) or any(map(_reads_mode, trace.modules.values())):
                     _run_training_branches(tracer, network, inputs)
     except RuntimeError as error:  # scripted modules take no hooks
         raise PruningError(f"the network cannot be traced ({error}); prune it before it is scripted") from error
     return trace
+
+
+def _reads_mode(module: nn.Module) -> bool:
+    """Whether the forward pass of a module that is not torch's own depends on `training`."""
+    code = getattr(type(module).forward, "__code__", None)
+    own = not type(module).forward.__module__.startswith("torch.")
+    return own and code is not None and "training" in code.co_names
 
 
 def _run(tracer: _Tracer, network: nn.Module, inputs: list[torch.Tensor]) -> None:
