@@ -42,9 +42,8 @@ class LayerByLayer(_View):
 
     - Action: Box [0, 1], float32 [1]; the fraction of the group's filters that stays. It is limited so that the budget
       stays within reach if all later groups keep their minimum. `gymnasium.wrappers.RescaleAction` maps it to [-1, 1].
-    - Observation: Box [0, 1], float32 [F + 2]; the observation of the group's agent, the limit, and the fraction kept
-      in
-      the group before. `observation_names` names the entries.
+    - Observation: Box [0, 1], float32 [F + 2]; the observation of the group's agent, the limit, and the fraction
+      kept in the group before. `observation_names` names the entries.
     - Info: keep_ratio (what the group just decided keeps), most_kept (limit of the next action), plan (int64 [G]),
       accuracy, macs_ratio, params_ratio.
 

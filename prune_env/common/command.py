@@ -19,7 +19,9 @@ def one_line_errors(interrupted: str = "Interrupted.") -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
+        if type(error) is RuntimeError:  # not a class of its own: a fault of the program or of torch, not of its user
+            raise
         sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit(f"\n{interrupted}")

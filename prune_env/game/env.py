@@ -363,9 +363,10 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         if target_macs is not None:
             other.budgets = self.budgets.only(target_macs)
             other.config = dataclasses.replace(self.config, target_macs=target_macs)
+            other.__dict__.pop("fingerprint", None)  # cached, and the settings belong to it
         other.observation_spaces, other.action_spaces = copy.deepcopy((self.observation_spaces, self.action_spaces))
         other.np_random, other.np_random_seed = seeding.np_random()
-        other.agents, other._next, other._carried = [], None, self._new_carried_weights()
+        other.agents, other._next, other._carried = [], None, other._new_carried_weights()
         other._start(other.budgets.first)
         return other
 

@@ -105,7 +105,9 @@ def copy_modules(model: nn.Module, replaced: Mapping[int, torch.Tensor], share: 
             elif ordinary[type(module)]:
                 memo[id(module)].__setstate__(_attributes(module, memo))
             else:
-                copy.deepcopy(module, memo)
+                copy.deepcopy(module, memo).train(module.training)  # a graph has one program for each mode
+        for module in paths:
+            memo[id(module)].training = module.training
     except Exception as error:
         raise PruningError(
             f"the network cannot be copied ({type(error).__name__}: {error}); masks, weight norms and other computed "

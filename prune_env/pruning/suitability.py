@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import types
 import warnings
@@ -116,8 +117,8 @@ def _parts(value: Any) -> Iterator[Any]:
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
-    """The global names and attributes in a function's code, and in the functions inside it."""
-    yield from code.co_names
+    """The global names that a function's code reads, and those that the functions inside it read."""
+    yield from (step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names(constant)

@@ -1,6 +1,6 @@
 """What a traced forward pass has shown: the labels of every tensor, and of the channels that each layer reads.
 
-The tracer (`tracing.py`) creates a `Trace`, and the rules of the operations (`rules.py`) write to it.
+The tracer (`tracing.py`) creates a `Trace`, and the rules of the operations (the folder `rules`) write to it.
 Letters: C channels, K filters.
 """
 

@@ -3,7 +3,7 @@
 A dispatch mode sees every operation of the network, however its code is written. Layers read labels at their
 inputs and create new ones; operations that only move elements move the labels in the same way; elementwise operations
 tie the labels that they combine. An operation without a rule freezes the filters that it reads, so they stay, which is
-always correct. The rules are in `rules.py`.
+always correct. The rules are in the folder `rules`.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def trace_network(model: nn.Module, example: Example, progress: bool = False) ->
 
 
 def _reads_mode(module: nn.Module) -> bool:
-    """Whether the forward pass of a module that is not torch's own depends on `training`."""
-    code = getattr(type(module).forward, "__code__", None)
-    own = not type(module).forward.__module__.startswith("torch.")
-    return own and code is not None and "training" in code.co_names
+    """Whether a method of a module's class that is not torch's own reads `training`."""
+    own = (kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch."))
+    codes = (getattr(value, "__code__", None) for kind in own for value in vars(kind).values())
+    return any(code is not None and "training" in code.co_names for code in codes)
 
 
 def _run(tracer: _Tracer, network: nn.Module, inputs: list[torch.Tensor]) -> None:

@@ -70,9 +70,9 @@ def training_dtype(model: nn.Module, example_input: torch.Tensor, precision: Pre
     """Return the type that autocast should compute in when this network trains.
 
     With precision 'auto' it is the fast precision of the device, except for networks that do not run in it, which a
-    warning names, and except where bfloat16 gradients are wrong: oneDNN's bfloat16 gradient of a
-    convolution with a stride contains uninitialised memory where maps have a single pixel and the kernel is wider
-    (torch 2.14). It is noise in every run, and sometimes not a number.
+    warning names, and except where bfloat16 gradients are wrong: oneDNN's bfloat16 gradient of a convolution with a
+    stride contains uninitialised memory where maps have a single pixel and the kernel is wider (torch 2.14). It is
+    noise in every run, and sometimes not a number.
 
     Args:
         model: The network.

@@ -163,6 +163,7 @@ def test_json_made_to_break_readers(folder: Path, text: str) -> None:
         load_pruned(folder)
 
 
+@pytest.mark.slow
 def test_wide_heads_and_numbers_of_another_kind_in_the_weights(folder: Path) -> None:
     tensors = load_file(folder / "pruned.safetensors")
     wrong = {**tensors, "classifier.bias": tensors["classifier.bias"].long()}

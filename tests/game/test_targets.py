@@ -106,6 +106,16 @@ def test_clones_share_the_deck_and_can_have_a_target_of_their_own(make_env: EnvM
     assert fixed.plan in env.archive
 
 
+def test_the_state_of_a_clone_with_one_target_belongs_to_a_game_with_that_target(make_env: EnvMaker) -> None:
+    env = make_env(target_macs=SEVERAL)
+    assert env.fingerprint
+    fixed = env.clone(target_macs=0.4)
+    play(fixed)
+    other = make_env(target_macs=0.4)
+    other.load_state_dict(fixed.state_dict())
+    assert fixed.plan in other.archive
+
+
 def test_a_resumed_game_continues_with_the_same_deck(make_env: EnvMaker) -> None:
     env = make_env(target_macs=SEVERAL)
     play(env, 0)

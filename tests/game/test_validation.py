@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import replace
 from typing import Any
 
@@ -164,9 +165,12 @@ class TestOriginalNetwork:
     def test_it_must_classify_something_correctly(self, digits: DataSplits, monkeypatch: pytest.MonkeyPatch) -> None:
         closed: list[LiveEvaluator] = []
         monkeypatch.setattr(LiveEvaluator, "close", lambda evaluator: closed.append(evaluator))
-        untrained = create("small_cnn", 11, 1)
+        untrained = create("small_cnn", 10, 1)
         nn.init.zeros_(untrained.classifier.weight)
-        untrained.classifier.bias.data = torch.tensor([0.0] * 10 + [1.0])  # always the eleventh class
+        untrained.classifier.bias.data = torch.eye(10)[0]  # always the first class
+        others = digits.reward.labels != 0
+        reward = Split(digits.reward.images[others], digits.reward.labels[others])
+        digits = dataclasses.replace(digits, reward=reward)
         with pytest.raises(ValueError, match="reward images"):
             FilterPruneEnv.from_model(untrained, digits, CONFIG)
         assert len(closed) == 1, "the workers of the evaluator were left running"

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torchvision.models import resnet18
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from prune_env.pruning import PruningError, build, inspect
 
@@ -146,3 +148,16 @@ def test_a_structure_that_differs_in_training_is_traced() -> None:
 
     layers = [set(group.layers) for group in inspect(Skip(), IMAGES, prove=False).groups]
     assert not any(len(found & {"first", "second"}) == 1 for found in layers)
+
+
+def test_a_global_with_the_name_of_an_attribute_is_no_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "inner", network())
+    assert len(inspect(Holder(lambda inner: None).eval(), IMAGES).groups) == 2
+
+
+def test_a_network_in_eval_mode_is_built_in_eval_mode() -> None:
+    resnet = create_feature_extractor(resnet18(weights=None).eval(), ["layer1", "flatten"])
+    modes = {name: module.training for name, module in resnet.named_modules()}
+    found = inspect(resnet, torch.randn(2, 3, 32, 32))
+    assert found.groups
+    assert {name: module.training for name, module in resnet.named_modules()} == modes
