@@ -96,6 +96,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self.max_cycles = config.max_cycles or config.rounds
         limits = {"min_filters": config.min_filters, "round_to": config.round_to}
         self.budget = Budget(problem.cost.macs, problem.full_plan, config.rates, config.target_macs, **limits)
+        validation.warn_coarse(self.budget)
         self.evaluator = self._evaluator(evaluator, resources)
         self.archive = Archive()
         """Every finished plan with its accuracy, over all episodes."""
@@ -274,6 +275,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         if last or result.ended:
             entry = Entry(state.plan, self._accuracy, state.macs_ratio, state.params_ratio, self._return)
             self.archive.add(entry)
+            validation.warn_missed(self.budget, state.plan)
         return result.reward, last or result.ended
 
     def state(self) -> np.ndarray:
