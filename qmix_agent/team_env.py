@@ -249,6 +249,11 @@ def state_of(env: Any) -> Any:
         if error.name not in ("state", "metadata"):
             raise
         return None
+    except TypeError:
+        # PettingZoo's wrappers call the state of the innermost environment, which may be an attribute.
+        if callable(getattr(getattr(env, "unwrapped", env), "state", None)):
+            raise
+        return None
 
 
 def _state_vector(state: Any, size: int | None = None) -> np.ndarray:

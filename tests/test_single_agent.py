@@ -111,7 +111,7 @@ class TestBothViews:
         assert tuple(conv.out_channels for conv in convs) == entry.plan
         assert (f"round {GROUPS} of {GROUPS}" if view is LayerByLayer else "round 3 of 3") in str(env.render())
         with pytest.raises(RuntimeError, match=r"reset\(\)"):
-            game.step({})
+            game.step(dict.fromkeys(game.possible_agents, 0))
         game.reset()
         assert game.agents == game.possible_agents
 
@@ -226,7 +226,7 @@ class TestLayerByLayer:
         env.reset()
         env.step(*keep(0.5))
         with pytest.raises(RuntimeError, match=r"reset\(\)"):
-            env.game.step({})
+            env.game.step(dict.fromkeys(env.game.possible_agents, 0))
         env.game.reset()
         with pytest.raises(RuntimeError, match=r"reset\(\)"):
             env.step(*keep(0.5))

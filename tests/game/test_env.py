@@ -73,7 +73,7 @@ class TestReturnedValues:
         assert all(value is False for value in truncated.values())
         assert env.agents == []
         with pytest.raises(RuntimeError, match=r"reset\(\)"):
-            env.step({})
+            env.step(dict.fromkeys(env.possible_agents, 0))
         env.reset()
         assert env.agents == env.possible_agents
 
