@@ -188,8 +188,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         """Play one round.
 
         An illegal action counts as the nearest legal rate below; the infos report the applied rate. After the end of an
-        episode no agent is left, and an empty dict of actions returns five empty dicts, as in PettingZoo's own
-        environments; SuperSuit's `black_death_v3` relies on it.
+        episode, no actions return five empty dicts, as SuperSuit's `black_death_v3` expects.
 
         Args:
             actions: Every agent's action.
