@@ -47,7 +47,7 @@ def space_spec(agent: str, space: spaces.Space) -> SpaceSpec:
 
 def split_observation(observation: Any) -> tuple[Any, Any]:
     """Split a Dict observation into the observation itself and its action mask (None if it has none)."""
-    if not isinstance(observation, Mapping):
+    if type(observation) is np.ndarray or not isinstance(observation, Mapping):  # the first is much faster
         return observation, None
     inner = [key for key in OBSERVATION_KEYS if key in observation]
     return observation[inner[0]] if inner else observation, observation.get(MASK_KEY)
@@ -69,7 +69,7 @@ def flatten_observation(agent: str, spec: SpaceSpec, observation: Any) -> np.nda
     """
     array = _numbers("observation", agent, observation, spec.shape)
     if spec.kind != "Discrete":
-        return array.reshape(-1)
+        return array if array.ndim == 1 else array.reshape(-1)
     value, allowed = array.item(), range(spec.start, spec.start + spec.size)
     if value not in allowed:
         raise ValueError(

@@ -225,13 +225,15 @@ def team_reward(rewards: Mapping[str, float]) -> float:
     """
     values = {}
     for agent, reward in rewards.items():
-        number = _scalar(reward)
-        if not isinstance(number, (float, Real)):
+        number = reward if type(reward) is float else _scalar(reward)
+        if type(number) is not float and not isinstance(number, Real):
             raise ValueError(f"reward of agent {agent!r} is {reward!r}; expected one number")
         values[agent] = float(number)
     if not values:
         raise ValueError("the environment returned no rewards for the agents that acted")
     first = next(iter(values.values()))
+    if math.isfinite(first) and len(set(values.values())) == 1:  # the usual case, fast
+        return first
     if not all(math.isfinite(value) for value in values.values()):
         raise ValueError(f"rewards must be finite, got {values}")
     if not all(math.isclose(value, first, rel_tol=1e-6, abs_tol=1e-9) for value in values.values()):
@@ -270,6 +272,11 @@ def state_of(env: Any) -> Any:
         # The first is from a wrapper around an environment without state(), the second from PettingZoo's own state() in
         # an environment without metadata. Any other name is an error in the environment's state().
         if error.name not in ("state", "metadata"):
+            raise
+        return None
+    except TypeError:
+        # PettingZoo's wrappers call the state of the innermost environment, which may be an attribute.
+        if callable(getattr(getattr(env, "unwrapped", env), "state", None)):
             raise
         return None
 
@@ -318,16 +325,11 @@ def _dicts(method: str, result: Any, names: Sequence[str]) -> Sequence[Mapping[s
 
 def _flagged(name: str, flags: Mapping[str, Any], agents: Collection[str]) -> list[str]:
     """Return the agents whose flag is set. A missing flag is not set."""
-    flagged = []
-    for agent in agents:
-        flag = flags.get(agent, False)
-        if flag is False:
-            continue
-        if flag is not True and _scalar(flag) not in (0, 1):
+    unclear = {agent: flag for agent in agents if (flag := flags.get(agent, False)) is not False}
+    for agent, flag in unclear.items():
+        if _scalar(flag) not in (0, 1):
             raise ValueError(f"{name} of agent {agent!r} is {flag!r}; expected True or False")
-        if flag:
-            flagged.append(agent)
-    return flagged
+    return [agent for agent, flag in unclear.items() if flag]
 
 
 def _scalar(value: Any) -> Any:
@@ -340,9 +342,12 @@ def _scalar(value: Any) -> Any:
 
 def _action_mask(agent: str, observation: Any, info: Any) -> Any:
     """Return the mask in the info, or else the one in the observation, or None."""
-    if info is not None and not isinstance(info, (dict, Mapping)):
+    if isinstance(info, (dict, Mapping)):
+        if MASK_KEY in info:
+            return info[MASK_KEY]
+    elif info is not None:
         raise ValueError(f"info of agent {agent!r} is a {type(info).__name__}; expected a dict")
-    return info[MASK_KEY] if info and MASK_KEY in info else split_observation(observation)[1]
+    return split_observation(observation)[1]
 
 
 def _class_has_method(env: Any, method: str) -> bool:

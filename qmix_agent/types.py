@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -56,12 +57,12 @@ class EnvSpec:
         """Number of agents, N."""
         return len(self.agents)
 
-    @property
+    @cached_property  # read at every step
     def max_observation(self) -> int:
         """Observation features of the largest agent, O; 1 (a zero) if no agent observes anything."""
         return max(1, *(space.size for space in self.observations))
 
-    @property
+    @cached_property
     def max_actions(self) -> int:
         """Actions of the largest agent, A."""
         return max(self.n_actions)

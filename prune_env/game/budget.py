@@ -16,7 +16,8 @@ less. `Budget.project` ensures this by four rules, in this order:
    one group and all others, by as few steps as possible.
 
 Where a single step costs several percentage points (`round_to` above 1, networks with few filters), there may be no
-plan so close to the target. Then the best plan found lies further below it, and still never above.
+plan so close to the target. Then the best plan found lies further below it, and still never above: `misses` returns
+True for it, and the environment warns.
 """
 
 from __future__ import annotations
@@ -124,6 +125,22 @@ class Budget(Settings):
             ValueError: The target is no fraction in (0, 1], or out of reach.
         """
         return replace(self, target_macs=target_macs)
+
+    def misses(self, plan: Sequence[int]) -> bool:
+        """Return whether a finished plan lies further below the target than the tolerance: filters are too coarse."""
+        return self.target_macs is not None and int(self.macs(np.asarray(plan, np.int64))) < self._enough
+
+    def ratios_around_target(self) -> tuple[float, float]:
+        """Return the MACs of the uniform plan and of the cheapest plan above the target that is one step larger.
+
+        Returns:
+            Two fractions of the original MACs: at most the target, and above it (1 if there is none).
+        """
+        plan = np.array(self.uniform(), np.int64)
+        up = np.minimum(self._rounded_up(plan + 1), self._full) - plan  # [G]
+        larger = self.macs(plan + np.diag(up))
+        above = larger[larger > self._most].min(initial=self._full_macs)
+        return int(self.macs(plan)) / self._full_macs, int(above) / self._full_macs
 
     def distance(self, macs_ratio: float) -> float:
         """Return the part of the way to the target that is left, 1 for the original network; 0 without a budget."""

@@ -100,6 +100,8 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         rules = Budget(problem.cost.macs, problem.full_plan, config.rates, None, **limits)
         self.budgets = Budgets(rules, config.targets)
         """The budgets of the episodes; `budgets.of(0.4)` is any other."""
+        for budget in self.budgets:
+            validation.warn_coarse(budget)
         self.evaluator = self._evaluator(evaluator, resources)
         self.archive = Archive()
         """Every finished plan with its accuracy, over all episodes."""
@@ -209,8 +211,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         """Play one round.
 
         An illegal action counts as the nearest legal rate below; the infos report the applied rate. After the end of an
-        episode no agent is left, and an empty dict of actions returns five empty dicts, as in PettingZoo's own
-        environments; SuperSuit's `black_death_v3` relies on it.
+        episode, no actions return five empty dicts, as SuperSuit's `black_death_v3` expects.
 
         Args:
             actions: Every agent's action.
@@ -297,6 +298,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         if (last or result.ended) and not self._imagined:
             entry = Entry(state.plan, self._accuracy, state.macs_ratio, state.params_ratio, self._return)
             self.archive.add(entry)
+            validation.warn_missed(self.budget, state.plan)
         return result.reward, last or result.ended
 
     def state(self) -> np.ndarray:

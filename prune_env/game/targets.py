@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -61,6 +61,9 @@ class Budgets:
         self.first = self._known[targets[0]]
         """The budget of the first target."""
         self.deck = TargetDeck(targets)
+
+    def __iter__(self) -> Iterator[Budget]:
+        return iter(self._known.values())
 
     def of(self, target_macs: float) -> Budget:
         """Return the budget of a target, which need not be one of the game's.

@@ -11,6 +11,7 @@ import pytest
 import torch
 from games import Game, Outcome, TwoStep
 from gymnasium import spaces
+from pettingzoo.utils import BaseParallelWrapper
 from qmix_helpers import SMALL
 
 from qmix_agent import QMIX
@@ -160,10 +161,12 @@ def test_without_a_state_the_observations_are_the_state(value: Any) -> None:
     assert (spec.has_state, spec.n_state) == (False, 6)
 
 
-def test_an_attribute_that_is_called_state_is_no_state_method() -> None:
+@pytest.mark.parametrize("wrap", [lambda env: env, BaseParallelWrapper])
+def test_an_attribute_that_is_called_state_is_no_state_method(wrap: Callable[[Any], Any]) -> None:
     env: Any = TwoStep()
     env.state = "playing"
-    assert not TeamEnv(env).spec.has_state
+    env.metadata = {}
+    assert not TeamEnv(wrap(env)).spec.has_state
 
 
 class Faulty(TwoStep):
