@@ -300,10 +300,12 @@ def test_networks_that_cannot_be_inspected_end_with_one_line(
 
 
 ROOT = Path(__file__).parent.parent
-ELSEWHERE = ("plug_in_rllib", "plug_in_benchmarl")
-"""They need separate environments."""
+ELSEWHERE = ("plug_in_rllib", "plug_in_benchmarl", "scores")
+"""The first two need separate environments; the last one holds what the plug-ins share."""
 SCRIPTS = {
-    ".".join(file.relative_to(ROOT).with_suffix("").parts).replace("compare.run", "compare"): file
+    ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    .replace("compare.run", "compare")
+    .removesuffix(".__main__"): file
     for folder in ("examples", "benchmarks")
     for file in sorted((ROOT / folder).rglob("*.py"))
     if "tyro.cli(" in file.read_text() and file.stem not in ELSEWHERE
