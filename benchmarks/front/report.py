@@ -21,15 +21,17 @@ from prune_env.common.figure_style import (
     add_legend,
     add_title,
     new_figure,
+    save_figure,
     style_axes,
 )
-from prune_env.common.figure_style import save_figure as save
 from prune_env.common.files import replacing
 
 from ..compare.statistics import LEVEL, RESAMPLES
 
 OURS = "qmix_planned"
 """The method that the others are compared with."""
+BOUNDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+"""Quantiles that bound an interval."""
 COLOURS = (ORANGE, BLUE, GREEN, PURPLE, INK, GREY)
 
 
@@ -78,12 +80,7 @@ def stratified_interval(values: np.ndarray) -> tuple[float, float]:
     """
     if len(values) < 2:
         return np.nan, np.nan
-    rng = np.random.default_rng(0)
-    seeds = rng.integers(len(values), size=(RESAMPLES, *values.shape))  # [R, S, B]
-    sample = np.sort(np.take_along_axis(values[None], seeds, 1), 1)
-    cut = len(values) // 4
-    means = sample[:, cut : len(values) - cut].mean((1, 2))  # [R]
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(_resampled(values, np.random.default_rng(0)), BOUNDS)
     return float(low), float(high)
 
 
@@ -103,7 +100,7 @@ def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     axes.set_ylabel("Accuracy on reward images, %", color=INK)
     add_title(figure, "Best plan for each budget")
     add_legend(axes)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _differences(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -127,16 +124,18 @@ def _differences(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
     """Return the difference of the mean interquartile means, [S, B] each, with its stratified bootstrap interval."""
     rng = np.random.default_rng(0)
-
-    def resampled(values: np.ndarray) -> np.ndarray:
-        seeds = rng.integers(len(values), size=(RESAMPLES, *values.shape))
-        cut = len(values) // 4
-        return np.sort(np.take_along_axis(values[None], seeds, 1), 1)[:, cut : len(values) - cut].mean((1, 2))
-
-    differences = resampled(ours) - resampled(theirs)
-    low, high = np.quantile(differences, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(_resampled(ours, rng) - _resampled(theirs, rng), BOUNDS)
     value = np.mean([iqm(column) for column in ours.T]) - np.mean([iqm(column) for column in theirs.T])
     return float(low), float(value), float(high)
+
+
+def _resampled(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the mean over budgets of the interquartile means over resampled seeds [R], from values [S, B]."""
+    seeds = rng.integers(len(values), size=(RESAMPLES, *values.shape))  # [R, S, B]
+    sample = np.sort(np.take_along_axis(values[None], seeds, 1), 1)
+    cut = len(values) // 4
+    means: np.ndarray = sample[:, cut : len(values) - cut].mean((1, 2))
+    return means
 
 
 def _with_interval(values: np.ndarray) -> str:
