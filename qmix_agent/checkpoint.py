@@ -15,7 +15,7 @@ import torch
 
 FILE_NAME = "checkpoint.pt"
 FORMAT = "qmix_agent"
-VERSION = 5
+VERSION = 6
 
 _PLAIN_TYPES = (bool, int, float, str, bytes, type(None))
 _ARRAY_KEY = "__ndarray__"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NoReturn, get_args
 
-Mixer = Literal["qmix", "vdn", "iql"]
+Mixer = Literal["qmix", "pooled", "vdn", "iql"]
 Loss = Literal["huber", "mse"]
 LARGEST = 2**31 - 1
 """The largest number that a setting takes."""
@@ -21,7 +21,8 @@ class QMIXConfig:
 
     # Networks
     mixer: Mixer = "qmix"
-    """How agent values combine into the team value: qmix (monotonic, sees the state), vdn (sum), iql (not at all)."""
+    """How agent values combine into the team value: qmix (monotonic, sees the state), pooled (monotonic, sees the mean of
+    the team's observations and so serves teams of any size), vdn (sum), iql (not at all)."""
     recurrent: bool = True
     """Use a GRU that remembers the episode; otherwise agents act on the current observation only."""
     hidden_size: int = 64

@@ -80,7 +80,7 @@ class Learner:
         last_actions = functional.pad(batch.actions, (0, 0, 1, 0), value=-1)  # [B, T+1, N]
         inputs = self.network.inputs(batch.observations, last_actions)  # [T+1, B, N, I]
         taken = _taken(self.network.values(inputs[:-1])[0].transpose(0, 1), batch.actions)  # [B, T, N]
-        q_tot: torch.Tensor = self.mixer(taken, batch.states[:, :-1])
+        q_tot: torch.Tensor = self.mixer(taken, batch.before)
         return q_tot
 
     def q_and_targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,7 +89,7 @@ class Learner:
         inputs = self.network.inputs(batch.observations, last_actions)  # [T+1, B, N, I], shared with the target network
         online_q, hidden = self.network.values(inputs[:-1])  # [T, B, N, A]
         taken = _taken(online_q.transpose(0, 1), batch.actions)  # [B, T, N]
-        q_tot = self.mixer(taken, batch.states[:, :-1])  # [B, T, M]
+        q_tot = self.mixer(taken, batch.before)  # [B, T, M]
         with torch.no_grad():
             # The values after the last step only take part in the argmax, so they need no gradient.
             final_q, _ = self.network.values(inputs[-1:], hidden)
@@ -100,15 +100,15 @@ class Learner:
 
     def _targets(self, batch: Batch, next_online_q: torch.Tensor, next_target_q: torch.Tensor) -> torch.Tensor:
         """Return the targets [B, T, M] from the action values after each step, [B, T, N, A]."""
-        config, next_states = self.config, batch.states[:, 1:]
+        config, after = self.config, batch.after
         best = greedy_values(next_online_q, next_target_q, batch.action_masks[:, 1:], config.double_q)  # [B, T, N]
         if config.off_policy_correction and config.td_lambda > 0 and config.n_step != 1:
             next_actions = functional.pad(batch.actions[:, 1:], (0, 0, 0, 1))  # no action follows the last step
             taken = _taken(next_target_q, next_actions)  # [B, T, N]
             # One call mixes both, so that the mixing weights are computed once.
-            mixed = self.target_mixer(torch.stack([best, taken]), next_states)  # [2, B, T, M]
+            mixed = self.target_mixer(torch.stack([best, taken]), after)  # [2, B, T, M]
             return td_targets(batch.rewards, batch.terminated, batch.filled, mixed[0], config, next_taken=mixed[1])
-        next_values = self.target_mixer(best, next_states)  # [B, T, M]
+        next_values = self.target_mixer(best, after)  # [B, T, M]
         return td_targets(batch.rewards, batch.terminated, batch.filled, next_values, config)
 
     def loss(self, q_tot: torch.Tensor, targets: torch.Tensor, filled: torch.Tensor) -> torch.Tensor:

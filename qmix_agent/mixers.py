@@ -1,6 +1,8 @@
 """Mixers: from the values of the agents to the value of the team.
 
-Shapes: B episodes, T steps, N agents, S state features, E embedding.
+Absent agents contribute nothing to the value of a team.
+
+Shapes: B episodes, T steps, N agents, O observation features, S state features, E embedding, P pooled features.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from .config import Mixer, QMIXConfig
-from .types import EnvSpec
+from .types import EnvSpec, Moments
 
 
 class QMixer(nn.Module):
@@ -31,16 +33,17 @@ class QMixer(nn.Module):
         self.weights_2 = _two_layers(n_state, hypernet_hidden, embed)
         self.value = _two_layers(n_state, embed, 1)
 
-    def forward(self, q: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def forward(self, q: torch.Tensor, moments: Moments) -> torch.Tensor:
         """Mix agent values.
 
         Args:
             q: Agent values, [..., B, T, N]. Leading dimensions share the mixing weights of their states.
-            states: States, [B, T, S].
+            moments: The moments of these values, [B, T]; the states decide the weights.
 
         Returns:
             Q_tot, [..., B, T, 1].
         """
+        q, states = q * moments.present, moments.states
         rows = states.reshape(-1, states.shape[-1])  # [B*T, S]; make it contiguous once, not in every hypernetwork
         batch_shape = states.shape[:-1]
         weights_1 = self.weights_1(rows).abs().view(*batch_shape, self.n_agents, self.embed)
@@ -51,24 +54,68 @@ class QMixer(nn.Module):
         return (hidden * weights_2).sum(dim=-1, keepdim=True) + self.value(rows).view(*batch_shape, 1)
 
 
+class PooledMixer(nn.Module):
+    """Monotonic mixing network for teams of any size and order.
+
+    It computes QMIX's weights without the state, whose size depends on the team. A network f describes each agent; the
+    mean of f over the team, z, takes the place of the state, and each agent's own weights come from z and its
+    observation:
+
+        Q_tot = w2(z) . ELU(mean_i |w1(o_i, z)| q_i + b1(z)) + V(z),  z = mean_i f(o_i).
+
+    All weights on the way of q_i are non-negative, so Q_tot is monotonic in every q_i. The mean over a set is that of
+    Deep Sets (Zaheer et al. 2017, arXiv:1703.06114); REFIL (Iqbal et al. 2021, arXiv:2006.04222) builds mixing weights
+    for varying teams from attention over entities instead.
+    """
+
+    def __init__(self, n_observation: int, embed: int, hypernet_hidden: int) -> None:
+        super().__init__()
+        self.describe = _two_layers(n_observation, hypernet_hidden, hypernet_hidden)
+        self.weights_1 = _two_layers(n_observation + hypernet_hidden, hypernet_hidden, embed)
+        self.bias_1 = nn.Linear(hypernet_hidden, embed)
+        self.weights_2 = _two_layers(hypernet_hidden, hypernet_hidden, embed)
+        self.value = _two_layers(hypernet_hidden, embed, 1)
+
+    def forward(self, q: torch.Tensor, moments: Moments) -> torch.Tensor:
+        """Mix agent values.
+
+        Args:
+            q: Agent values, [..., B, T, N]. Leading dimensions share the mixing weights of their moments.
+            moments: The moments of these values, [B, T]; the observations decide the weights.
+
+        Returns:
+            Q_tot, [..., B, T, 1].
+        """
+        observations = moments.observations
+        # After the end of an episode nobody is present; the value of that moment is never used.
+        shares = moments.present / moments.present.sum(-1, keepdim=True).clamp(min=1)  # [B, T, N]
+        pooled = (self.describe(observations) * shares.unsqueeze(-1)).sum(-2)  # [B, T, P]
+        pooled_for_each = pooled.unsqueeze(-2).expand(*observations.shape[:-1], -1)  # [B, T, N, P]
+        weights_1 = self.weights_1(torch.cat([observations, pooled_for_each], -1)).abs()  # [B, T, N, E]
+        mixed = ((q * shares).unsqueeze(-1) * weights_1).sum(dim=-2)  # [..., B, T, E]
+        hidden = functional.elu(mixed + self.bias_1(pooled))
+        return (hidden * self.weights_2(pooled).abs()).sum(dim=-1, keepdim=True) + self.value(pooled)
+
+
 class VDNMixer(nn.Module):
     """Sum of the agent values (Sunehag et al. 2018, arXiv:1706.05296)."""
 
-    def forward(self, q: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """Map agent values [..., N] to Q_tot [..., 1]; the states are not used."""
-        return q.sum(dim=-1, keepdim=True)
+    def forward(self, q: torch.Tensor, moments: Moments) -> torch.Tensor:
+        """Map agent values [..., N] to Q_tot [..., 1]; states and observations are not used."""
+        return (q * moments.present).sum(dim=-1, keepdim=True)
 
 
 class IQLMixer(nn.Module):
     """No mixing: each agent learns the team return from its own values (Tan 1993)."""
 
-    def forward(self, q: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """Return the agent values [..., N] unchanged; the states are not used."""
+    def forward(self, q: torch.Tensor, moments: Moments) -> torch.Tensor:
+        """Return the agent values [..., N] unchanged; the moments are not used."""
         return q
 
 
 MIXERS: dict[Mixer, Callable[[EnvSpec, QMIXConfig], nn.Module]] = {
     "qmix": lambda spec, config: QMixer(spec.n_agents, spec.n_state, config.mixing_embed, config.hypernet_hidden),
+    "pooled": lambda spec, config: PooledMixer(spec.max_observation, config.mixing_embed, config.hypernet_hidden),
     "vdn": lambda spec, config: VDNMixer(),
     "iql": lambda spec, config: IQLMixer(),
 }

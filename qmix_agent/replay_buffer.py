@@ -14,7 +14,7 @@ import torch
 from .types import Batch, Episode
 
 _STEP_FIELDS = ("actions", "rewards", "terminated")  # T entries
-_MOMENT_FIELDS = ("observations", "states", "action_masks")  # T + 1 entries
+_MOMENT_FIELDS = ("observations", "states", "action_masks", "present")  # T + 1 entries
 
 
 class ReplayBuffer:
@@ -64,6 +64,7 @@ def make_batch(episodes: Sequence[Episode], device: torch.device | str = "cpu") 
         observations=padded("observations", longest + 1),
         states=padded("states", longest + 1),
         action_masks=padded("action_masks", longest + 1),
+        present=padded("present", longest + 1).float(),
         actions=padded("actions", longest),
         rewards=padded("rewards", longest),
         terminated=padded("terminated", longest).float(),

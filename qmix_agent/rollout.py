@@ -124,6 +124,7 @@ class _EpisodeRecorder:
             observations=np.stack([one.observations for one in self._observations]),
             states=np.stack([one.state for one in self._observations]),
             action_masks=np.stack([one.action_masks for one in self._observations]),
+            present=np.stack([one.present for one in self._observations]),
             actions=np.stack(self._actions),
             rewards=np.array(self._rewards, dtype=np.float32),
             terminated=np.array(self._terminated, dtype=bool),

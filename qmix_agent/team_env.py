@@ -26,8 +26,9 @@ class TeamEnv:
     """Wraps a ParallelEnv so that a team of agents acts with arrays.
 
     An agent leaves when it is terminated or truncated, or when `env.agents` no longer lists it (it has terminated); it
-    is back when `env.agents` lists it without either flag. An agent that has left observes zeros and can only take
-    action 0, which is not sent to the environment. The state of an environment without state() is the concatenation of
+    is back when `env.agents` lists it without either flag. Agents that `env.agents` does not list after a reset do not
+    play in the episode. An absent agent observes zeros and can only take action 0, which is not sent to the
+    environment. The state of an environment without state() is the concatenation of
     all observations. An environment that has both step_async(actions) and step_wait(), as Gymnasium's vector
     environments have, is stepped with these.
 
@@ -187,7 +188,8 @@ class TeamEnv:
             state = _state_vector(self.env.state(), self.spec.n_state)
         else:  # the state after a terminal step is never used, and some environments cannot provide it
             state = np.zeros(self.spec.n_state, dtype=np.float32)
-        return JointObservation(padded, pad_action_masks(self.spec, masks), state)
+        present = np.array([agent in masks for agent in self.spec.agents])
+        return JointObservation(padded, pad_action_masks(self.spec, masks), state, present)
 
     def _read_spec(self) -> EnvSpec:
         env, agents = self.env, tuple(self.env.possible_agents)

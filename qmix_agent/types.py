@@ -83,8 +83,9 @@ class JointObservation:
     """Observations, action masks and state at one moment, padded to the largest agent."""
 
     observations: np.ndarray  # float32 [N, O]
-    action_masks: np.ndarray  # bool [N, A]; only action 0 for an agent that has left
+    action_masks: np.ndarray  # bool [N, A]; only action 0 for an absent agent
     state: np.ndarray  # float32 [S]
+    present: np.ndarray  # bool [N]; an agent is absent if it has left, or does not play in this episode
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Episode:
     observations: np.ndarray  # float32 [T+1, N, O]
     states: np.ndarray  # float32 [T+1, S]
     action_masks: np.ndarray  # bool [T+1, N, A]
+    present: np.ndarray  # bool [T+1, N]
     actions: np.ndarray  # int64 [T, N], indices from 0
     rewards: np.ndarray  # float32 [T], team reward
     terminated: np.ndarray  # bool [T]; a last step that is not terminated was truncated
@@ -122,16 +124,36 @@ class Episode:
 
 
 @dataclass(frozen=True)
+class Moments:
+    """What a mixer sees of B x T moments besides the values of the agents."""
+
+    states: torch.Tensor  # float32 [B, T, S]
+    observations: torch.Tensor  # float32 [B, T, N, O]
+    present: torch.Tensor  # float32 [B, T, N], 1 for the agents in the game and 0 for absent ones
+
+
+@dataclass(frozen=True)
 class Batch:
     """Episodes padded with zeros to the longest of them, T steps."""
 
     observations: torch.Tensor  # float32 [B, T+1, N, O]
     states: torch.Tensor  # float32 [B, T+1, S]
     action_masks: torch.Tensor  # bool [B, T+1, N, A]
+    present: torch.Tensor  # float32 [B, T+1, N]
     actions: torch.Tensor  # int64 [B, T, N]
     rewards: torch.Tensor  # float32 [B, T]
     terminated: torch.Tensor  # float32 [B, T]
     filled: torch.Tensor  # float32 [B, T], 1 for played steps and 0 for padding
+
+    @property
+    def before(self) -> Moments:
+        """The moments before each step."""
+        return Moments(self.states[:, :-1], self.observations[:, :-1], self.present[:, :-1])
+
+    @property
+    def after(self) -> Moments:
+        """The moments after each step."""
+        return Moments(self.states[:, 1:], self.observations[:, 1:], self.present[:, 1:])
 
 
 @dataclass(frozen=True)

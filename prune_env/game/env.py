@@ -106,7 +106,8 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self.archive = Archive()
         """Every finished plan with its accuracy, over all episodes."""
         self.observer = Observer(problem, config.rates)
-        self._reward = reward or REWARDS[config.reward]
+        self.reward_function = reward or REWARDS[config.reward]
+        """The reward of a round."""
         self._carried = self._new_carried_weights()
         self._transitions = Transitions(problem.cost, problem.full_plan, self.observer, config.rounds)
         self._set_spaces()
@@ -282,7 +283,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             self._accuracy = self._evaluate()
         self.agents = agents
 
-        result = self._reward(
+        result = self.reward_function(
             RewardInput(
                 accuracy_before=accuracy_before,
                 accuracy_after=self._accuracy,
@@ -293,7 +294,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             )
         )
         if not isinstance(result, RoundReward):
-            raise TypeError(f"a reward function must return a RoundReward; {self._reward!r} returned {result!r}")
+            raise TypeError(f"a reward function must return a RoundReward; {self.reward_function!r} returned {result!r}")
         self._return += result.reward
         if (last or result.ended) and not self._imagined:
             entry = Entry(state.plan, self._accuracy, state.macs_ratio, state.params_ratio, self._return)
@@ -430,6 +431,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self.possible_agents = [group.name for group in self.groups]
         self.observation_names = self.observer.names
         self.state_names = self.observer.state_names
+        self.action_names = tuple(f"rate_{rate:g}" for rate in self.config.rates)
         observation = (0.0, 1.0, (len(self.observation_names),), np.float32)
         self.observation_spaces = {agent: spaces.Box(*observation) for agent in self.possible_agents}
         self.action_spaces = {agent: spaces.Discrete(len(self.config.rates)) for agent in self.possible_agents}
@@ -441,7 +443,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     def _origin(self) -> dict[str, Any]:
         """Return what an archive depends on. The reward function decides the returns, though not the accuracies."""
         settings = {name: repr(value) for name, value in dataclasses.asdict(self.config).items()}
-        return {"problem": self.fingerprint, "reward": function_fingerprint(self._reward), "settings": settings}
+        return {"problem": self.fingerprint, "reward": function_fingerprint(self.reward_function), "settings": settings}
 
     def _start(self, budget: Budget) -> None:
         self.round_state = self._transitions.start(budget)

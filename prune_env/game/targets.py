@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from ..common.settings import checked
 from .budget import Budget, TargetMacs
 
+Card = TypeVar("Card")
 Targets = TargetMacs | tuple[TargetMacs, ...] | None
 """One target, several targets, or None for no budget."""
 
@@ -23,24 +25,24 @@ def smallest_target(targets: Sequence[float], macs_ratio: float) -> float | None
     return min((target for target in targets if macs_ratio <= target), default=None)
 
 
-class TargetDeck:
-    """Deals the targets of episodes like cards: shuffled, dealt to the last one, shuffled again.
+class Deck(Generic[Card]):
+    """Deals the targets or games of episodes like cards: shuffled, dealt to the last one, shuffled again.
 
-    After every full deck, all targets have been played equally often. The deck is not shuffled early when an episode
+    After every full deck, all cards have been played equally often. The deck is not shuffled early when an episode
     starts with a seed, because learners seed every episode.
     """
 
-    def __init__(self, targets: Sequence[float | None]) -> None:
-        self.targets = tuple(targets)
-        self.left: list[float | None] = []
-        """Targets that remain in the deck, the next one last."""
+    def __init__(self, cards: Sequence[Card]) -> None:
+        self.cards = tuple(cards)
+        self.left: list[Card] = []
+        """Cards that remain in the deck, the next one last."""
 
-    def deal(self, rng: np.random.Generator) -> float | None:
-        """Return the target of the next episode."""
-        if len(self.targets) == 1:
-            return self.targets[0]
+    def deal(self, rng: np.random.Generator) -> Card:
+        """Return the card of the next episode."""
+        if len(self.cards) == 1:
+            return self.cards[0]
         if not self.left:
-            self.left = [self.targets[index] for index in rng.permutation(len(self.targets))]
+            self.left = [self.cards[index] for index in rng.permutation(len(self.cards))]
         return self.left.pop()
 
 
@@ -60,7 +62,7 @@ class Budgets:
         self._known = {target: rules.with_target(target) for target in targets}
         self.first = self._known[targets[0]]
         """The budget of the first target."""
-        self.deck = TargetDeck(targets)
+        self.deck = Deck(targets)
 
     def __iter__(self) -> Iterator[Budget]:
         return iter(self._known.values())
