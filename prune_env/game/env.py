@@ -27,10 +27,10 @@ from ..evaluation.live import LiveEvaluator
 from ..evaluation.resources import Resources
 from ..pruning import Inspection, Plan, PruningGroup
 from ..pruning.problem import PruningProblem
-from . import render, saved_state, validation
+from . import exchange, render, saved_state, validation
 from .archive import Archive
 from .budget import Budget
-from .config import EnvConfig
+from .config import EnvConfig, completed
 from .episode import Episode
 from .fingerprint import game_fingerprint
 from .imagined import ImaginedEvaluator
@@ -89,26 +89,35 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         remedy = "write PruningProblem.create(model, data), or FilterPruneEnv.from_model(model, data)"
         expect(problem, PruningProblem, "problem must be a PruningProblem", remedy)
         expect(config, (EnvConfig, type(None)), "config must be an EnvConfig", "write EnvConfig(target_macs=0.5)")
-        config = config or _env_config(problem)
+        config = config or completed(problem.config)
         validation.check_rules(config, reward, render_mode)
         validation.check_problem(config, problem)
         if evaluator is not None:
             validation.check_evaluator(config, problem, evaluator, resources)
         self.problem, self.config, self.render_mode = problem, config, render_mode
         self.max_cycles = config.max_cycles or config.rounds
-        limits = {"min_filters": config.min_filters, "round_to": config.round_to}
-        rules = Budget(problem.cost.macs, problem.full_plan, config.rates, None, **limits)
+        limits = config.min_filters, config.round_to
+        rules = Budget(problem.cost.macs, problem.full_plan, config.rates, None, *limits)
         self.budgets = Budgets(rules, config.targets)
         """The budgets of the episodes; `budgets.of(0.4)` is any other."""
         for budget in self.budgets:
             validation.warn_coarse(budget)
-        self.evaluator = self._evaluator(evaluator, resources)
+        self.evaluator: Evaluator = LiveEvaluator(problem, config, resources) if evaluator is None else evaluator
+        try:
+            validation.check_original(self.evaluator.original_accuracy, problem.metric, config)
+        except ValueError:
+            if evaluator is None:
+                self.evaluator.close()
+            raise
         self.archive = Archive()
         """Every finished plan with its accuracy, over all episodes."""
         self.observer = Observer(problem, config.rates)
         self._reward = reward or REWARDS[config.reward]
         self._transitions = Transitions(problem.cost, problem.full_plan, self.observer, config.rounds)
-        self._set_spaces()
+        self.observation_names, self.state_names = self.observer.names, self.observer.state_names
+        self.possible_agents = [group.name for group in problem.groups]
+        self.observation_spaces, self.action_spaces = self._new_spaces()
+        self.state_space = spaces.Box(0.0, 1.0, (len(self.state_names),), np.float32)
         self.agents: list[str] = []
         self.np_random, self.np_random_seed = seeding.np_random()
         self._next: RoundState | None  # set between step_async and step_wait
@@ -204,7 +213,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         target = (options or {}).get("target_macs")
         self._start(self.budgets.deal(self.np_random) if target is None else self.budgets.of(target))
         self.agents = list(self.possible_agents)
-        return self._observations(), self._infos()
+        return self._observe()
 
     def step(self, actions: Mapping[str, int]) -> StepResult:
         """Play one round.
@@ -252,13 +261,9 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         agents = self.agents
         if terminated or truncated:
             self.agents = []
-        return (
-            self._observations(),
-            dict.fromkeys(agents, reward),
-            dict.fromkeys(agents, terminated),
-            dict.fromkeys(agents, truncated),
-            self._infos(),
-        )
+        observations, infos = self._observe()
+        rewards = dict.fromkeys(agents, reward)
+        return observations, rewards, dict.fromkeys(agents, terminated), dict.fromkeys(agents, truncated), infos
 
     def move(self, state: RoundState, last: bool) -> tuple[float, bool]:
         """Enter a round state: carry weights, evaluate, pay, and archive a finished plan.
@@ -330,7 +335,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             other.budgets = self.budgets.only(target_macs)
             other.config = dataclasses.replace(self.config, target_macs=target_macs)
             other.__dict__.pop("fingerprint", None)  # cached, and the settings belong to it
-        other.observation_spaces, other.action_spaces = copy.deepcopy((self.observation_spaces, self.action_spaces))
+        other.observation_spaces, other.action_spaces = other._new_spaces()
         other.np_random, other.np_random_seed = seeding.np_random()
         other.agents = []
         other._new_episode(other.config)
@@ -375,25 +380,8 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             for entry in self.archive:
                 self.evaluator.remember(entry.plan, entry.accuracy)
 
-    def _evaluator(self, evaluator: Evaluator | None, resources: Resources | None) -> Evaluator:
-        """Return the given evaluator, or a new one, if the original network's accuracy allows rewards."""
-        found: Evaluator = LiveEvaluator(self.problem, self.config, resources) if evaluator is None else evaluator
-        try:
-            validation.check_original(found.original_accuracy, self.problem.metric, self.config)
-        except ValueError:
-            if evaluator is None:
-                found.close()
-            raise
-        return found
-
-    def _set_spaces(self) -> None:
-        self.possible_agents = [group.name for group in self.groups]
-        self.observation_names = self.observer.names
-        self.state_names = self.observer.state_names
-        observation = (0.0, 1.0, (len(self.observation_names),), np.float32)
-        self.observation_spaces = {agent: spaces.Box(*observation) for agent in self.possible_agents}
-        self.action_spaces = {agent: spaces.Discrete(len(self.config.rates)) for agent in self.possible_agents}
-        self.state_space = spaces.Box(0.0, 1.0, (len(self.state_names),), np.float32)
+    def _new_spaces(self) -> tuple[dict[str, spaces.Space], dict[str, spaces.Space]]:
+        return exchange.agent_spaces(self.possible_agents, len(self.observation_names), len(self.config.rates))
 
     def _origin(self) -> dict[str, Any]:
         return saved_state.origin(self.fingerprint, self._reward, self.config)
@@ -407,19 +395,6 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self._episode.start(self._transitions.start(budget))
         self._next = None
 
-    def _observations(self) -> dict[str, np.ndarray]:
-        rows = self.round_state.observations.copy()  # new arrays at every call
-        return dict(zip(self.possible_agents, rows, strict=True))
-
-    def _infos(self) -> dict[str, dict[str, Any]]:
-        now, masks, network = self.round_state, self.round_state.masks.copy(), self.totals()
-        return {
-            agent: {"action_mask": mask, "applied_rate": float(rate), **network}
-            for agent, mask, rate in zip(self.possible_agents, masks, now.last_rates, strict=True)
-        }
-
-
-def _env_config(problem: PruningProblem) -> EnvConfig:
-    """Return the settings that the problem was created with, completed by defaults."""
-    known = problem.config
-    return known if isinstance(known, EnvConfig) else EnvConfig(**dataclasses.asdict(known))
+    def _observe(self) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
+        agents, now = self.possible_agents, self.round_state
+        return exchange.observations(agents, now), exchange.infos(agents, now, self.totals())
