@@ -56,7 +56,7 @@ def check_problem(config: EnvConfig, problem: PruningProblem) -> None:
 
 def warn_coarse(budget: Budget, stacklevel: int = 3) -> None:
     """Warn if filters are so coarse that no plan was found within the budget's tolerance."""
-    if budget.target_macs is None or not budget.misses(budget.uniform()):
+    if budget.target_macs is None or budget.meets(budget.uniform()):
         return
     below, above = (f"{ratio:.4f}" for ratio in budget.ratios_around_target())
     smaller = ", or a smaller round_to," if budget.round_to > 1 else ""
@@ -74,7 +74,7 @@ def warn_missed(budget: Budget, plan: Sequence[int], stacklevel: int = 5) -> Non
 
     The text is the same for every plan, so that Python shows it once.
     """
-    if budget.misses(plan):
+    if int(budget.macs(np.asarray(plan))) < budget.macs_range[0]:
         warnings.warn(
             f"a finished plan has over {budget.tolerance} of the MACs less than target_macs={budget.target_macs}: one "
             "filter of a group, or round_to of them, has more MACs than that. Its macs_ratio is in the infos and in "
