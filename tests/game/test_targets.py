@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from prune_env import EnvConfig
 from prune_env.game.budget import Budget
-from prune_env.game.targets import TargetDeck, target_tuple
+from prune_env.game.targets import Deck, target_tuple
 from prune_env.single_agent import Joint, LayerByLayer
 
 SEVERAL = (0.3, 0.5, 0.7)
@@ -24,7 +24,7 @@ targets = st.lists(st.floats(0.01, 1), min_size=1, max_size=6, unique=True)
 @settings(max_examples=30, deadline=None)
 @given(targets=targets, decks=st.integers(1, 4), seed=st.integers(0, 99))
 def test_a_deck_deals_all_targets_equally_often(targets: list[float], decks: int, seed: int) -> None:
-    deck, rng = TargetDeck(targets), np.random.default_rng(seed)
+    deck, rng = Deck(targets), np.random.default_rng(seed)
     assert Counter(deck.deal(rng) for _ in range(decks * len(targets))) == dict.fromkeys(targets, decks)
 
 
