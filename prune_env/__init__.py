@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .game.config import EnvConfig
     from .game.env import FilterPruneEnv
     from .game.make import make_env
+    from .game.suite import FilterPruneSuite
     from .game.tabulated import make_tabulated_env
     from .pruning.problem import PruningProblem
 
@@ -20,6 +21,7 @@ _HOMES = {
     "DataSplits": "data",
     "EnvConfig": "game.config",
     "FilterPruneEnv": "game.env",
+    "FilterPruneSuite": "game.suite",
     "PruningProblem": "pruning.problem",
     "load_pruned": "deploy.saved",
     "make_env": "game.make",
@@ -31,6 +33,7 @@ __all__ = [
     "DataSplits",
     "EnvConfig",
     "FilterPruneEnv",
+    "FilterPruneSuite",
     "PruningProblem",
     "__version__",
     "load_pruned",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .agent import QMIX
     from .checkpoint import CheckpointError
     from .subprocess_env import EnvProcessError, SubprocessEnv
+    from .team_policy import TeamPolicy
     from .types import Batch, EnvSpec, Episode, Evaluation
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Evaluation",
     "QMIXConfig",
     "SubprocessEnv",
+    "TeamPolicy",
 ]
 
 _MODULE_OF = {
@@ -36,6 +38,7 @@ _MODULE_OF = {
     "CheckpointError": "checkpoint",
     "EnvProcessError": "subprocess_env",
     "SubprocessEnv": "subprocess_env",
+    "TeamPolicy": "team_policy",
     "Batch": "types",
     "EnvSpec": "types",
     "Episode": "types",

@@ -18,6 +18,7 @@ from .learner import Learner
 from .padding import pad_action_masks, pad_observations, split_observation
 from .seeding import Stream, make_generator
 from .team_env import TeamEnv
+from .team_policy import Interface, TeamPolicy
 from .trainer import Trainer
 from .types import EnvSpec, Evaluation, MetricsRow
 
@@ -36,9 +37,10 @@ class QMIX:
         config: All settings.
         seed: Non-negative integer.
         device: Device of the networks.
+        policy: A policy whose weights the agent starts from; see `TeamPolicy`.
 
     Raises:
-        ValueError: QMIX cannot play the environment, or the seed is invalid.
+        ValueError: QMIX cannot play the environment, the seed is invalid, or the policy does not fit.
         TypeError: `config` is not a QMIXConfig.
 
     Example:
@@ -53,6 +55,7 @@ class QMIX:
         config: QMIXConfig | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        policy: TeamPolicy | None = None,
     ) -> None:
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed must be a non-negative integer, got {seed!r}")
@@ -60,6 +63,9 @@ class QMIX:
             raise TypeError(f"config must be a QMIXConfig, got {config!r}; write QMIXConfig(gamma=0.99)")
         envs = wrap_envs(env)
         self._set_trainer(Trainer(EnvPool(envs, envs[0].spec), config or QMIXConfig(), int(seed), device))
+        if policy is not None:
+            policy.interface.require_equal(Interface.of(envs[0].env), type(envs[0].env).__name__)
+            policy.start(self.learner)
 
     def _set_trainer(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -219,6 +225,20 @@ class QMIX:
         from .export import export_onnx
 
         return export_onnx(self.learner.network, self.spec, path)
+
+    def policy(self) -> TeamPolicy:
+        """Return what the team has learned, for teams of any size in environments of the same kind.
+
+        Raises:
+            ValueError: The agent was loaded without an environment, the agents differ in their spaces, or the networks
+                serve this team only (set mixer to 'pooled', agent_id to False).
+        """
+        env = self.trainer.envs.take(1)[0].env
+        return TeamPolicy.of(self.learner, Interface.of(env))
+
+    def save_policy(self, path: str | Path) -> Path:
+        """Write `policy()` to a file that `TeamPolicy.load` reads, and return its path."""
+        return self.policy().save(path)
 
     def save(self, directory: str | Path) -> Path:
         """Write everything that training depends on to one checkpoint file.

@@ -21,8 +21,8 @@ class QMIXConfig:
 
     # Networks
     mixer: Mixer = "qmix"
-    """How agent values combine into the team value: qmix (monotonic, sees the state), pooled (monotonic, sees the mean of
-    the team's observations and so serves teams of any size), vdn (sum), iql (not at all)."""
+    """How agent values combine into the team value: qmix (monotonic, sees the state), pooled (monotonic, sees the mean
+    of the team's observations and so serves teams of any size), vdn (sum), iql (not at all)."""
     recurrent: bool = True
     """Use a GRU that remembers the episode; otherwise agents act on the current observation only."""
     hidden_size: int = 64

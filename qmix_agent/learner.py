@@ -75,14 +75,6 @@ class Learner:
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, fused=True)
         self.updates = 0
 
-    def q_tot(self, batch: Batch) -> torch.Tensor:
-        """Return the values of the actions taken, [B, T, M]."""
-        last_actions = functional.pad(batch.actions, (0, 0, 1, 0), value=-1)  # [B, T+1, N]
-        inputs = self.network.inputs(batch.observations, last_actions)  # [T+1, B, N, I]
-        taken = _taken(self.network.values(inputs[:-1])[0].transpose(0, 1), batch.actions)  # [B, T, N]
-        q_tot: torch.Tensor = self.mixer(taken, batch.before)
-        return q_tot
-
     def q_and_targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the values of the actions taken and their targets, both [B, T, M]; only the former have a gradient."""
         last_actions = functional.pad(batch.actions, (0, 0, 1, 0), value=-1)  # [B, T+1, N]
@@ -220,6 +212,15 @@ class Learner:
             f"{name} is {getattr(metrics, name)} at update {self.updates + 1}, so no weight was changed; the first "
             f"tensor that is not finite is {first}. Look for extreme rewards or observations, or lower learning_rate"
         )
+
+
+def q_tot(network: AgentNetwork, mixer: nn.Module, batch: Batch) -> torch.Tensor:
+    """Return the values of the actions taken, [B, T, M]."""
+    last_actions = functional.pad(batch.actions, (0, 0, 1, 0), value=-1)  # [B, T+1, N]
+    inputs = network.inputs(batch.observations, last_actions)  # [T+1, B, N, I]
+    taken = _taken(network.values(inputs[:-1])[0].transpose(0, 1), batch.actions)  # [B, T, N]
+    mixed: torch.Tensor = mixer(taken, batch.before)
+    return mixed
 
 
 def _taken(q: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:

@@ -84,7 +84,7 @@ class AgentNetwork(nn.Module):
         if isinstance(self.body, nn.GRU):
             gru_hidden = hidden.flatten(0, 1).unsqueeze(0) if hidden is not None else None  # [1, B*N, H]
             outputs, gru_hidden = self.body(features.flatten(1, 2), gru_hidden)
-            features, hidden = outputs.view_as(features), gru_hidden[0].unflatten(0, (-1, self.n_agents))
+            features, hidden = outputs.view_as(features), gru_hidden[0].unflatten(0, features.shape[1:3])
         elif self.recurrent:
             features, hidden = self.body(features, hidden)
         else:

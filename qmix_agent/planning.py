@@ -15,8 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
-from .learner import Learner
+from .learner import Learner, q_tot
+from .networks import AgentNetwork
 from .replay_buffer import make_batch
 from .rollout import EpisodeSettings, Policy, play_episodes
 from .team_env import TeamEnv
@@ -37,6 +39,11 @@ class PlannedEpisode:
     """Probability of a random action with which it was imagined."""
 
 
+def epsilons_of(count: int) -> list[float]:
+    """Return the epsilon of each of `count` imagined episodes."""
+    return list(np.geomspace(*EPSILONS, count).tolist())
+
+
 class Planner:
     """Imagines episodes of one environment.
 
@@ -51,7 +58,7 @@ class Planner:
     def __init__(self, env: TeamEnv, count: int) -> None:
         self._env = env
         self._games = [env.imagine() for _ in range(count)]
-        self._epsilons = np.geomspace(*EPSILONS, count).tolist()
+        self._epsilons = epsilons_of(count)
 
     def plan(self, learner: Learner, policy: Policy, seed: int, rng: np.random.Generator) -> PlannedEpisode:
         """Return the episode to play next. The real environment has just been reset with `seed`.
@@ -69,7 +76,8 @@ class Planner:
         if rng.random() < RANDOM_CHOICE:
             chosen = int(rng.choice(unknown))
         else:
-            chosen = unknown[int(_values(learner, [episodes[index] for index in unknown]).argmax())]
+            values = final_values(learner.network, learner.mixer, [episodes[index] for index in unknown])
+            chosen = unknown[int(values.argmax())]
         return PlannedEpisode(episodes[chosen].actions, self._epsilons[chosen])
 
 
@@ -101,9 +109,9 @@ class ScriptedPolicy:
 
 
 @torch.no_grad()
-def _values(learner: Learner, episodes: Sequence[Episode]) -> np.ndarray:
+def final_values(network: AgentNetwork, mixer: nn.Module, episodes: Sequence[Episode]) -> np.ndarray:
     """Return the value of each episode's last joint action, [K]; the mean over the agents for iql."""
-    batch = make_batch(episodes, learner.device)
-    q_tot = learner.q_tot(batch).mean(-1)  # [K, T]
+    batch = make_batch(episodes, next(network.parameters()).device)
+    values = q_tot(network, mixer, batch).mean(-1)  # [K, T]
     last = batch.filled.sum(1).long() - 1  # [K]
-    return q_tot.gather(1, last.unsqueeze(1)).squeeze(1).double().cpu().numpy()
+    return values.gather(1, last.unsqueeze(1)).squeeze(1).double().cpu().numpy()

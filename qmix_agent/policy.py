@@ -12,7 +12,6 @@ import torch
 
 from .exploration import epsilon_greedy_actions
 from .networks import AgentNetwork
-from .types import EnvSpec
 
 
 class EpsilonGreedyPolicy:
@@ -22,14 +21,14 @@ class EpsilonGreedyPolicy:
     the current weights of `network`.
     """
 
-    def __init__(self, network: AgentNetwork, spec: EnvSpec, device: torch.device) -> None:
-        self._network, self._spec, self._device = network, spec, device
+    def __init__(self, network: AgentNetwork, device: torch.device) -> None:
+        self._network, self._device = network, device
         self.reset()
 
     def reset(self, games: int = 1) -> None:
         """Start new episodes in this number of games."""
         self._hidden: torch.Tensor | None = None
-        self._last_actions = np.full((games, self._spec.n_agents), -1, dtype=np.int64)
+        self._last_actions: np.ndarray | None = None
 
     @torch.no_grad()
     def act(
@@ -50,6 +49,8 @@ class EpsilonGreedyPolicy:
         Returns:
             Actions, int64 [K, N].
         """
+        if self._last_actions is None:
+            self._last_actions = np.full(observations.shape[:2], -1, dtype=np.int64)
         now = torch.tensor(observations, device=self._device).unsqueeze(1)  # [K, 1, N, O]
         last = torch.tensor(self._last_actions, device=self._device).unsqueeze(1)  # [K, 1, N]
         q, self._hidden = self._network(now, last, self._hidden)

@@ -64,7 +64,7 @@ class Trainer:
 
     def new_policy(self) -> EpsilonGreedyPolicy:
         """Return a policy that acts with the learner's network and has its own hidden states."""
-        return EpsilonGreedyPolicy(self.learner.network, self.envs.spec, self.learner.device)
+        return EpsilonGreedyPolicy(self.learner.network, self.learner.device)
 
     def train(
         self,

@@ -71,6 +71,7 @@ def an_episode(length: int, terminated: bool, seed: int = 0) -> Episode:
         observations=rng.normal(size=(length + 1, 3, 3)).astype(np.float32),
         states=rng.normal(size=(length + 1, 4)).astype(np.float32),
         action_masks=masks,
+        present=np.ones((length + 1, 3), dtype=bool),
         actions=np.zeros((length, 3), dtype=np.int64),
         rewards=rng.normal(size=length).astype(np.float32),
         terminated=ends,

@@ -9,6 +9,7 @@ import torch
 from games import Matrix, Memory, TwoStep
 
 from qmix_agent import QMIX, QMIXConfig
+from qmix_agent.types import Moments
 
 MONOTONIC = ((0.0, 1.0, 2.0), (1.0, 3.0, 5.0), (2.0, 5.0, 9.0))
 CLIMBING = ((11.0, -30.0, 0.0), (-30.0, 7.0, 6.0), (0.0, 0.0, 5.0))
@@ -92,7 +93,9 @@ def test_qmix_is_unreliable_where_the_best_joint_action_is_not_each_agents_best(
         with torch.no_grad():
             q = learner.network(observations, torch.full((1, 1, 2), -1))[0][0, 0]  # [2, 3]
             pairs = torch.cartesian_prod(*q)[None]  # [1, 9, 2]
-            q_tot = learner.mixer(pairs, torch.ones(1, 9, 2)).reshape(3, 3)
+            q_tot = learner.mixer(
+                pairs, Moments(torch.ones(1, 9, 2), torch.ones(1, 9, 2, 1), torch.ones(1, 9, 2))
+            ).reshape(3, 3)
         assert (q_tot - torch.tensor(CLIMBING))[:2, :2].abs().max() >= 18.5
         returns.append(agent.evaluate(episodes=1).mean)
     assert min(returns) < 11.0

@@ -16,6 +16,7 @@ from qmix_agent.learner import Learner
 from qmix_agent.replay_buffer import make_batch
 from qmix_agent.return_scale import ReturnScale
 from qmix_agent.targets import greedy_values
+from qmix_agent.types import Moments
 
 # Settings
 
@@ -29,6 +30,7 @@ from qmix_agent.targets import greedy_values
         {"n_step": 2, "td_lambda": 1.0},
         {"off_policy_correction": False},
         {"target_tau": 0.01},
+        {"mixer": "pooled"},
     ],
 )
 def test_every_setting_trains_every_weight_reproducibly(settings: dict[str, Any], untouched_rngs: None) -> None:
@@ -63,7 +65,9 @@ def test_the_target_uses_the_next_observation_state_and_mask() -> None:
                 legal = np.flatnonzero(batch.action_masks[0, t + 1, agent])
                 best = max(legal, key=lambda a: online[0, t + 1, agent, a].item())
                 values.append(target[0, t + 1, agent, best].item())
-            mixed = learner.target_mixer(torch.tensor([[values]]), batch.states[:, t + 1 : t + 2]).item()
+            after = batch.after
+            then = Moments(*(one[:, t : t + 1] for one in (after.states, after.observations, after.present)))
+            mixed = learner.target_mixer(torch.tensor([[values]]), then).item()
             assert targets[0, t, 0].item() == pytest.approx(batch.rewards[0, t].item() + 0.9 * mixed, abs=1e-5)
 
 
@@ -76,14 +80,14 @@ def test_rewards_that_match_the_values_of_the_actions_taken_need_no_correction()
         last = torch.cat([torch.full((1, 1, 3), -1), batch.actions], dim=1)
         target_q = learner.target_network(batch.observations, last)[0]
         q = target_q[:, :-1].gather(-1, batch.actions.unsqueeze(-1)).squeeze(-1)
-        taken = learner.target_mixer(q, batch.states[:, :-1])
+        taken = learner.target_mixer(q, batch.before)
         best = greedy_values(target_q[:, 1:], target_q[:, 1:], batch.action_masks[:, 1:], double_q=False)
-        next_values = learner.target_mixer(best, batch.states[:, 1:])
+        next_values = learner.target_mixer(best, batch.after)
     batch = dataclasses.replace(batch, rewards=(taken - learner.config.gamma * next_values).squeeze(-1))
     assert torch.allclose(learner.q_and_targets(batch)[1], taken, atol=1e-5)
 
 
-@pytest.mark.parametrize("mixer", ["qmix", "vdn", "iql"])
+@pytest.mark.parametrize("mixer", ["qmix", "pooled", "vdn", "iql"])
 def test_the_target_of_a_terminated_step_is_its_reward_and_of_padding_0(mixer: str) -> None:
     learner = a_learner(mixer=mixer)
     batch = make_batch([an_episode(3, True), an_episode(5, False)])

@@ -18,6 +18,7 @@ def episodes_of(lengths: list[int]) -> list[Episode]:
             rng.normal(size=(n + 1, 2, 3)).astype(np.float32),
             rng.normal(size=(n + 1, 4)).astype(np.float32),
             np.ones((n + 1, 2, 2), dtype=bool),
+            rng.random((n + 1, 2)) < 0.5,
             rng.integers(0, 2, (n, 2)),
             rng.normal(size=n).astype(np.float32),
             np.zeros(n, dtype=bool),

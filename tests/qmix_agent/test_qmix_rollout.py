@@ -22,7 +22,7 @@ from qmix_agent.team_env import TeamEnv
 
 def policy_for(env: TeamEnv, config: QMIXConfig) -> EpsilonGreedyPolicy:
     learner = Learner(env.spec, config, seed=0, device="cpu")
-    return EpsilonGreedyPolicy(learner.network, env.spec, learner.device)
+    return EpsilonGreedyPolicy(learner.network, learner.device)
 
 
 def play(game: Game, seed: int, epsilon: float = 1.0) -> Episode:

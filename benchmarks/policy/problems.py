@@ -1,0 +1,151 @@
+"""The problems that a policy learns on, and those that it is judged on.
+
+The two have no network in common. Kept out of the learning set are a family (grouped convolutions), all networks with
+more than eight blocks, and the full-size images of CIFAR-10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from prune_env import DataSplits, EnvConfig, FilterPruneEnv
+from prune_env.common.files import save_tensors
+from prune_env.data import Split, load
+from prune_env.training.fit import FitConfig, RunOptions, fit
+from prune_env.training.pretrained import load_weights
+
+from .architectures import Architecture
+
+TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+"""Budgets of every game, as fractions of the original MACs."""
+RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+RECIPES = {
+    "digits": FitConfig(epochs=25, batch_size=64, lr=0.3, ema_decay=0.98),
+    "cifar16": FitConfig(epochs=4, batch_size=128, lr=0.2, ema_decay=0.99),
+}
+"""How networks are trained on each data set."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An architecture and the data it is trained on."""
+
+    architecture: Architecture
+    data: str
+    """A key of `RECIPES`."""
+
+    @property
+    def name(self) -> str:
+        """Data and architecture in one word."""
+        return f"{self.data}-{self.architecture.name}"
+
+
+def _problems(data: str, *architectures: tuple[str, tuple[int, ...], tuple[int, ...]]) -> list[Problem]:
+    return [Problem(Architecture(*architecture), data) for architecture in architectures]
+
+
+LEARNING = [
+    *_problems(
+        "digits",
+        ("plain", (16, 32), (1, 2)),
+        ("plain", (32, 32), (2, 2)),
+        ("plain", (24, 48), (3, 3)),
+        ("plain", (12, 24, 48), (1, 2, 1)),
+        ("plain", (32, 16), (2, 4)),
+        ("residual", (16, 32), (1, 1)),
+        ("residual", (16, 32), (2, 2)),
+        ("residual", (12, 16), (3, 2)),
+        ("residual", (8, 16, 32), (1, 2, 1)),
+        ("residual", (16, 24), (1, 4)),
+        ("bottleneck", (8, 16), (2, 2)),
+        ("bottleneck", (16, 16), (1, 3)),
+        ("bottleneck", (12, 24), (2, 1)),
+        ("depthwise", (12, 16), (2, 2)),
+        ("depthwise", (16, 24), (1, 3)),
+        ("depthwise", (8, 16), (3, 2)),
+        ("dense", (8, 12), (3, 3)),
+        ("dense", (12, 16), (2, 4)),
+        ("dense", (16, 8), (2, 2)),
+    ),
+    *_problems(
+        "cifar16",
+        ("plain", (24, 48), (2, 2)),
+        ("plain", (16, 32, 64), (1, 2, 2)),
+        ("residual", (16, 32), (2, 2)),
+        ("residual", (16, 32, 64), (1, 1, 1)),
+        ("bottleneck", (12, 24), (2, 2)),
+        ("depthwise", (16, 24), (2, 2)),
+        ("dense", (12, 16), (3, 3)),
+    ),
+]
+"""Networks that the policy learns on."""
+
+JUDGING = [
+    *_problems(
+        "digits",
+        ("grouped", (16, 32), (1, 2)),
+        ("grouped", (24, 24), (2, 2)),
+        ("plain", (16, 24, 32), (4, 4, 4)),
+        ("residual", (8, 16, 32), (3, 3, 3)),
+    ),
+    *_problems("cifar16", ("grouped", (16, 32), (2, 2)), ("plain", (16, 24, 32), (3, 3, 3))),
+]
+"""Networks that the policy never sees while it learns."""
+
+
+def load_data(name: str, cifar10: str | Path = "cifar10") -> DataSplits:
+    """Load a data set of `RECIPES`.
+
+    Args:
+        name: digits, or cifar16 for CIFAR-10 at 16x16 pixels.
+        cifar10: CIFAR-10 by its name or as an image folder.
+    """
+    if name == "digits":
+        return load("digits")
+    full = load(cifar10)
+    halves = {part: _halved(getattr(full, part)) for part in ("train", "calibration", "reward", "test")}
+    return DataSplits(name, full.classes, **halves, mean=full.mean, std=full.std, augmentation=full.augmentation)
+
+
+def make_games(
+    problems: Sequence[Problem], folder: Path, cifar10: str | Path = "cifar10", targets: Sequence[float] = TARGETS
+) -> Iterator[tuple[str, FilterPruneEnv]]:
+    """Yield name and game of every problem. Networks are trained once and kept.
+
+    Args:
+        problems: The problems.
+        folder: Where trained networks are kept.
+        cifar10: CIFAR-10 by its name or as an image folder.
+        targets: Budgets of every game.
+    """
+    config = EnvConfig(target_macs=tuple(targets), rates=RATES, reward_images=500)
+    data = {name: load_data(name, cifar10) for name in dict.fromkeys(problem.data for problem in problems)}
+    for problem in problems:
+        splits = data[problem.data]
+        yield problem.name, FilterPruneEnv.from_model(_network(problem, splits, folder), splits, config)
+
+
+def _network(problem: Problem, data: DataSplits, folder: Path) -> nn.Module:
+    """Return the trained network of a problem."""
+    model = problem.architecture.build(len(data.classes), data.image_shape[0])
+    file = folder / f"{problem.name}.safetensors"
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        run = RunOptions(checkpoint=file.with_suffix(".checkpoint"), title=f"training {problem.name}")
+        model = fit(model, data, RECIPES[problem.data], run=run)
+        save_tensors(file, {name: tensor.contiguous() for name, tensor in model.state_dict().items()})
+        file.with_suffix(".checkpoint").unlink(missing_ok=True)
+    load_weights(model, file)
+    return model.eval()
+
+
+def _halved(split: Split) -> Split:
+    """Return the images at half of their resolution."""
+    parts = [functional.avg_pool2d(part.float(), 2).round().to(torch.uint8) for part in split.images.split(5000)]
+    return Split(torch.cat(parts), split.labels)
