@@ -59,7 +59,7 @@ class Interface:
         Raises:
             ValueError: The agents differ, or their spaces are not Box and Discrete.
         """
-        pairs = {(env.observation_space(agent), env.action_space(agent)) for agent in env.possible_agents}
+        pairs = [(env.observation_space(agent), env.action_space(agent)) for agent in env.possible_agents]
         shapes = {(observation.shape, action.n) for observation, action in pairs if _plain(observation, action)}
         if len(shapes) != 1 or not all(_plain(*pair) for pair in pairs):
             raise ValueError(
@@ -254,7 +254,9 @@ def _spec(agents: tuple[str, ...], interface: Interface) -> EnvSpec:
 
 
 def _check_version(path: Path, description: Mapping[str, Any]) -> None:
-    if description["format"] == FORMAT and description["version"] != VERSION:
+    if description["format"] != FORMAT:
+        raise ValueError("wrong format")
+    if description["version"] != VERSION:
         raise CheckpointError(
             f"{path} has policy version {description['version']}, but this release reads version {VERSION}; load it "
             "with the release that wrote it"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prune_env import FilterPruneEnv
+from prune_env import FilterPruneEnv, FilterPruneSuite
 
 EnvMaker = Callable[..., FilterPruneEnv]
 """The fixture `make_env`."""
@@ -15,16 +15,19 @@ FAST: dict[str, Any] = {"reward_images": 100, "calibration_images": 200, "prove"
 """Settings of an environment with which tests run fast."""
 
 
-def play(env: FilterPruneEnv, seed: int = 0, policy: str = "random") -> list[Any]:
+def play(
+    env: FilterPruneEnv | FilterPruneSuite, seed: int = 0, policy: str = "random", options: dict[str, Any] | None = None
+) -> list[Any]:
     """Play one episode and return everything that reset and the steps returned.
 
     Args:
         env: The environment.
         seed: Seed of the actions.
         policy: random (legal actions), wild (any actions), idle (action 0), or the number of one action.
+        options: Options of the reset.
     """
     rng = np.random.default_rng(seed)
-    observations, infos = env.reset(seed=seed)
+    observations, infos = env.reset(seed=seed, options=options)
     record: list[Any] = [(observations, infos)]
     while env.agents:
         actions = {}

@@ -1,0 +1,154 @@
+"""Many games in one environment: which one an episode plays, who plays in it, and what it pays."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from episodes import EnvMaker, episode_return, play
+from pettingzoo.test import parallel_api_test
+from torch import nn
+
+from prune_env import DataSplits, FilterPruneEnv, FilterPruneSuite
+from prune_env.game.observation import GLOBAL
+from qmix_agent import QMIX, QMIXConfig
+
+
+def tiny_network() -> nn.Module:
+    """Return an untrained network of two convolutions; the second is no agent, because the head reads all of it."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3),
+        nn.ReLU(),
+        nn.Conv2d(16, 24, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(24, 10),
+    )
+
+
+@pytest.fixture
+def tiny(digits: DataSplits, make_env: EnvMaker) -> FilterPruneEnv:
+    config = make_env(target_macs=(0.4, 0.6)).config
+    return FilterPruneEnv.from_model(tiny_network(), digits, config)
+
+
+@pytest.fixture
+def suite(make_env: EnvMaker, tiny: FilterPruneEnv) -> FilterPruneSuite:
+    return FilterPruneSuite({"tiny": tiny, "small": make_env(target_macs=(0.4, 0.6))})
+
+
+def test_it_is_a_parallel_env(suite: FilterPruneSuite) -> None:
+    parallel_api_test(suite, num_cycles=50)
+
+
+def test_games_and_their_targets_are_played_equally_often(suite: FilterPruneSuite) -> None:
+    played: Counter[Any] = Counter()
+    for seed in range(8):
+        suite.reset(seed=seed)
+        played[suite.name, suite.budget.target_macs] += 1
+    assert played == {(name, target): 2 for name in ("tiny", "small") for target in (0.4, 0.6)}
+
+
+def test_an_episode_has_the_agents_of_its_game(suite: FilterPruneSuite) -> None:
+    for name, game in suite.games.items():
+        observations, infos = suite.reset(options={"game": name, "target_macs": 0.5})
+        assert suite.agents == list(observations) == list(infos) == game.possible_agents
+        assert suite.budget.target_macs == 0.5
+    assert set(suite.games["tiny"].possible_agents) < set(suite.possible_agents)
+
+
+def test_the_state_is_padded_with_zeros(suite: FilterPruneSuite) -> None:
+    suite.reset(options={"game": "tiny", "target_macs": 0.5})
+    state, own, totals = suite.state(), suite.game.state(), len(GLOBAL)
+    assert suite.state_space.contains(state)
+    assert np.array_equal(state[: len(own) - totals], own[:-totals])
+    assert np.array_equal(state[-totals:], own[-totals:])
+    assert not state[len(own) - totals : -totals].any()
+
+
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_returns_are_relative_to_the_uniform_plan(suite: FilterPruneSuite, name: str) -> None:
+    plain = FilterPruneSuite(suite.games, relative=False)
+    options = {"game": name, "target_macs": 0.4}
+    returns = [episode_return(play(one, options=options)) for one in (suite, plain)]
+    game = suite.games[name]
+    uniform = game.evaluator.accuracy(game.budgets.of(0.4).uniform()) / game.evaluator.original_accuracy - 1
+    assert returns[1] - returns[0] == pytest.approx(uniform)
+
+
+def test_every_game_keeps_its_archive(suite: FilterPruneSuite) -> None:
+    play(suite, options={"game": "tiny"})
+    assert [len(game.archive) for game in suite.games.values()] == [1, 0]
+    assert suite.known
+
+
+def test_an_imagined_episode_measures_nothing_and_deals_no_card(suite: FilterPruneSuite) -> None:
+    suite.reset(seed=0)
+    left, imagined = list(suite.deck.left), suite.imagine()
+    for _ in range(3):
+        imagined.reset(options=suite.episode_options)
+        assert (imagined.name, imagined.budget.target_macs) == (suite.name, suite.budget.target_macs)
+        while imagined.agents:
+            imagined.step(dict.fromkeys(imagined.agents, 1))
+    assert suite.deck.left == left
+    assert not any(len(game.archive) for game in suite.games.values())
+
+
+def test_a_resumed_agent_ends_as_the_uninterrupted_one(suite: FilterPruneSuite, tmp_path: Path) -> None:
+    config = QMIXConfig(
+        mixer="pooled",
+        agent_id=False,
+        batch_size=4,
+        learning_starts=4,
+        imagined_episodes=3,
+        hidden_size=8,
+        eval_every=0,
+    )
+
+    def again() -> FilterPruneSuite:
+        games = suite.games.items()  # clones would share the archives
+        return FilterPruneSuite(
+            {name: FilterPruneEnv(game.problem, game.config, evaluator=game.evaluator) for name, game in games}
+        )
+
+    whole = QMIX(again(), config).learn(10, progress=False)
+    QMIX(again(), config).learn(6, checkpoint_dir=tmp_path, progress=False)
+    resumed = QMIX.load(tmp_path, again()).learn(10, progress=False)
+    for name, weight in whole.learner.network.state_dict().items():
+        assert weight.equal(resumed.learner.network.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("games", "error", "match"),
+    [
+        ({}, ValueError, "games"),
+        ({"a": "small_cnn"}, TypeError, "'a'"),
+    ],
+)
+def test_wrong_games_are_refused(games: Any, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        FilterPruneSuite(games)
+
+
+def test_games_of_other_rates_or_without_a_budget_are_refused(make_env: EnvMaker) -> None:
+    with pytest.raises(ValueError, match=r"'b'.*rate_0\.3"):
+        FilterPruneSuite({"a": make_env(rates=(0.0, 0.5)), "b": make_env(rates=(0.0, 0.3))})
+    free = make_env(target_macs=None, reward="amc")
+    with pytest.raises(ValueError, match=r"'free'.*target_macs"):
+        FilterPruneSuite({"free": free})
+    FilterPruneSuite({"free": free}, relative=False).reset()
+
+
+def test_an_unknown_game_is_refused(suite: FilterPruneSuite) -> None:
+    with pytest.raises(ValueError, match="'large'"):
+        suite.reset(options={"game": "large"})
+
+
+def test_the_state_of_another_suite_is_refused(suite: FilterPruneSuite) -> None:
+    other = FilterPruneSuite({"tiny": suite.games["tiny"]})
+    with pytest.raises(ValueError, match="games"):
+        suite.load_state_dict(other.state_dict())
