@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..common.device import DTYPES, Precision, failing_layer, fast_dtype, in_layout, memory_format
+from ..common.device import DTYPES, Precision, failing_layer, fast_dtype
 from ..common.expect import expect
 from ..common.fingerprints import qualified_name, weights_fingerprint
+from ..common.memory_format import in_layout, memory_format
 from ..data import Split
 from ..data.objective import check_loss
 from ..pruning import Plan

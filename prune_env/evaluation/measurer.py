@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..common.device import channels_last
+from ..common.memory_format import channels_last
 from ..data import Split
 from ..data.objective import Metric
 from ..pruning import Plan, PruningGroup, build

@@ -19,9 +19,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..common.device import DTYPES, Precision, channels_last, failing_layer, fast_dtype, in_layout, memory_format
+from ..common.device import DTYPES, Precision, failing_layer, fast_dtype
 from ..common.expect import expect
 from ..common.fingerprints import function_fingerprint, weights_fingerprint
+from ..common.memory_format import channels_last, in_layout, memory_format
 from ..common.settings import BelowOne, Fraction, Positive, Whole
 from ..data import DataSplits
 from ..data.objective import Loss, Metric, check_loss

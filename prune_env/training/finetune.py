@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..common.device import Precision, in_layout, memory_format, seeded, with_gradients
+from ..common.device import Precision, seeded, with_gradients
+from ..common.memory_format import in_layout, memory_format
 from ..data.objective import check_loss
 from ..pruning.problem import PruningProblem
 from .distillation import CombinedLoss, DistillationConfig, Teacher

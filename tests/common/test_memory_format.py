@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from prune_env import EnvConfig, FilterPruneEnv
-from prune_env.common.device import memory_format
+from prune_env.common.memory_format import memory_format
 from prune_env.data import DataSplits
 from prune_env.export import to_onnx
 from prune_env.scoring.latency import TimingConfig, latency

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from ...common.cuda_graphs import capture, forbid_synchronisation, side_stream
-from ...common.device import exact_convolutions, in_layout, memory_format
+from ...common.device import exact_convolutions
+from ...common.memory_format import in_layout, memory_format
 from ...pruning.copies import shared_copy
 from ...pruning.groups import Plan, PruningGroup
 from ...pruning.surgery import build

@@ -22,7 +22,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...common.device import channels_last, exact_convolutions, in_layout, memory_format
+from ...common.device import exact_convolutions
+from ...common.memory_format import channels_last, in_layout, memory_format
 from ...pruning.copies import shared_copy
 from ...pruning.groups import Plan, PruningGroup, check_plan
 from ...pruning.modules import CutModule, spec_of
