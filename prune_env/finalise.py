@@ -18,11 +18,9 @@ from .common.device import check_device
 from .common.expect import expect
 from .common.fingerprints import weights_fingerprint
 from .common.settings import Positive, Settings
-from .data import DataSplits, Split
-from .data.objective import Metric
 from .game.env import FilterPruneEnv
 from .pruning import Plan
-from .scoring import metric as scoring
+from .scoring.metric import accuracy
 from .training.distillation import DistillationConfig, Teacher, distill
 from .training.fit import RunOptions
 
@@ -128,27 +126,6 @@ def recalibrated(env: FilterPruneEnv, plan: Plan) -> nn.Module:
     network = env.problem.build(plan)
     env.evaluator.recalibrate(network)
     return network.cpu().eval()
-
-
-def accuracy(
-    network: nn.Module,
-    data: DataSplits,
-    split: Split,
-    metric: Metric | None = None,
-    device: torch.device | str = "cpu",
-) -> float:
-    """Return the fraction of a split that the network classifies correctly, or its metric, in float32.
-
-    Args:
-        network: The network; it ends on the CPU.
-        data: Normalises the images.
-        split: The images and labels.
-        metric: `env.problem.metric` for the environment's own measure.
-        device: Device of the forward pass.
-    """
-    result = scoring.accuracy(network.to(device), data, split, metric, device)
-    network.cpu()
-    return result
 
 
 def _file(folder: Path | None, stage: str, plan: Plan) -> Path | None:
