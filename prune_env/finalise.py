@@ -21,7 +21,7 @@ from .common.settings import Positive, Settings
 from .game.env import FilterPruneEnv
 from .pruning import Plan
 from .scoring.metric import accuracy
-from .training.distillation import DistillationConfig, Teacher, distill
+from .training.distillation import DistillationConfig, Teacher, distil
 from .training.fit import RunOptions
 
 
@@ -118,7 +118,7 @@ class Finaliser(Settings):
         problem = self.env.problem
         assert self.teacher is not None
         run = RunOptions(self.device, checkpoint, self.progress, title)
-        return distill(network, self.teacher, problem.data, config, loss=problem.loss, metric=problem.metric, run=run)
+        return distil(network, self.teacher, problem.data, config, loss=problem.loss, metric=problem.metric, run=run)
 
 
 def recalibrated(env: FilterPruneEnv, plan: Plan) -> nn.Module:

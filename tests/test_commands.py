@@ -60,7 +60,7 @@ MISTAKES = [
     *[(command, "--seeds 0", "seeds") for command in (COMPARE, ABLATION, STRENGTH)],
     *[(command, "--plans 0", "plans") for command in (SPEED, ACCURACY, WORKERS)],
     *[(command, "--max-plans 0", "max_plans") for command in (COMPARE, ABLATION)],
-    (MEMORY, "--looks 0", "looks"),
+    (MEMORY, "--measurements 0", "measurements"),
     (SURGERY, "--repeats 0", "repeats"),
     (TABULATE, "--round-to 0", "round_to"),
     (COMPARE, "--methods nomethod", "nomethod"),
@@ -76,6 +76,7 @@ PACKAGES = [
     (COMPARE, "", "optuna"),
     (STRENGTH, "", "mpe2"),
     (WORKERS, "--ray", "ray"),
+    *[(command, "--backend ray", "ray") for command in (TRAIN, COMPARE)],
     (ZOO, "timm/ghostnet_100", "timm"),
     (SURGERY, "--networks timm/ghostnet_100", "timm"),
 ]

@@ -108,7 +108,7 @@ def test_recordings_count_as_cut_networks_do(name: str) -> None:
         batches = [(images[:200], labels[:200]), (images[200:], labels[200:])]
         recorded = recording(model, groups, ranking, images[:2].cpu(), (images[:100], images[100:200]), batches)
         assert recorded is not None
-        found = [recorded.right(plan) for plan in plans]
+        found = [recorded.count_correct(plan) for plan in plans]
     assert found == pytest.approx(expected, abs=3)  # the kernels differ
     assert found[0] == found[3]
     assert len(set(expected)) > 1

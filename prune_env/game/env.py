@@ -297,7 +297,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     def pruned_model(self) -> nn.Module:
         """Return the current plan's network as it is evaluated: a new, smaller module on the CPU.
 
-        BatchNorm statistics are recalibrated. With `finetune_batches` the network is fine-tuned in this call; its
+        BatchNorm statistics are recalibrated. With `finetune_batches` the network is finetuned in this call; its
         weights are equal to the evaluated ones up to rounding.
         """
         return self._episode.network().cpu()

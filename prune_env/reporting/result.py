@@ -188,7 +188,7 @@ def _row(
         file_bytes=saved.file_bytes(one.network),
         latency_1_ms=at_1[one.name],
         latency_100_ms=at_100[one.name],
-        short_accuracy=one.accuracy_before,
+        accuracy_before=one.accuracy_before,
         onnx_bytes=None if onnx is None else onnx.stat().st_size,
         onnx_latency_1_ms=at_1.get(f"{one.name} as ONNX"),
         onnx_latency_100_ms=at_100.get(f"{one.name} as ONNX"),

@@ -192,7 +192,7 @@ class DistillationLoss:
         return self.combined(self.teacher(images), logits, images, labels)
 
 
-def distill(
+def distil(
     student: nn.Module,
     teacher: nn.Module | Teacher,
     data: DataSplits,
@@ -223,7 +223,7 @@ def distill(
 
     Example:
         >>> small = problem.build(plan)
-        >>> small = distill(small, problem.model, problem.data, DistillationConfig(epochs=2))
+        >>> small = distil(small, problem.model, problem.data, DistillationConfig(epochs=2))
     """
     check_training(student, data, config, DistillationConfig)
     expect(teacher, (nn.Module, Teacher), "the teacher must be a network (nn.Module) or a Teacher")

@@ -1,6 +1,6 @@
 """Finetuning: a few steps of distillation, the same for every pruned network, before its accuracy is measured.
 
-NetAdapt (Yang et al. 2018, arXiv:1804.03230) ranks its proposals after such a short-term fine-tuning. The images are
+NetAdapt (Yang et al. 2018, arXiv:1804.03230) ranks its proposals after such a short-term finetuning. The images are
 fixed and the teacher's answers are computed once, so the result is a function of the network: bit-identical on a CPU
 with the same number of threads, and otherwise equal up to the order of sums.
 

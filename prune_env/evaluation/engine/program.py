@@ -221,7 +221,7 @@ class Program:
                 for name, tensor in spec.input_tensors(module).items():
                     if name not in tensors:
                         tensors[name] = tensor.detach().clone()
-                spec.ignore_inputs(tensors, channels)
+                spec.mask_channels(tensors, channels)
 
     def _put(
         self,
