@@ -110,9 +110,9 @@ def measure(name: str, config: Config, peak: float) -> dict[str, Any]:
         Program(
             env.problem.model,
             env.groups,
-            data.example_input,
+            data.example_input.to(config.device),
             dtype=dtype,
-            device=config.device,
+            layout=env.evaluator.task.layout,
             multiple=multiple,
         )
         for multiple in (MULTIPLE, 1)

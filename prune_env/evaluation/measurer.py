@@ -59,7 +59,8 @@ class Measurer:
         self._pairs = folding_pairs(task.model, task.example_input) if task.metric else []
         self._program = None
         if task.metric is None:
-            self._program = Program(task.model, task.groups, task.example_input, dtype=task.dtype, device=task.device)
+            example = task.example_input.to(task.device)
+            self._program = Program(task.model, task.groups, example, dtype=task.dtype, layout=task.layout)
         self._recording = make_recording(task, self.batch_size)
 
     def __getstate__(self) -> dict[str, Any]:
