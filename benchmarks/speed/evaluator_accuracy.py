@@ -16,7 +16,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from prune_env.common.command import one_line_errors
+from prune_env.common.command import one_line_errors, require_packages
 from prune_env.common.device import fast_dtype
 from prune_env.common.settings import Count, Seed, Settings
 from prune_env.data import load
@@ -27,6 +27,8 @@ from prune_env.pruning.problem import PruningProblem
 from prune_env.scoring.batchnorm import even_batches, recalibrate
 from prune_env.scoring.metric import accuracy
 from prune_env.training.pretrained import check_names, pretrained, with_network_normalisation
+
+from ..compare.statistics import kendall
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Config(Settings):
 
 
 def main(config: Config) -> None:
+    require_packages(["scipy"], "Kendall's tau", "train")
     check_names(config.network, config.weights)
     data = with_network_normalisation(config.network, load(config.data))
     model = pretrained(config.network, data, config.weights).eval()
@@ -77,15 +80,7 @@ def main(config: Config) -> None:
     print(f"{config.network}, {fast_dtype()} against float32, {len(reward)} reward images, in points of accuracy")
     print(f"original: {100 * pairs[0][0]:.2f} % and {100 * pairs[0][1]:.2f} %")
     print(f"{config.plans} random plans: mean difference {mean(gaps[1:]):.3f}, largest {max(gaps[1:]):.2f}")
-    print(f"Kendall's tau-b of the ranks: {kendall(pairs[1:]):.4f}")
-
-
-def kendall(pairs: list[tuple[float, float]]) -> float:
-    """Return Kendall's tau-b: 1 for equal ranks, 0 for unrelated ranks."""
-    first, second = torch.tensor(pairs, dtype=torch.float64).T
-    signs = [(values[:, None] - values).sign() for values in (first, second)]
-    agreement = (signs[0] * signs[1]).sum()
-    return float(agreement / (signs[0].abs().sum() * signs[1].abs().sum()).sqrt())
+    print(f"Kendall's tau-b of the ranks: {kendall(pairs[1:])[0]:.4f}")
 
 
 if __name__ == "__main__":

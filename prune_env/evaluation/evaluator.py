@@ -42,7 +42,7 @@ class Evaluator(Protocol):
         """Announce that `accuracy` will be called for this plan soon, so that workers can start."""
 
     def accuracy_of(self, network: nn.Module) -> float:
-        """Return the accuracy of an already pruned, possibly fine-tuned network. The network is not modified."""
+        """Return the accuracy of an already pruned, possibly finetuned network. The network is not modified."""
 
     def network(self, plan: Plan) -> nn.Module:
         """Return the network whose accuracy `accuracy` measures, with recalibrated BatchNorm statistics."""

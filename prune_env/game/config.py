@@ -28,7 +28,7 @@ class EnvConfig(EvaluationConfig):
     rounds: Count = 3
     """Rounds of an episode; the last one terminates it."""
     max_cycles: Count | None = None
-    """Outside limit on steps; below `rounds` it truncates the episode."""
+    """Limit on the steps of an episode; below `rounds` it truncates the episode."""
     rates: tuple[float, ...] = DEFAULT_RATES
     """Pruning rates that agents choose from: the fraction of the remaining filters that is removed in one round.
     rates[0] is 0."""

@@ -23,7 +23,6 @@ from ..common.settings import Seed, checked
 from ..data import DataSplits
 from ..data.objective import Loss, Metric
 from ..evaluation.evaluator import Evaluator
-from ..evaluation.live import LiveEvaluator
 from ..evaluation.resources import Resources
 from ..pruning import Inspection, Plan, PruningGroup
 from ..pruning.problem import PruningProblem
@@ -32,8 +31,8 @@ from .archive import Archive
 from .budget import Budget
 from .config import EnvConfig, completed
 from .episode import Episode
+from .evaluators import ImaginedEvaluator, live_evaluator
 from .fingerprint import game_fingerprint
-from .imagined import ImaginedEvaluator
 from .observation import Observer
 from .reward import REWARDS, RewardFunction
 from .targets import Budgets
@@ -102,13 +101,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         """The budgets of the episodes; `budgets.of(0.4)` is any other."""
         for budget in self.budgets:
             validation.warn_coarse(budget)
-        self.evaluator: Evaluator = LiveEvaluator(problem, config, resources) if evaluator is None else evaluator
-        try:
-            validation.check_original(self.evaluator.original_accuracy, problem.metric, config)
-        except ValueError:
-            if evaluator is None:
-                self.evaluator.close()
-            raise
+        self.evaluator: Evaluator = live_evaluator(problem, config, resources) if evaluator is None else evaluator
         self.archive = Archive()
         """Every finished plan with its accuracy, over all episodes."""
         self.observer = Observer(problem, config.rates)
@@ -118,7 +111,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self.observation_names, self.state_names = self.observer.names, self.observer.state_names
         self.action_names = tuple(f"rate_{rate:g}" for rate in config.rates)
         self.possible_agents = [group.name for group in problem.groups]
-        self.observation_spaces, self.action_spaces = self._new_spaces()
+        self.observation_spaces, self.action_spaces = exchange.agent_spaces(problem.groups, self.observer)
         self.state_space = spaces.Box(0.0, 1.0, (len(self.state_names),), np.float32)
         self.agents: list[str] = []
         self.np_random, self.np_random_seed = seeding.np_random()
@@ -299,7 +292,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     def pruned_model(self) -> nn.Module:
         """Return the current plan's network as it is evaluated: a new, smaller module on the CPU.
 
-        BatchNorm statistics are recalibrated. With `finetune_batches` the network is fine-tuned in this call; its
+        BatchNorm statistics are recalibrated. With `finetune_batches` the network is finetuned in this call; its
         weights are equal to the evaluated ones up to rounding.
         """
         return self._episode.network().cpu()
@@ -337,7 +330,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             other.budgets = self.budgets.only(target_macs)
             other.config = dataclasses.replace(self.config, target_macs=target_macs)
             other.__dict__.pop("fingerprint", None)  # cached, and the settings belong to it
-        other.observation_spaces, other.action_spaces = other._new_spaces()
+        other.observation_spaces, other.action_spaces = exchange.agent_spaces(self.groups, self.observer)
         other.np_random, other.np_random_seed = seeding.np_random()
         other.agents = []
         other._new_episode(other.config)
@@ -381,9 +374,6 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         if not self.config.round_finetune_batches:
             for entry in self.archive:
                 self.evaluator.remember(entry.plan, entry.accuracy)
-
-    def _new_spaces(self) -> tuple[dict[str, spaces.Space], dict[str, spaces.Space]]:
-        return exchange.agent_spaces(self.possible_agents, len(self.observation_names), len(self.config.rates))
 
     def _origin(self) -> dict[str, Any]:
         return saved_state.origin(self.fingerprint, self.reward_function, self.config)

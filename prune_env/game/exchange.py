@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from ..pruning import PruningGroup
+from .observation import Observer
 from .transition import RoundState
 
+Spaces = dict[str, spaces.Space]
 
-def agent_spaces(
-    agents: Sequence[str], features: int, actions: int
-) -> tuple[dict[str, spaces.Space], dict[str, spaces.Space]]:
+
+def agent_spaces(groups: Sequence[PruningGroup], observer: Observer) -> tuple[Spaces, Spaces]:
     """Return new observation spaces and new action spaces."""
-    observations: dict[str, spaces.Space] = {agent: spaces.Box(0.0, 1.0, (features,), np.float32) for agent in agents}
-    return observations, {agent: spaces.Discrete(actions) for agent in agents}
+    shape, actions = (len(observer.names),), len(observer.rates)
+    observations: Spaces = {group.name: spaces.Box(0.0, 1.0, shape, np.float32) for group in groups}
+    return observations, {group.name: spaces.Discrete(actions) for group in groups}
 
 
 def observations(agents: Sequence[str], state: RoundState) -> dict[str, np.ndarray]:

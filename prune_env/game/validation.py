@@ -90,7 +90,8 @@ def check_evaluator(
 
     Raises:
         TypeError: It lacks members of the `Evaluator` protocol; the message names them.
-        ValueError: It was made for another problem or with other settings, or there are `resources` as well.
+        ValueError: It was made for another problem or with other settings, there are `resources` as well, or the
+            original network's accuracy allows no rewards.
     """
     members = [name for name in vars(Evaluator) if not name.startswith("_")]
     if missing := [name for name in members if not hasattr(evaluator, name)]:
@@ -103,6 +104,7 @@ def check_evaluator(
     if evaluator.problem is not problem:
         raise ValueError("the evaluator was made for another problem; give both the same PruningProblem")
     _check_equal(config, evaluator.config, EvaluationConfig, "the evaluator was made")
+    check_original(evaluator.original_accuracy, problem.metric, config)
 
 
 def check_original(accuracy: float, metric: Metric | None, config: EnvConfig) -> None:
