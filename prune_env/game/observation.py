@@ -1,11 +1,13 @@
 """Observations: statistics of an agent's layers, the state of the network, and which filters remain.
 
-Every entry has a name and lies in [0, 1]. Letters: G agents, F features, A rates, Q quantiles, L layers, C filters.
+Every entry has a name, lies in [0, 1], and means the same in every network: sizes are logarithms on fixed scales, and
+all else are fractions. So what a policy learns on one network can hold in another. Letters: G agents, F features, A rates, Q quantiles, L layers, C filters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import log2
 from typing import Any
 
 import numpy as np
@@ -26,8 +28,20 @@ STATIC = (
     "macs_share",
     "params_share",
     "members",
+    "grouped",
+    "agents",
 )
-DYNAMIC = ("kept_ratio", "macs_share_now", "macs_ratio", "target_macs", "budget_distance", "rounds_left", "last_rate")
+DYNAMIC = (
+    "kept_ratio",
+    "macs_share_now",
+    "macs_slope",
+    "macs_ratio",
+    "target_macs",
+    "macs_left",
+    "budget_distance",
+    "rounds_left",
+    "last_rate",
+)
 GLOBAL = ("macs_ratio", "params_ratio", "target_macs", "budget_distance", "rounds_left")
 
 
@@ -73,6 +87,7 @@ class Observer:
         now: dict[str, Any] = {
             "kept_ratio": plan / self._full,
             "macs_share_now": self.macs_shares(plan),
+            "macs_slope": self._cost.macs_slopes(plan) / (2 * self._cost.macs(plan)),
             "last_rate": last_rates,
             **self._totals(budget, plan, rounds_left),
         }
@@ -95,10 +110,12 @@ class Observer:
     def _totals(self, budget: Budget, plan: Plan, rounds_left: float) -> dict[str, float]:
         """Return the entries that describe the whole network and the episode."""
         macs_ratio = self._cost.macs(plan) / self._full_macs
+        target_macs = 1.0 if budget.target_macs is None else budget.target_macs
         return {
             "macs_ratio": macs_ratio,
             "params_ratio": self._cost.params(plan) / self._full_params,
-            "target_macs": 1.0 if budget.target_macs is None else budget.target_macs,
+            "target_macs": target_macs,
+            "macs_left": target_macs / macs_ratio,
             "budget_distance": budget.distance(macs_ratio),
             "rounds_left": rounds_left,
         }
@@ -127,21 +144,19 @@ class Observer:
             params = sum(parameter.numel() for conv in convs for parameter in conv.parameters())
             row = {
                 "depth": index / max(1, len(problem.groups) - 1),
-                "kernel": max(getattr(first, "kernel_size", (1,))),
-                "stride": max(getattr(first, "stride", (1,))),
-                "channels_in": channels(first, "in") or first.in_channels,
-                "channels_out": channels(first, "out"),
-                "feature_map": pixels**0.5,
+                "kernel": log2(max(getattr(first, "kernel_size", (1,)))) / 4,
+                "stride": log2(max(getattr(first, "stride", (1,)))) / 3,
+                "channels_in": log2(channels(first, "in") or first.in_channels) / 12,
+                "channels_out": log2(channels(first, "out")) / 12,
+                "feature_map": log2(pixels**0.5) / 8,
                 "macs_share": self._owns[index] @ layer_macs / layer_macs.sum(),
                 "params_share": params / self._full_params,
-                "members": len(convs),
+                "members": 1 - 1 / len(convs),
+                "grouped": 1 - 1 / getattr(first, "groups", 1),
+                "agents": log2(len(problem.groups)) / 10,
             }
             rows.append([row[name] for name in STATIC])
-        static = np.array(rows, np.float64)
-        for name in ("kernel", "stride", "channels_in", "channels_out", "feature_map", "members"):
-            column = STATIC.index(name)
-            static[:, column] /= static[:, column].max()
-        return static
+        return np.array(rows, np.float64)
 
 
 def _ranked(scores: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -95,6 +95,15 @@ class Cost:
         x = self._homogeneous(plan)
         return self._unit * (x @ self._reads.T) * (x @ self._outputs.T)
 
+    def macs_slopes(self, plan: Plan | Integers) -> Integers:
+        """Return n * dMACs/dn for the filters n of every group, int64 [..., G].
+
+        That is what the group's filters cost where they are made and where they are read. A layer that both makes and
+        reads them counts twice.
+        """
+        x = self._homogeneous(plan)
+        return ((x @ (self._macs + self._macs.T)) * x)[..., 1:]
+
     def layer_channels(self, plan: Plan | Integers) -> tuple[Integers, Integers]:
         """Return input and output channels of every layer, int64 [..., L] each."""
         x = self._homogeneous(plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import log2
 
 import numpy as np
 import pytest
@@ -20,18 +21,23 @@ MACS, MACS_NOW = 2304 + 1024 + 128 + 20, 1728 + 576 + 96 + 20
 PARAMS, PARAMS_NOW = 36 + 16 + 8 + 30, 27 + 9 + 6 + 30
 ENTRIES = {  # name -> the value of each agent
     "depth": (0, 1),
-    "kernel": (1, 1 / 3),
-    "stride": (1 / 2, 1),
-    "channels_in": (1 / 4, 1),
-    "channels_out": (1, 2 / 4),
-    "feature_map": (1, 4 / 8),
+    "kernel": (log2(3) / 4, 0),
+    "stride": (0, 1 / 3),
+    "channels_in": (0, 2 / 12),
+    "channels_out": (2 / 12, 1 / 12),
+    "feature_map": (3 / 8, 2 / 8),
     "macs_share": ((2304 + 1024) / MACS, 128 / MACS),
     "params_share": ((36 + 16) / PARAMS, 8 / PARAMS),
-    "members": (1, 1 / 2),
+    "members": (1 / 2, 0),
+    "grouped": (0, 0),
+    "agents": (1 / 10, 1 / 10),
     "kept_ratio": (3 / 4, 1),
     "macs_share_now": ((1728 + 576) / MACS_NOW, 96 / MACS_NOW),
+    # MACs are 576 k + 64 k k + 16 k j + 10 j.
+    "macs_slope": ((576 * 3 + 2 * 64 * 9 + 16 * 6) / (2 * MACS_NOW), (16 * 6 + 10 * 2) / (2 * MACS_NOW)),
     "macs_ratio": (MACS_NOW / MACS, MACS_NOW / MACS),
     "target_macs": (0.5, 0.5),
+    "macs_left": (0.5 * MACS / MACS_NOW, 0.5 * MACS / MACS_NOW),
     "budget_distance": ((MACS_NOW / MACS - 0.5) / 0.5, (MACS_NOW / MACS - 0.5) / 0.5),
     "rounds_left": (0.5, 0.5),
     "last_rate": (0.25, 0),

@@ -109,7 +109,8 @@ def test_the_plan_is_that_of_the_agent(learned: QMIX) -> None:
 
 def test_an_agent_starts_from_a_policy(learned: QMIX) -> None:
     policy, env = learned.policy(), Sites(6)
-    agent = QMIX(env, learned.config, seed=1, policy=policy)
+    config = dataclasses.replace(learned.config, learning_starts=4)
+    agent = QMIX(env, config, seed=1, policy=policy)
     assert agent.policy().plan(env, prices=2) == policy.plan(env, prices=2)
     before = policy.plan(env, prices=3)
     agent.learn(8, progress=False)
