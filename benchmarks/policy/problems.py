@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from prune_env import DataSplits, EnvConfig, FilterPruneEnv
-from prune_env.common.files import save_tensors
+from prune_env.common.tensor_files import save_tensors
 from prune_env.data import Split, load
 from prune_env.training.fit import FitConfig, RunOptions, fit
 from prune_env.training.pretrained import load_weights

@@ -1,0 +1,195 @@
+"""Judge a policy on networks that it never saw, next to rules and searches.
+
+    python -m benchmarks.policy.judge --policy runs/policy/policy.safetensors
+    python -m benchmarks.policy.judge --policy FILE --network resnet56 --data cifar10 --weights WEIGHTS
+
+Every look at an accuracy counts as an evaluation. Without a network by name, the networks of `problems.JUDGING` are
+used; they are trained first if they are not in `networks`. One row per network, budget, method and seed is appended to
+rows.jsonl in `out`; finished rows are skipped. Prints accuracies on the reward images, means over budgets and seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from prune_env import EnvConfig, FilterPruneEnv
+from prune_env.common.command import check_writable, one_line_errors, require_packages
+from prune_env.common.settings import Count, Settings
+from prune_env.game.arguments import ProblemArgs
+from prune_env.game.budget import TargetMacs
+from qmix_agent import QMIX, TeamPolicy
+
+from ..compare import rows
+from ..compare.methods import evolution, random_search
+from ..compare.methods.counted import PROPOSALS, Counted
+from ..compare.methods.plans import from_keep_ratios
+from ..compare.methods.result import SearchResult
+from ..front.methods import insides, uniform
+from .problems import JUDGING, RATES, make_games
+from .train import settings
+
+IMAGINED = 64
+"""Imagined episodes, of which the one with the highest Q_tot is evaluated."""
+FEW, MORE = 30, 100
+"""Evaluations of the searches."""
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    policy: Path = Path("runs/policy/policy.safetensors")
+    """The policy to judge."""
+    network: str | None = None
+    """Registered network to judge it on, instead of those of `problems.JUDGING`."""
+    data: str = "cifar10"
+    """Data of the network, or the CIFAR-10 of `problems.JUDGING`: cifar10, or a folder PATH/{train,test}/<class>/*."""
+    weights: Path | None = None
+    """Trained weights of the network."""
+    cache: Path | None = None
+    """SQLite file that keeps accuracies for later runs on the same network."""
+    networks: Path = Path("runs/policy-networks")
+    """Folder of the trained networks of `problems.JUDGING`."""
+    families: tuple[str, ...] = ("digits", "cifar16")
+    """Data sets of `problems.JUDGING` to use."""
+    targets: tuple[TargetMacs, ...] = (0.3, 0.5, 0.7)
+    """Budgets."""
+    seeds: Count = 3
+    """Runs of each method that has random numbers."""
+    methods: tuple[str, ...] = field(default_factory=lambda: tuple(METHODS))
+    """Methods to run."""
+    out: Path = Path("runs/policy-judged")
+    """Folder of the results."""
+
+
+Method = Callable[[FilterPruneEnv, TeamPolicy, int], dict[int, float]]
+"""method(env, policy, seed) -> {evaluations: best accuracy}; the environment has one budget"""
+
+
+def main(config: Config) -> None:
+    """Evaluate what has no row yet, and print the table."""
+    require_packages(["cma"], "CMA-ES", "benchmarks")
+    check_writable("out", config.out, folder=True)
+    policy, file = TeamPolicy.load(config.policy), config.out / "rows.jsonl"
+    done = {_key(row) for row in rows.read_file(file)}
+    for name, game in _games(config):
+        for target in config.targets:
+            env = game.clone(target_macs=target)
+            for method in config.methods:
+                for seed in range(config.seeds if method in RANDOM else 1):
+                    row = {"network": name, "target_macs": target, "method": method, "seed": seed}
+                    if _key(row) in done:
+                        continue
+                    best = METHODS[method](env, policy, seed)
+                    rows.append(file, row | {"best": {str(count): accuracy for count, accuracy in best.items()}})
+        print(table([row for row in rows.read_file(file) if row["network"] == name]), flush=True)
+
+
+def table(found: Sequence[rows.Row]) -> str:
+    """Return a Markdown table with a row for each method and number of evaluations."""
+    targets = sorted({row["target_macs"] for row in found})
+    lines = [
+        f"| {found[0]['network']} | evaluations | {' | '.join(f'{100 * target:g} %' for target in targets)} | mean |",
+        "|---" * (len(targets) + 3) + "|",
+    ]
+    for method in dict.fromkeys(row["method"] for row in found):
+        mine = [row for row in found if row["method"] == method]
+        for count in mine[0]["best"]:
+            means = [np.mean([row["best"][count] for row in mine if row["target_macs"] == one]) for one in targets]
+            cells = " | ".join(f"{100 * mean:.1f}" for mean in [*means, np.mean(means)])
+            lines.append(f"| {method} | {count} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def _key(row: dict[str, Any]) -> str:
+    return rows.canonical([row[name] for name in ("network", "target_macs", "method", "seed")])
+
+
+def _games(config: Config) -> Iterator[tuple[str, FilterPruneEnv]]:
+    if config.network is None:
+        chosen = [problem for problem in JUDGING if problem.data in config.families]
+        yield from make_games(chosen, config.networks, config.data, config.targets)
+        return
+    args = ProblemArgs(config.network, config.data, weights=config.weights, cache=config.cache)
+    yield config.network, args.make_env(EnvConfig(target_macs=config.targets, rates=RATES))
+
+
+def _policy(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
+    """Evaluate the greedy plan."""
+    return {1: env.evaluator.accuracy(policy.plan(env))}
+
+
+def _policy_imagined(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
+    """Evaluate the plan of the imagined episode with the highest Q_tot."""
+    return {1: env.evaluator.accuracy(policy.plan(env, imagined_episodes=IMAGINED, seed=seed))}
+
+
+def _policy_around(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
+    """Play the policy with a tenth of the actions random, without learning."""
+    return _few_shot(env, policy, seed, epsilon_start=0.1, epsilon_end=0.1, learning_starts=10_000)
+
+
+def _policy_learning(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
+    """Continue learning from the policy, with planning."""
+    fields = {"epsilon_start": 0.1, "epsilon_end": 0.1, "learning_starts": 8, "updates_per_episode": 8}
+    return _few_shot(env, policy, seed, **fields, imagined_episodes=IMAGINED)
+
+
+def _few_shot(env: FilterPruneEnv, policy: TeamPolicy, seed: int, **fields: Any) -> dict[int, float]:
+    agent_settings = settings(10_000, policy.config.mixer, **fields)
+    with Counted(env, FEW) as counted:
+        agent = QMIX(counted.env, agent_settings, seed, policy=policy)
+        agent.learn(PROPOSALS * FEW, progress=False)
+    return _best(counted.result(), FEW)
+
+
+def _cma(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
+    """Search with CMA-ES from the uniform plan."""
+    return _best(evolution.search(env, MORE, seed), FEW, MORE)
+
+
+def _cma_insides(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
+    """Search with CMA-ES from the plan that only cuts inside blocks."""
+    start = np.array(insides(env, _target(env))) / env.problem.full_plan
+    with Counted(env, MORE) as counted:
+        evolution.maximise(lambda keep: counted.accuracy(from_keep_ratios(env, keep)), start, seed)
+    return _best(counted.result(), FEW, MORE)
+
+
+def _random(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
+    """Play randomly."""
+    return _best(random_search.search(env, FEW, seed), FEW)
+
+
+METHODS: dict[str, Method] = {
+    "policy": _policy,
+    "policy_imagined": _policy_imagined,
+    "policy_around": _policy_around,
+    "policy_learning": _policy_learning,
+    "uniform": lambda env, policy, seed: {1: env.evaluator.accuracy(uniform(env, _target(env)))},
+    "insides": lambda env, policy, seed: {1: env.evaluator.accuracy(insides(env, _target(env)))},
+    "random": _random,
+    "cma": _cma,
+    "cma_insides": _cma_insides,
+}
+RANDOM = {"policy_imagined", "policy_around", "policy_learning", "random", "cma", "cma_insides"}
+"""Methods with random numbers."""
+
+
+def _target(env: FilterPruneEnv) -> float:
+    assert env.budget.target_macs is not None
+    return env.budget.target_macs
+
+
+def _best(result: SearchResult, *counts: int) -> dict[int, float]:
+    """Return the best accuracy after so many evaluations."""
+    return {count: max((one for one in result.evaluations[:count] if one is not None), default=0.0) for count in counts}
+
+
+if __name__ == "__main__":
+    with one_line_errors("Interrupted. Finished rows are kept; the same command resumes."):
+        main(tyro.cli(Config, prog="python -m benchmarks.policy.judge", description=__doc__))
