@@ -1,7 +1,9 @@
 """Observations: statistics of an agent's layers, the state of the network, and which filters remain.
 
 Every entry has a name, lies in [0, 1], and means the same in every network: sizes are logarithms on fixed scales, and
-all else are fractions. So what a policy learns on one network can hold in another. Letters: G agents, F features, A rates, Q quantiles, L layers, C filters.
+all other entries are fractions. What a policy learns on one network can therefore hold in another.
+
+Letters: G agents, F features, A rates, Q quantiles, L layers, C filters.
 """
 
 from __future__ import annotations
