@@ -186,7 +186,7 @@ class _Tracer(TorchDispatchMode):
             with self:
                 return func.decompose(*args, **kwargs)
         output = func(*args, **kwargs)
-        if owners and func.overloadpacket == torch.ops.aten._to_copy:
+        if owners and func.overloadpacket in (torch.ops.aten.to, torch.ops.aten._to_copy):
             trace.cast[output] = True
         if rule is None or not _applied(trace, rule, Call(func, args, kwargs, output), inputs):
             for tensor in labelled:
