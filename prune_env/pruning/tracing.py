@@ -91,7 +91,7 @@ def _run(tracer: _Tracer, own: OwnTensors, network: nn.Module, inputs: list[torc
             warnings.simplefilter("ignore")
             inputs = [images.clone() for images in inputs]
             tracer.start(inputs)
-            with own, tracer:
+            with tracer, own:  # the inner one does not see the operations on labels
                 output = network(*inputs)
     except PruningError:
         raise
