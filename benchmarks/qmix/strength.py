@@ -1,7 +1,7 @@
 """Measure how well QMIX learns: `qmix_agent` ("ours") against TorchRL and PyMARL at equal environment steps.
 
-    python -m benchmarks.qmix.strength --workers 2                                # ours and TorchRL
-    python -m benchmarks.qmix.strength --workers 2 --pymarl PATH --games digits
+    python -m benchmarks.qmix.strength --jobs 2                                   # ours and TorchRL
+    python -m benchmarks.qmix.strength --jobs 2 --pymarl PATH --games digits
 
 Games:
 - simple_spread, of mpe2 (`pip install mpe2`): three agents cover three landmarks, all receive the team reward
@@ -74,19 +74,19 @@ class Config(Settings):
     """Command line of the strength benchmark."""
 
     games: tuple[str, ...] = tuple(GAMES)
-    """games to play"""
+    """Games to play."""
     seeds: Count = 5
-    """number of seeds"""
+    """Runs with different seeds."""
     target_macs: TargetMacs = 0.5
-    """fraction of the MACs that may remain in digits"""
+    """Fraction of the original MACs that may stay, in digits."""
     pymarl: Path | None = None
-    """path of a clone of oxwhirl/pymarl"""
-    workers: Count = 1
-    """processes, each with one thread"""
+    """Folder of a clone of oxwhirl/pymarl."""
+    jobs: Count = 1
+    """Number of processes, each with one thread."""
     cache: Path = Path("runs/qmix_strength.sqlite")
-    """file that caches the accuracies of plans for all runs"""
+    """SQLite file that keeps the accuracies of plans for all runs."""
     out: Path = Path("runs/qmix_strength")
-    """directory of the results"""
+    """Folder of the results."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def main(config: Config) -> None:
         for peer in peers
     ]
     run_job = partial(run, pymarl=config.pymarl, cache=config.cache)
-    rows = complete(jobs, run_job, config.out / "runs.jsonl", config.workers)
+    rows = complete(jobs, run_job, config.out / "runs.jsonl", config.jobs)
     curves = summarise(rows)
     print(table(curves))
     plot(curves, config.out / "curves.png")
