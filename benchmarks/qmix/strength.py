@@ -28,6 +28,7 @@ import torch
 import tyro
 
 from prune_env.common.command import check_writable, one_line_errors, require_packages
+from prune_env.common.figure_style import add_legend, new_figure, save_figure, style_axes
 from prune_env.common.settings import Count, Settings
 from prune_env.game.budget import TargetMacs
 
@@ -238,20 +239,18 @@ def table(curves: Curves) -> str:
 
 def plot(curves: Curves, file: Path) -> None:
     """Write a plot with one panel per game: mean return over environment steps, with a band for the 95 % interval."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.5 * len(curves), 3.4), layout="constrained")
+    figure = new_figure(4.5 * len(curves), 3.4)
     for axes, (game, by_peer) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        style_axes(axes)
         for peer, curve in by_peer.items():
             low = [mean - half for mean, half in zip(curve.means, curve.half_widths, strict=True)]
             high = [mean + half for mean, half in zip(curve.means, curve.half_widths, strict=True)]
             style = "-" if peer.startswith("ours") else "--"
             (line,) = axes.plot(curve.steps, curve.means, style, label=peer)
             axes.fill_between(curve.steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-        axes.set(title=game, xlabel="environment steps", ylabel="return of greedy episodes")
-    axes.legend(fontsize=8)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
+        axes.set(xlabel=f"environment steps, {game}", ylabel="return of greedy episodes")
+        add_legend(axes)
+    save_figure(figure, file)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from tqdm import tqdm
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.common.command import check_writable, one_line_errors, require_packages
 from prune_env.common.device import channels_last, check_device
+from prune_env.common.figure_style import add_legend, new_figure, save_figure, style_axes
 from prune_env.common.settings import Count, Settings
 from prune_env.data import from_tensors
 from prune_env.evaluation.engine.program import MULTIPLE, Program
@@ -207,10 +208,9 @@ def table(results: dict[str, Any]) -> str:
 
 def plot(results: dict[str, Any], file: Path) -> None:
     """Plot milliseconds of each implementation on each network."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    figure = new_figure(7, 3.5)
     axes = figure.subplots()
+    style_axes(axes)
     width = 0.8 / len(WAYS)
     for place, way in enumerate(WAYS):
         heights = [1000 * median(row["seconds"][way]) for row in results.values()]
@@ -219,8 +219,8 @@ def plot(results: dict[str, Any], file: Path) -> None:
     axes.set_xticks([x + 1.5 * width for x in range(len(results))], list(results))
     axes.set_yscale("log")
     axes.set_ylabel("ms for one plan")
-    axes.legend(ncols=2, fontsize=8)
-    figure.savefig(file, dpi=150)
+    add_legend(axes)
+    save_figure(figure, file)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from episodes import FAST
 
 from benchmarks.compare import report, rows, statistics
 from benchmarks.compare import run as compare
@@ -22,12 +24,18 @@ from prune_env.game.arguments import ProblemArgs
 from prune_env.training.distillation import DistillationConfig, Teacher
 from qmix_agent import QMIXConfig
 
-BRIEF = DistillationConfig(epochs=2, min_steps=4, batch_size=64)
+BRIEF = DistillationConfig(epochs=0.2, min_steps=4, batch_size=64)
 
 
 def config(out: Path, **settings: object) -> compare.Config:
     """Return a comparison on the tabulated problem, where a search takes no time."""
-    usual = {"methods": ("uniform", "random", "evolution"), "max_plans": 12, "seeds": 2, "finalise": False}
+    usual = {
+        "methods": ("uniform", "random", "evolution"),
+        "max_plans": 12,
+        "seeds": 2,
+        "finalise": False,
+        "short_epochs": 0.2,
+    }
     return compare.Config(ProblemArgs(tabulated=True), out=out, distillation=BRIEF, **(usual | settings))
 
 
@@ -141,7 +149,7 @@ class TestCompare:
     def test_runs_of_one_seed_share_a_teacher(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         passes, compute = [], Teacher.compute
         monkeypatch.setattr(Teacher, "compute", lambda teacher, images: passes.append(1) or compute(teacher, images))
-        settings: dict[str, object] = {"seeds": 2, "finalise": True, "finalists": 1, "short_epochs": 0.5}
+        settings: dict[str, object] = {"seeds": 2, "finalise": True, "finalists": 1}
         counts = []
         for number, methods in enumerate([("uniform",), ("uniform",), ("uniform", "random")]):
             before = len(passes)
@@ -357,10 +365,12 @@ class TestReport:
             assert ("98.76 %" in printed) == (optimum is not None)
             assert (report.OWN in printed) == ("amc_ls" in methods)
 
-    def test_seconds_of_cached_searches_do_not_count(self, tmp_path: Path) -> None:
+    def test_seconds_of_cached_searches_do_not_count(self, tmp_path: Path, trained: torch.nn.Module) -> None:
+        torch.save(trained.state_dict(), tmp_path / "weights.pt")
         for cache in (None, tmp_path / "cache.sqlite"):
+            problem = ProblemArgs(weights=tmp_path / "weights.pt", cache=cache)
             settings = compare.Config(
-                ProblemArgs(cache=cache), max_plans=1, methods=("uniform",), finalise=False, out=tmp_path
+                problem, EnvConfig(**FAST), max_plans=1, methods=("uniform",), finalise=False, out=tmp_path
             )
             row = compare.run(settings, 0, 0.5, "uniform")
             assert (row["search_seconds"] is None) == (cache is not None)
