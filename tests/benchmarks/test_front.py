@@ -62,7 +62,7 @@ def test_rows_of_other_weights_are_refused(settings: front.Config, tmp_path: Pat
 
 def test_other_normalisation_classes_and_weights_are_other_problems(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    different: list[dict[str, Any]] = [{}, {"mean": "none"}, {"mean": 0.5, "std": 0.5}]
+    different: list[dict[str, Any]] = [{}, {"mean": "none"}, {"mean": (0.5,), "std": (0.5,)}]
     different += [{"classes": tmp_path / "file"}, {"weights": tmp_path / "file"}]
     found = [rows.canonical(rows.problem_of(ProblemArgs(**one), EnvConfig())) for one in different]
     assert len(set(found)) == len(different)
