@@ -97,7 +97,13 @@ class Config(Settings):
         return self.out / f"rows-{self.shard.replace('/', '-of-')}.jsonl"
 
     def identity(self, seed: int, target_macs: float, method: str) -> Row:
-        """Return what identifies a run."""
+        """Return what identifies a run.
+
+        Args:
+            seed: Seed of search and distillation.
+            target_macs: Fraction of the original MACs that may stay.
+            method: Name of the method.
+        """
         problem = rows.problem_of(self.problem, self.env)
         problem.pop("target_macs", None)
         distillation = dataclasses.asdict(self.distillation)

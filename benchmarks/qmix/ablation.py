@@ -115,7 +115,11 @@ def main(config: Config) -> None:
 
 
 def alternatives(only: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """Return the fields that each setting changes, by its name. The default and random search come first."""
+    """Return the fields that each setting changes, by its name. The default and random search come first.
+
+    Args:
+        only: Fields to compare; an empty sequence selects all.
+    """
     defaults = dataclasses.asdict(QMIXConfig())
     settings: dict[str, dict[str, Any]] = {DEFAULT: {}, RANDOM: {}}
     for name, values in VALUES.items():

@@ -141,7 +141,13 @@ def main(config: Config) -> None:
 
 
 def run(job: Job, pymarl: Path | None, cache: Path) -> dict[str, Any]:
-    """Train one implementation and return its learning curve: environment steps and mean greedy returns."""
+    """Train one implementation and return its learning curve: environment steps and mean greedy returns.
+
+    Args:
+        job: Game, schedule, implementation and seed.
+        pymarl: Folder of a clone of oxwhirl/pymarl.
+        cache: File of accuracies, for digits.
+    """
     schedule, seed = Schedule(**job["schedule"]), job["seed"]
     training, evaluation = (make_game(job["game"], job["options"], cache) for _ in range(2))
     training = Seeded(training, count(10**4 * (seed + 1)))

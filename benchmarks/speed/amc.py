@@ -131,7 +131,14 @@ def load_amc(path: Path) -> Any:
 
 
 def compare(amc: Any, data: DataSplits, images: int, config: Config) -> dict[str, Any]:
-    """Return the seconds of each plan in both environments, and their ratios."""
+    """Return the seconds of each plan in both environments, and their ratios.
+
+    Args:
+        amc: AMC's module, of `load_amc`.
+        data: The images, for both.
+        images: Number of validation images.
+        config: Weights, and numbers of plans and episodes.
+    """
     rng = np.random.default_rng(config.seed)
     model = config.problem.load_model(data)
     ours = FilterPruneEnv.from_model(model, data, EnvConfig(target_macs=0.5, reward_images=images))
@@ -203,7 +210,15 @@ def play_theirs(env: Any, rng: np.random.Generator, batches: list[Any]) -> dict[
 
 
 def make_theirs(amc: Any, model: torch.nn.Module, data: DataSplits, images: int, config: Config) -> Any:
-    """Return AMC's environment with our network and images."""
+    """Return AMC's environment with our network and images.
+
+    Args:
+        amc: AMC's module, of `load_amc`.
+        model: The original network; AMC prunes a copy.
+        data: The images.
+        images: Number of validation images.
+        config: Calibration batches and seed.
+    """
     generator = torch.Generator().manual_seed(config.seed)
     rows = torch.randperm(len(data.train), generator=generator)[: BATCH * config.calibration_batches]
     crops = data.augmented(data.train.images[rows], generator).contiguous()

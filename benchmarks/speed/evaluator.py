@@ -84,7 +84,13 @@ def main(config: Config) -> None:
 
 
 def measure(name: str, config: Config, peak: float) -> dict[str, Any]:
-    """Return the seconds of each implementation over random plans, and median ratios."""
+    """Return the seconds of each implementation over random plans, and median ratios.
+
+    Args:
+        name: Name of the network.
+        config: Numbers of plans and images, and the device.
+        peak: FLOP/s of `matmul_peak`.
+    """
     model, _ = make(name)
     generator = torch.Generator().manual_seed(0)
     count = 2 * max(config.reward_images, config.calibration_images)
