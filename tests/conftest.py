@@ -16,7 +16,8 @@ import torch
 from episodes import FAST
 
 from prune_env import EnvConfig, FilterPruneEnv, data
-from prune_env.game.tabulated import Table
+from prune_env.training.fit import FitConfig
+from prune_env.training.pretrained import pretrained
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -90,9 +91,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def trained() -> torch.nn.Module:
-    """A small network that classifies digits well: that of the tabulated problem, which needs no training."""
-    return Table.load().network()
+def trained(digits: data.DataSplits) -> torch.nn.Module:
+    """A small network that classifies digits well; training takes a few seconds."""
+    recipe = FitConfig(epochs=20, batch_size=64, lr=0.1)
+    return pretrained("small_cnn", digits, recipe=recipe, progress=False)
 
 
 @pytest.fixture
