@@ -47,7 +47,7 @@ def print_scores(env: FilterPruneEnv, name: str, seed: int = 0) -> None:
             legal = {agent: np.flatnonzero(infos[agent]["action_mask"]) for agent in random.agents}
             *_, infos = random.step({agent: int(rng.choice(actions)) for agent, actions in legal.items()})
     rows = [(label, len(one.archive), one.archive.best()[0].plan) for label, one in ((name, env), ("random", random))]
-    print(f"\n{'search':<14} {'plans':>5} {'accuracy':>9} {'MACs':>7}   best plan, accuracy before any fine-tuning")
+    print(f"\n{'search':<14} {'plans':>5} {'accuracy':>9} {'MACs':>7}   best plan, accuracy before any distillation")
     for label, plans, plan in (*rows, ("uniform", 1, env.budget.uniform())):
         accuracy, macs = env.evaluator.accuracy(plan), env.cost_ratios(plan)[0]
         print(f"{label:<14} {plans:>5} {100 * accuracy:>7.2f} % {100 * macs:>5.1f} %   {plan}")

@@ -26,7 +26,8 @@ from prune_env.finalise import Finaliser, Finalist, accuracy, recalibrated
 from prune_env.game.arguments import ProblemArgs
 from prune_env.pruning import Plan
 from prune_env.reporting.plots import plot_front
-from prune_env.reporting.run_folder import Contestant, network_rows, open_folder, save_result, search_seconds
+from prune_env.reporting.result import Contestant, network_rows, save_result, search_seconds
+from prune_env.reporting.run_folder import open_folder
 from prune_env.reporting.summary import summary
 from prune_env.training.distillation import DistillationConfig
 from qmix_agent import QMIX, QMIXConfig

@@ -18,12 +18,10 @@ from .common.device import check_device
 from .common.expect import expect
 from .common.fingerprints import weights_fingerprint
 from .common.settings import Positive, Settings
-from .data import DataSplits, Split
-from .data.objective import Metric
 from .game.env import FilterPruneEnv
 from .pruning import Plan
-from .scoring import metric as scoring
-from .training.distillation import DistillationConfig, Teacher, distill
+from .scoring.metric import accuracy
+from .training.distillation import DistillationConfig, Teacher, distil
 from .training.fit import RunOptions
 
 
@@ -120,7 +118,7 @@ class Finaliser(Settings):
         problem = self.env.problem
         assert self.teacher is not None
         run = RunOptions(self.device, checkpoint, self.progress, title)
-        return distill(network, self.teacher, problem.data, config, loss=problem.loss, metric=problem.metric, run=run)
+        return distil(network, self.teacher, problem.data, config, loss=problem.loss, metric=problem.metric, run=run)
 
 
 def recalibrated(env: FilterPruneEnv, plan: Plan) -> nn.Module:
@@ -128,27 +126,6 @@ def recalibrated(env: FilterPruneEnv, plan: Plan) -> nn.Module:
     network = env.problem.build(plan)
     env.evaluator.recalibrate(network)
     return network.cpu().eval()
-
-
-def accuracy(
-    network: nn.Module,
-    data: DataSplits,
-    split: Split,
-    metric: Metric | None = None,
-    device: torch.device | str = "cpu",
-) -> float:
-    """Return the fraction of a split that the network classifies correctly, or its metric, in float32.
-
-    Args:
-        network: The network; it ends on the CPU.
-        data: Normalises the images.
-        split: The images and labels.
-        metric: `env.problem.metric` for the environment's own measure.
-        device: Device of the forward pass.
-    """
-    result = scoring.accuracy(network.to(device), data, split, metric, device)
-    network.cpu()
-    return result
 
 
 def _file(folder: Path | None, stage: str, plan: Plan) -> Path | None:

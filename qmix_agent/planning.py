@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,13 +89,7 @@ class ScriptedPolicy:
         """Start new episodes."""
         self._step = -1
 
-    def act(
-        self,
-        observations: np.ndarray,
-        action_masks: np.ndarray,
-        epsilons: Sequence[float],
-        rngs: Sequence[np.random.Generator],
-    ) -> np.ndarray:
+    def act(self, *_: Any) -> np.ndarray:
         """Return the next actions, int64 [K, N]; a game whose script is over repeats its last ones."""
         self._step += 1
         return np.stack([script[min(self._step, len(script) - 1)] for script in self._scripts])

@@ -87,17 +87,15 @@ class Trainer:
             progress: Show a progress bar.
         """
         envs = self.envs.take(n_envs)
-        if log_dir is not None and self.rows:
-            restore(log_dir, self.rows)
-        if self.episode >= total_episodes:
-            return
         if checkpoint_dir is not None and self.episode == 0 and checkpoint.list_files(checkpoint_dir):
             raise FileExistsError(
                 f"{checkpoint_dir} holds the checkpoint of an earlier run, but this agent is new; resume that run with "
                 "QMIX.load, or choose another checkpoint_dir"
             )
-        if log_dir is not None and not self.rows:
-            restore(log_dir, [])  # moves the log of an earlier run
+        if log_dir is not None:
+            restore(log_dir, self.rows)  # of a new agent, it moves the log of an earlier run
+        if self.episode >= total_episodes:
+            return
         last_round = self.state_dict()
         log = MetricsLog(log_dir, self.episode) if log_dir is not None else None
         appearance = {"unit": "episode", "dynamic_ncols": True, "mininterval": 1}

@@ -51,7 +51,7 @@ def test_the_program_computes_what_cut_networks_compute(name: str) -> None:
     images = torch.randn(8, 3, *image_size(name), generator=generator)
     groups = find_groups(model, images[:2])
     ranking = {group.name: torch.randperm(group.filters, generator=generator) for group in groups}
-    program = Program(model, groups, images[:2], dtype=torch.float32, device="cuda")
+    program = Program(model, groups, images[:2].cuda(), dtype=torch.float32)
     assert not program.refused
     for share in (1.0, 0.7, 0.4):
         plan = tuple(max(1, round(share * group.filters)) for group in groups)
@@ -108,7 +108,7 @@ def test_recordings_count_as_cut_networks_do(name: str) -> None:
         batches = [(images[:200], labels[:200]), (images[200:], labels[200:])]
         recorded = recording(model, groups, ranking, images[:2].cpu(), (images[:100], images[100:200]), batches)
         assert recorded is not None
-        found = [recorded.right(plan) for plan in plans]
+        found = [recorded.count_correct(plan) for plan in plans]
     assert found == pytest.approx(expected, abs=3)  # the kernels differ
     assert found[0] == found[3]
     assert len(set(expected)) > 1

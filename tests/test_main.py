@@ -26,6 +26,13 @@ from prune_env.pruning.problem import ProblemConfig, PruningProblem
 PLAN = (16, 20, 30, 40, 100)
 
 
+def status_of(arguments: list[str]) -> int:
+    try:
+        return main(arguments)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
 @pytest.fixture
 def run(trained: nn.Module, digits: DataSplits, tmp_path: Path) -> tuple[Path, nn.Module]:
     problem = PruningProblem.create(trained, digits, ProblemConfig(prove=False))
@@ -74,13 +81,6 @@ def test_images_are_those_of_the_data_set_or_fixed_noise(
     assert "noise" in check_images(record)[1]
 
 
-def status_of(arguments: list[str]) -> int:
-    try:
-        return main(arguments)
-    except SystemExit as end:
-        return int(end.code or 0)
-
-
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -111,14 +111,14 @@ def test_mistakes_end_with_one_line_and_status_2(
 
 def test_ctrl_c_ends_with_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prune_env.__main__.inspect", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert main(["inspect", "small_cnn"]) == 130
+    assert status_of(["inspect", "small_cnn"]) == 130
 
 
 def test_missing_packages(
     run: tuple[Path, nn.Module], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    assert main(["export", str(run[0])]) == 2
+    assert status_of(["export", str(run[0])]) == 2
     assert "onnxscript" in capsys.readouterr().err
     assert not (run[0] / "pruned.onnx").exists()
 
@@ -215,7 +215,7 @@ def test_functions_classes_and_networks_can_be_inspected(
 @pytest.mark.parametrize("name", ["plain", "head"])
 def test_status_1_where_nothing_can_be_pruned(networks: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The first network has no convolution, the convolution of the second one is its output."""
-    assert main(["inspect", f"{networks}:{name}"]) == 1
+    assert status_of(["inspect", f"{networks}:{name}"]) == 1
     printed = capsys.readouterr().out
     assert printed
     assert "difference" not in printed, "a table without rows is not printed"
@@ -237,7 +237,7 @@ def test_status_1_where_nothing_can_be_pruned(networks: Path, name: str, capsys:
 def test_mistakes_in_a_file_are_described_by_the_users_own_names(
     networks: Path, name: str, named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["inspect", f"{networks}{name}"]) == 2
+    assert status_of(["inspect", f"{networks}{name}"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {networks}")
     assert named.replace("FILE", str(networks)) in error
@@ -260,7 +260,7 @@ def test_a_file_that_fails_is_named_with_its_line(
     networks: Path, source: str, named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     networks.write_text(source)
-    assert main(["inspect", f"{networks}:make"]) == 2
+    assert status_of(["inspect", f"{networks}:make"]) == 2
     error = capsys.readouterr().err
     assert str(networks) in error
     assert named.replace("FILE", str(networks)) in error
@@ -292,7 +292,7 @@ def test_progress_of_slow_inspections_is_shown(
 def test_networks_that_cannot_be_inspected_end_with_one_line(
     arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["inspect", *arguments]) == 2
+    assert status_of(["inspect", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert named in error

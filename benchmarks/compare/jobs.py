@@ -18,7 +18,7 @@ from . import rows
 
 Job = dict[str, Any]
 """Everything that a run depends on, as plain JSON."""
-Question, Answer = TypeVar("Question"), TypeVar("Answer")
+AnyJob, Result = TypeVar("AnyJob"), TypeVar("Result")
 
 
 def complete(jobs: Sequence[Job], run: Callable[[Job], dict[str, Any]], file: Path, workers: int = 1) -> list[Job]:
@@ -39,8 +39,8 @@ def complete(jobs: Sequence[Job], run: Callable[[Job], dict[str, Any]], file: Pa
 
 
 def results(
-    jobs: Sequence[Question], run: Callable[[Question], Answer], workers: int, threads: int = 1
-) -> Iterator[tuple[Question, Answer]]:
+    jobs: Sequence[AnyJob], run: Callable[[AnyJob], Result], workers: int, threads: int = 1
+) -> Iterator[tuple[AnyJob, Result]]:
     """Yield each job and its result as they finish.
 
     Args:

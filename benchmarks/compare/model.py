@@ -74,7 +74,7 @@ class Comparison:
         problem = settings(self.rows[0])["problem"]
         weights = f" ({problem['weights']})" if problem["weights"] else ""
         batches = problem["finetune_batches"]
-        trained = f", each fine-tuned for {batches} batches before it is evaluated" if batches else ""
+        trained = f", each finetuned for {batches} batches before it is evaluated" if batches else ""
         return f"{self.network}{weights} on {problem['data']}, {self.rows[0]['max_plans']} plans{trained}"
 
     @property

@@ -21,7 +21,7 @@ from prune_env.common.command import check_writable, one_line_errors, require_pa
 from prune_env.common.fingerprints import weights_fingerprint
 from prune_env.common.settings import Count, Settings
 from prune_env.game.arguments import ProblemArgs
-from prune_env.game.budget import Budget, TargetMacs
+from prune_env.game.budget import TargetMacs
 
 from ..compare import rows
 from . import report
@@ -128,11 +128,8 @@ def _ruled(env: FilterPruneEnv, config: Config, rule: str) -> dict[str, Any]:
 
 def _best(env: FilterPruneEnv, accuracies: dict[tuple[int, ...], float], target: float) -> float:
     """Return the best accuracy among the plans that meet a budget."""
-    ratios = {plan: env.cost_ratios(plan)[0] for plan in accuracies}
-    return max(
-        (accuracy for plan, accuracy in accuracies.items() if target - Budget.tolerance <= ratios[plan] <= target),
-        default=0.0,
-    )
+    budget = env.budgets.of(target)
+    return max((accuracy for plan, accuracy in accuracies.items() if budget.meets(plan)), default=0.0)
 
 
 if __name__ == "__main__":

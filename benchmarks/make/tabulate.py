@@ -23,7 +23,7 @@ from prune_env.common.command import check_writable, one_line_errors
 from prune_env.common.settings import Count, Settings
 from prune_env.data import load
 from prune_env.evaluation.resources import Resources
-from prune_env.game.budget import Budget, TargetMacs
+from prune_env.game.budget import TargetMacs
 from prune_env.game.tabulated import FILE, FIXED, Table, images_fingerprint
 from prune_env.training.pretrained import pretrained
 
@@ -55,8 +55,9 @@ def main(config: Config) -> None:
 
     grid = itertools.product(*(range(config.round_to, count + 1, config.round_to) for count in env.problem.full_plan))
     plans = np.array(list(grid))
-    ratios = env.problem.cost.macs(plans) / env.problem.cost.macs(env.problem.full_plan)
-    meets = [(ratios <= target) & (ratios >= target - Budget.tolerance) for target in config.targets]
+    macs = env.problem.cost.macs(plans)
+    limits = [env.budgets.of(target).macs_range for target in config.targets]
+    meets = [(fewest <= macs) & (macs <= most) for fewest, most in limits]
     meets.append((plans < env.problem.full_plan).sum(1) <= 1)
     wanted = np.stack(meets)  # [T + 1, P]; a plan belongs to the first target that it meets
     plans, target = plans[wanted.any(0)], wanted.argmax(0)[wanted.any(0)]

@@ -33,8 +33,9 @@ from tqdm import tqdm
 
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.common.command import check_writable, one_line_errors, require_packages
-from prune_env.common.device import channels_last, check_device
+from prune_env.common.device import check_device
 from prune_env.common.figure_style import add_legend, new_figure, save_figure, style_axes
+from prune_env.common.memory_format import channels_last
 from prune_env.common.settings import Count, Settings
 from prune_env.data import from_tensors
 from prune_env.evaluation.engine.program import MULTIPLE, Program
@@ -116,9 +117,9 @@ def measure(name: str, config: Config, peak: float) -> dict[str, Any]:
         Program(
             env.problem.model,
             env.groups,
-            data.example_input,
+            data.example_input.to(config.device),
             dtype=dtype,
-            device=config.device,
+            layout=env.evaluator.task.layout,
             multiple=multiple,
         )
         for multiple in (MULTIPLE, 1)

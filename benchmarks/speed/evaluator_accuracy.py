@@ -17,12 +17,14 @@ import tyro
 from tqdm import tqdm
 
 from prune_env import EnvConfig
-from prune_env.common.command import one_line_errors
+from prune_env.common.command import one_line_errors, require_packages
 from prune_env.common.settings import Count, Seed, Settings
 from prune_env.evaluation.measurer import BATCH_SIZES
 from prune_env.game.arguments import ProblemArgs
 from prune_env.scoring.batchnorm import even_batches, recalibrate
 from prune_env.scoring.metric import accuracy
+
+from ..compare.statistics import kendall
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Config(Settings):
 
 
 def main(config: Config) -> None:
+    require_packages(["scipy"], "Kendall's tau", "train")
     settings = EnvConfig(reward_images=config.reward_images, calibration_images=config.calibration_images)
     env = config.problem.make_env(settings)
     problem, data, device = env.problem, env.problem.data, config.problem.device
@@ -72,15 +75,7 @@ def main(config: Config) -> None:
     print(f"{config.problem.network}, {dtype} against float32, {len(reward)} reward images, in points of accuracy")
     print(f"original: {100 * pairs[0][0]:.2f} % and {100 * pairs[0][1]:.2f} %")
     print(f"{config.plans} random plans: mean difference {mean(gaps[1:]):.3f}, largest {max(gaps[1:]):.2f}")
-    print(f"Kendall's tau-b of the ranks: {kendall(pairs[1:]):.4f}")
-
-
-def kendall(pairs: list[tuple[float, float]]) -> float:
-    """Return Kendall's tau-b: 1 for equal ranks, 0 for unrelated ranks."""
-    first, second = torch.tensor(pairs, dtype=torch.float64).T
-    signs = [(values[:, None] - values).sign() for values in (first, second)]
-    agreement = (signs[0] * signs[1]).sum()
-    return float(agreement / (signs[0].abs().sum() * signs[1].abs().sum()).sqrt())
+    print(f"Kendall's tau-b of the ranks: {kendall(pairs[1:])[0]:.4f}")
 
 
 if __name__ == "__main__":

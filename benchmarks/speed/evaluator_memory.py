@@ -29,7 +29,7 @@ from prune_env.pruning.problem import PruningProblem
 class Config(Settings):
     evaluations: Count = 100_000
     """Number of distinct plans."""
-    looks: Count = 10
+    measurements: Count = 10
     """Number of times that memory is measured."""
 
 
@@ -38,7 +38,7 @@ def main(config: Config) -> None:
     settings = EvaluationConfig(reward_images=20, calibration_images=20)
     evaluator = LiveEvaluator(PruningProblem.create(model, data, settings), settings)
     filters, rng = np.array(evaluator.problem.full_plan), np.random.default_rng(0)
-    every = max(1, config.evaluations // config.looks)
+    every = max(1, config.evaluations // config.measurements)
     lines = ["| plans measured | peak memory, MiB | of it the memo |", "|---|---|---|"]
     for number in trange(1, config.evaluations + 1, mininterval=1):
         while evaluator.evaluations <= number:  # the constructor evaluates one plan

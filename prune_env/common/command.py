@@ -12,7 +12,9 @@ from tempfile import TemporaryDirectory
 
 @contextmanager
 def one_line_errors(interrupted: str = "Interrupted.") -> Iterator[None]:
-    """End the process with one line and exit status 1 where the block raises an error that its user can mend.
+    """End the process with one line on stderr where the block raises an error that its user can mend.
+
+    The exit status is 2, and 130 for Ctrl-C.
 
     Args:
         interrupted: The line for Ctrl-C.
@@ -22,9 +24,13 @@ def one_line_errors(interrupted: str = "Interrupted.") -> Iterator[None]:
     except (ValueError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
         if type(error) is RuntimeError:  # not a class of its own: a fault of the program or of torch, not of its user
             raise
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        line = " ".join(str(error).split())
+        # Names from a file may hold control characters, which would act on the terminal.
+        print("error:", "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line), file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(f"\n{interrupted}")
+        print(f"\n{interrupted}", file=sys.stderr)
+        sys.exit(130)
 
 
 def check_writable(name: str, path: Path, *, folder: bool = False) -> None:

@@ -26,18 +26,18 @@ def expect(value: object, kind: type | tuple[type, ...], requirement: str, remed
     raise TypeError(f"{requirement}, got {given}; {remedy}" if remedy else f"{requirement}, got {given}")
 
 
-def expect_fields(names: Iterable[str], config: Any, function: str) -> None:
+def expect_fields(names: Iterable[str], function: str, *configs: Any) -> None:
     """Check that keyword arguments are fields of a dataclass.
 
     Args:
         names: The names of the keyword arguments.
-        config: The dataclass.
         function: The name of the function that takes them, for the message.
+        configs: The dataclasses, each of which has some of the fields.
 
     Raises:
         TypeError: A name is not a field; the message suggests the closest one.
     """
-    known = [field.name for field in fields(config)]
+    known = [field.name for config in configs for field in fields(config)]
     for name in names:
         if name not in known:
             close = get_close_matches(name, known, 1)

@@ -1,35 +1,24 @@
-"""The cache folder, and files that are written whole or not at all, checked when they are read, and locked."""
+"""The cache folder, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import os
 import re
 import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
 _HOST = hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
 _TEMPORARY = re.compile(r"\..*?-(?:([0-9a-f]{8})-(\d+)-)?[0-9a-f]{32}(?:\.\w+)?")
 _DAY = 24 * 60 * 60
-CHECKSUM_BYTES = 16
-_held: dict[tuple[int, Path], IO[str]] = {}
-"""Process id and lock file -> the open file, for the locks that this process holds until it ends."""
-
-
-class DamagedFileError(ValueError):
-    """The contents of a file are not those that were written."""
 
 
 def cache_dir() -> Path:
@@ -129,106 +118,3 @@ def _is_alive(process: int) -> bool:
     except OSError:
         pass
     return True
-
-
-def hold(file: Path, *, wait: bool = False) -> None:
-    """Lock a file until this process ends, however it ends, or until `release`. A process can hold a lock repeatedly.
-
-    Args:
-        file: The lock file. It stays in its folder, and names the process that holds it.
-        wait: Wait for another process instead of raising an error.
-
-    Raises:
-        BlockingIOError: Another process holds the lock; the message names it.
-    """
-    key = (os.getpid(), file.absolute())
-    if key in _held:
-        return
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system
-        return
-    stream = file.open("a+", encoding="utf-8")
-    try:
-        # Unlike flock, lockf is not inherited by worker processes, which can survive a killed process for a moment.
-        fcntl.lockf(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError as error:
-        stream.seek(0)
-        holder = stream.read().strip() or "another process"
-        stream.close()
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise BlockingIOError(error.errno, f"{file.parent} is in use by {holder}; wait for it or end it") from error
-        return  # a file system without locks
-    _held[key] = stream
-    with suppress(OSError):  # the text is only for messages, and the disk may be full
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-        stream.flush()
-
-
-def release(file: Path) -> None:
-    """Release a lock of `hold`, if this process holds it."""
-    if stream := _held.pop((os.getpid(), file.absolute()), None):
-        stream.close()
-
-
-def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors as safetensors, with a digest of them and of the file's name in its metadata."""
-    with replacing(path) as temporary:
-        save_file(dict(tensors), temporary, metadata={"digest": _digest(path.name, tensors)})
-
-
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of `save_tensors`. Files of older versions have no digest and are read without the check.
-
-    Raises:
-        DamagedFileError: The file is damaged, or another file was copied to its place.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            digest = (file.metadata() or {}).get("digest")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors and torch raise several types for damaged headers
-        raise DamagedFileError(f"{path} is damaged or truncated") from error
-    if digest is not None and digest != _digest(path.name, tensors):
-        raise DamagedFileError(f"{path} is damaged: its contents do not have the digest that was stored with them")
-    return tensors
-
-
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write nested plain values and tensors as a torch file, followed by a digest of it.
-
-    The checksums of torch's own format do not cover the headers, and `torch.load` does not verify them.
-    """
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    content = buffer.getvalue()
-    with replacing(path) as temporary:
-        temporary.write_bytes(content + _checksum(content))
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """Read the values of `save_state`, with tensors on the CPU. Only tensors and plain values are unpickled.
-
-    Raises:
-        DamagedFileError: The file is damaged, or not such a file.
-    """
-    content = path.read_bytes()
-    content, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
-    if checksum != _checksum(content):
-        raise DamagedFileError(f"{path} is damaged or truncated")
-    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return state
-
-
-def _checksum(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=CHECKSUM_BYTES).digest()
-
-
-def _digest(name: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.blake2b(name.encode(), digest_size=16)
-    for key in sorted(tensors):
-        tensor = tensors[key]
-        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -281,7 +281,7 @@ def make_splits(
 
 
 def _data_options(function: str, options: Mapping[str, Any]) -> DataOptions:
-    expect_fields(options, DataOptions, function)
+    expect_fields(options, function, DataOptions)
     return DataOptions(**options)
 
 

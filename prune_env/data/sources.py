@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..common.files import DamagedFileError, cache_dir, load_tensors, save_tensors
+from ..common.files import cache_dir
+from ..common.tensor_files import DamagedFileError, load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from PIL.Image import Image

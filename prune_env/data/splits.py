@@ -17,7 +17,7 @@ from functools import cached_property
 
 import torch
 
-from ..common.device import in_layout
+from ..common.memory_format import in_layout
 from .augmentation import Augmentation
 from .normalisation import channel_constants
 

@@ -235,25 +235,25 @@ def _recorded_base(record: Mapping[str, Any], tensors: Mapping[str, torch.Tensor
     expected, size = image_size(name), tuple(record["data"]["image_shape"][1:])
     if size != expected:
         raise ValueError(f"network {name!r} takes images of {expected} pixels, the data have {size}")
-    classes, channels = network["num_classes"], network["in_channels"]
+    classes, inputs = network["num_classes"], network["in_channels"]
     held = {size for tensor in tensors.values() if tensor.numel() for size in tensor.shape}
-    for size in (classes, channels):  # no tensor of that size may be allocated
+    for size in (classes, inputs):  # no tensor of that size may be allocated
         if size > max(held, default=0):
             raise ValueError(
-                f"network {name!r} with {classes} classes and {channels} channels of images does not fit the weights, "
+                f"network {name!r} with {classes} classes and {inputs} channels of images does not fit the weights, "
                 f"whose largest tensor dimension is {max(held, default=0)}"
             )
     try:
         with torch.device("meta"):
-            needed = sum(tensor.numel() for tensor in create(name, classes, channels).state_dict().values())
+            needed = sum(tensor.numel() for tensor in create(name, classes, inputs).state_dict().values())
     except (RuntimeError, NotImplementedError):  # a constructor that computes with its weights cannot run on meta
         needed = 0
     if needed > (limit := max(EXPANSION[0], EXPANSION[1] * sum(tensor.numel() for tensor in tensors.values()))):
         raise ValueError(
-            f"network {name!r} with {classes} classes and {channels} channels of images has {needed} values, at most "
+            f"network {name!r} with {classes} classes and {inputs} channels of images has {needed} values, at most "
             f"{limit} are plausible for these weights; pass the original network as base_model"
         )
-    return create(name, classes, channels)
+    return create(name, classes, inputs)
 
 
 def _kept_channels(

@@ -15,8 +15,8 @@ from .config import EvaluationConfig
 class Evaluator(Protocol):
     """Returns the accuracy of plans of one problem.
 
-    `LiveEvaluator` measures it, `TabulatedEvaluator` looks it up, and wrappers such as the counting evaluator of the
-    benchmarks delegate to another evaluator.
+    `LiveEvaluator` measures it, `TabulatedEvaluator` looks it up, and a `DelegatingEvaluator` adds something to another
+    one. The protocol only describes the members: do not derive from it.
     """
 
     @property
@@ -42,7 +42,7 @@ class Evaluator(Protocol):
         """Announce that `accuracy` will be called for this plan soon, so that workers can start."""
 
     def accuracy_of(self, network: nn.Module) -> float:
-        """Return the accuracy of an already pruned, possibly fine-tuned network. The network is not modified."""
+        """Return the accuracy of an already pruned, possibly finetuned network. The network is not modified."""
 
     def network(self, plan: Plan) -> nn.Module:
         """Return the network whose accuracy `accuracy` measures, with recalibrated BatchNorm statistics."""
@@ -55,3 +55,62 @@ class Evaluator(Protocol):
 
     def close(self) -> None:
         """Release workers; they start again when they are needed."""
+
+
+class DelegatingEvaluator:
+    """Forwards every member of the protocol to another evaluator. Derive from it and override what differs.
+
+    Args:
+        evaluator: The other evaluator.
+    """
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
+
+    @property
+    def problem(self) -> PruningProblem:
+        """See `Evaluator`."""
+        return self.evaluator.problem
+
+    @property
+    def config(self) -> EvaluationConfig:
+        """See `Evaluator`."""
+        return self.evaluator.config
+
+    @property
+    def device(self) -> torch.device:
+        """See `Evaluator`."""
+        return self.evaluator.device
+
+    @property
+    def original_accuracy(self) -> float:
+        """See `Evaluator`."""
+        return self.evaluator.original_accuracy
+
+    def accuracy(self, plan: Plan) -> float:
+        """See `Evaluator`."""
+        return self.evaluator.accuracy(plan)
+
+    def submit(self, plan: Plan) -> None:
+        """See `Evaluator`."""
+        self.evaluator.submit(plan)
+
+    def accuracy_of(self, network: nn.Module) -> float:
+        """See `Evaluator`."""
+        return self.evaluator.accuracy_of(network)
+
+    def network(self, plan: Plan) -> nn.Module:
+        """See `Evaluator`."""
+        return self.evaluator.network(plan)
+
+    def recalibrate(self, network: nn.Module) -> None:
+        """See `Evaluator`."""
+        self.evaluator.recalibrate(network)
+
+    def remember(self, plan: Plan, accuracy: float) -> None:
+        """See `Evaluator`."""
+        self.evaluator.remember(plan, accuracy)
+
+    def close(self) -> None:
+        """See `Evaluator`."""
+        self.evaluator.close()

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..common.device import DTYPES, Precision, failing_layer, fast_dtype, in_layout, memory_format
+from ..common.device import DTYPES, Precision, failing_layer, fast_dtype
 from ..common.expect import expect
 from ..common.fingerprints import qualified_name, weights_fingerprint
+from ..common.memory_format import in_layout, memory_format
 from ..data import Split
 from ..data.objective import check_loss
 from ..pruning import Plan
@@ -53,7 +54,7 @@ class LiveEvaluator:
     Raises:
         ValueError: Something is trained without a loss, a cache is combined with a custom function, or the network does
             not run in bfloat16 and `config.precision` is 'bf16'.
-        WorkerError: The workers' package is missing.
+        WorkerError: The Ray cluster cannot be reached or has no room.
     """
 
     def __init__(
@@ -114,9 +115,9 @@ class LiveEvaluator:
         return result
 
     def accuracy_of(self, network: nn.Module) -> float:
-        """Return the accuracy of an already pruned, possibly fine-tuned network. The network is not modified.
+        """Return the accuracy of an already pruned, possibly finetuned network. The network is not modified.
 
-        With `finetune_batches` a copy of the network is fine-tuned first.
+        With `finetune_batches` a copy of the network is finetuned first.
         """
         self.evaluations += 1
         return self._measurer.accuracy(network)
@@ -124,7 +125,7 @@ class LiveEvaluator:
     def network(self, plan: Plan) -> nn.Module:
         """Return the plan's network as `accuracy` measures it, with recalibrated BatchNorm, on the device.
 
-        With `finetune_batches` it is fine-tuned in this call. The weights are equal to the bit for the same number of
+        With `finetune_batches` it is finetuned in this call. The weights are equal to the bit for the same number of
         threads; on a GPU they are equal up to the order of sums.
         """
         return self._measurer.network(plan)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..common.device import channels_last
+from ..common.memory_format import channels_last
 from ..data import Split
 from ..data.objective import Metric
 from ..pruning import Plan, PruningGroup, build
@@ -59,7 +59,8 @@ class Measurer:
         self._pairs = folding_pairs(task.model, task.example_input) if task.metric else []
         self._program = None
         if task.metric is None:
-            self._program = Program(task.model, task.groups, task.example_input, dtype=task.dtype, device=task.device)
+            example = task.example_input.to(task.device)
+            self._program = Program(task.model, task.groups, example, dtype=task.dtype, layout=task.layout)
         self._recording = make_recording(task, self.batch_size)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -75,7 +76,7 @@ class Measurer:
         return (self.batch_size, "recorded") if self._recording is not None else (self.batch_size,)
 
     def accuracy(self, what: Plan | nn.Module, *, recalibrated: bool = True) -> float:
-        """Measure a plan, or an already pruned, possibly fine-tuned network. The network is not modified.
+        """Measure a plan, or an already pruned, possibly finetuned network. The network is not modified.
 
         Args:
             what: The plan or the network.
@@ -86,7 +87,7 @@ class Measurer:
         if self._program is None:
             return self._metric(what, recalibrated)
         if self._recording is not None and recalibrated and not isinstance(what, nn.Module):
-            return self._recording.right(what) / len(task.split)
+            return self._recording.count_correct(what) / len(task.split)
         if isinstance(what, nn.Module):
             self._program.load_network(what)
         else:
@@ -125,7 +126,7 @@ class Measurer:
         return build(self.task.model, self.task.groups, self.task.ranking, plan)
 
     def _finetuned(self, what: Plan | nn.Module) -> Plan | nn.Module:
-        """Return the fine-tuned network if there is a finetuner. The original network needs none."""
+        """Return the finetuned network if there is a finetuner. The original network needs none."""
         task = self.task
         if task.finetuner is None:
             return what
@@ -154,7 +155,7 @@ def make_recording(task: Task, batch_size: int) -> Recording | None:
     """Record the measurement of plans as a CUDA graph.
 
     Returns:
-        The recording, or None on other devices, for custom metrics, with fine-tuning, and for networks that cannot be
+        The recording, or None on other devices, for custom metrics, with finetuning, and for networks that cannot be
         recorded.
     """
     if task.metric is not None or task.finetuner is not None or task.device.type != "cuda":

@@ -18,8 +18,6 @@ from .measurer import Task
 
 MAX_DEATHS = 3
 """Give up on a plan after this many workers died while measuring it."""
-NO_RAY = 'backend="ray" needs the package ray: pip install "prune-env[ray]"'
-"""Message of the error where Ray is not installed."""
 
 
 @dataclass(frozen=True)

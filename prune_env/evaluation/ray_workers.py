@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from ..common.command import require_packages
 from ..pruning import Plan
 from .measurer import Measurer, Task
-from .pool import NO_RAY, Died, Failed, Result, WorkerError
+from .pool import Died, Failed, Result, WorkerError
 
 PATIENCE = 60
 """Seconds without a result before a warning says that the cluster may be too small."""
@@ -34,7 +35,8 @@ class RayActors:
         gpu: Whether each actor needs a GPU.
 
     Raises:
-        WorkerError: Ray is not installed, or the cluster cannot be reached or has no room.
+        ImportError: Ray is not installed.
+        WorkerError: The cluster cannot be reached or has no room.
     """
 
     def __init__(self, count: int | None = None, threads: int = 1, gpu: bool = False) -> None:
@@ -89,10 +91,9 @@ class RayActors:
             return Died(str(error))
 
     def _connect(self) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise WorkerError(NO_RAY) from error
+        require_packages(["ray"], 'backend="ray"', "ray")
+        import ray
+
         self._ray: Any = ray
         if not ray.is_initialized():
             try:

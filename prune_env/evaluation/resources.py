@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from ..common.command import check_writable
+from ..common.command import check_writable, require_packages
 from ..common.device import check_device
 from ..common.settings import Count, Settings
-from .pool import NO_RAY, Backend, WorkerError
+from .pool import Backend
 
 SQLITE = b"SQLite format 3\0"
 """The first bytes of a cache file."""
@@ -25,7 +24,7 @@ class Resources(Settings):
     Raises:
         ValueError: A field has a value that is not allowed, or the device is not available.
         OSError: The cache cannot be written.
-        WorkerError: The backend is ray and Ray is not installed.
+        ImportError: The backend is ray and Ray is not installed.
     """
 
     device: str = "cpu"
@@ -43,8 +42,8 @@ class Resources(Settings):
         super().__post_init__()
         if self.workers is not None and self.backend == "local":
             raise ValueError(f'workers={self.workers} needs backend="processes" or backend="ray"')
-        if self.backend == "ray" and find_spec("ray") is None:
-            raise WorkerError(NO_RAY)
+        if self.backend == "ray":
+            require_packages(["ray"], 'backend="ray"', "ray")
         check_device(self.device)
         if self.cache is not None:
             check_writable("cache", self.cache)

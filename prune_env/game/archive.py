@@ -38,11 +38,16 @@ class Archive:
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries.values())
 
-    def add(self, entry: Entry) -> None:
-        """Add an entry. A known plan keeps its place and the better return."""
+    def add(self, entry: Entry) -> bool:
+        """Add an entry, and return whether its plan is new. A known plan keeps its place and the better return."""
         known = self._entries.get(entry.plan)
         if known is None or entry.episode_return > known.episode_return:
             self._entries[entry.plan] = entry
+        return known is None
+
+    def read_only(self) -> Archive:
+        """Return a view of the same entries that adds nothing."""
+        return _ReadOnly(self._entries)
 
     def best(self, count: int = 1, target_macs: float | None = None) -> list[Entry]:
         """Return the `count` best entries, the best first; ties in order of evaluation.
@@ -76,6 +81,14 @@ class Archive:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replace the contents by those of a `state_dict`."""
-        self._entries = {}
-        for plan, *numbers in state["entries"]:
-            self.add(Entry(tuple(plan), *numbers))
+        entries = [Entry(tuple(plan), *numbers) for plan, *numbers in state["entries"]]
+        self._entries.clear()  # in place: views share it
+        self._entries.update((entry.plan, entry) for entry in entries)
+
+
+class _ReadOnly(Archive):
+    def __init__(self, entries: dict[Plan, Entry]) -> None:
+        self._entries = entries
+
+    def add(self, entry: Entry) -> bool:
+        return False

@@ -16,8 +16,8 @@ less. `Budget.project` ensures this by four rules, in this order:
    one group and all others, by as few steps as possible.
 
 Where a single step costs several percentage points (`round_to` above 1, networks with few filters), there may be no
-plan so close to the target. Then the best plan found lies further below it, and still never above: `misses` returns
-True for it, and the environment warns.
+plan so close to the target. Then the best plan found lies further below it, and still never above: `meets` returns
+False for it, and the environment warns.
 """
 
 from __future__ import annotations
@@ -126,9 +126,15 @@ class Budget(Settings):
         """
         return replace(self, target_macs=target_macs)
 
-    def misses(self, plan: Sequence[int]) -> bool:
-        """Return whether a finished plan lies further below the target than the tolerance: filters are too coarse."""
-        return self.target_macs is not None and int(self.macs(np.asarray(plan, np.int64))) < self._enough
+    @cached_property
+    def macs_range(self) -> tuple[int, int]:
+        """The fewest and the most MACs of a finished plan; from 0 to those of the original without a budget."""
+        return (0, self._full_macs) if self.target_macs is None else macs_range(self.target_macs, self._full_macs)
+
+    def meets(self, plan: Sequence[int]) -> bool:
+        """Return whether a plan's MACs are at most the target, and below it by no more than the tolerance."""
+        fewest, most = self.macs_range
+        return fewest <= int(self.macs(np.asarray(plan, np.int64))) <= most
 
     def ratios_around_target(self) -> tuple[float, float]:
         """Return the MACs of the uniform plan and of the cheapest plan above the target that is one step larger.
@@ -213,6 +219,11 @@ class Budget(Settings):
         Without a budget, and in an early round that does not overshoot, the result is `wanted`. No group ends with more
         filters than in `previous`.
 
+        Args:
+            previous: The plan before the round, [G].
+            wanted: The plan after every group's action, [G].
+            last: Whether it is the last round of the episode, which must end at or below the target.
+
         Raises:
             ValueError: `wanted` adds filters to a group or keeps fewer than `min_filters`.
         """
@@ -287,19 +298,13 @@ class Budget(Settings):
     def _minimum(self) -> IntArray:
         return np.minimum(self._full, -(-self.min_filters // self.round_to) * self.round_to)
 
-    @cached_property
-    def _range(self) -> tuple[int, int]:
-        """Fewest and most MACs of a finished plan."""
-        assert self.target_macs is not None
-        return macs_range(self.target_macs, self._full_macs)
-
     @property
     def _enough(self) -> int:
-        return self._range[0]
+        return self.macs_range[0]
 
     @property
     def _most(self) -> int:
-        return self._range[1]
+        return self.macs_range[1]
 
     def _kept_by_rate(self, plan: Sequence[int]) -> IntArray:
         """Return how many filters each rate keeps if `min_filters` is ignored: [G, A]."""

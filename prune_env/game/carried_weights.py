@@ -13,7 +13,7 @@ from torch import nn
 
 from ..pruning import Plan, build, restrict
 from ..pruning.problem import PruningProblem
-from ..training.distillation import DistillationConfig, distill
+from ..training.distillation import DistillationConfig, distil
 from ..training.fit import RunOptions
 from .config import EnvConfig
 
@@ -58,7 +58,7 @@ class CarriedWeights:
             precision=self._precision,
             seed=self._problem.config.problem_seed + round_number,
         )
-        self._network = distill(
+        self._network = distil(
             smaller,
             self._problem.model,
             self._problem.data,

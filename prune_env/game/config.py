@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..common.settings import Count, Whole
 from ..evaluation.config import EvaluationConfig
+from ..pruning.problem import ProblemConfig
 from .budget import check_rates
 from .reward import REWARDS
 from .targets import Targets, target_tuple
@@ -27,7 +28,7 @@ class EnvConfig(EvaluationConfig):
     rounds: Count = 3
     """Rounds of an episode; the last one terminates it."""
     max_cycles: Count | None = None
-    """Outside limit on steps; below `rounds` it truncates the episode."""
+    """Limit on the steps of an episode; below `rounds` it truncates the episode."""
     rates: tuple[float, ...] = DEFAULT_RATES
     """Pruning rates that agents choose from: the fraction of the remaining filters that is removed in one round.
     rates[0] is 0."""
@@ -79,6 +80,11 @@ class EnvConfig(EvaluationConfig):
                 "reward 'tradeoff' works without a budget and may end an episode before a budget is met; set "
                 f"target_macs to None (--target-macs None) instead of {self.target_macs}, or use 'amc' or 'budget'"
             )
+
+
+def completed(config: ProblemConfig) -> EnvConfig:
+    """Return the settings of a problem, completed by defaults."""
+    return config if isinstance(config, EnvConfig) else EnvConfig(**asdict(config))
 
 
 class _NotSet:

@@ -1,7 +1,7 @@
 """FilterPruneEnv: filter pruning as a cooperative game with one agent per pruning group.
 
-This file connects the parts. `pruning` finds what can be cut, `evaluation` measures accuracies, `budget` says which
-actions are legal, `reward` what they pay, and `observation` what agents see.
+This file connects the parts. `pruning` finds what can be cut, `evaluation` measures accuracies, `budget` decides which
+actions are legal, `episode` what they lead to, `reward` what they pay, and `observation` what agents see.
 """
 
 from __future__ import annotations
@@ -19,23 +19,22 @@ from pettingzoo import ParallelEnv
 from torch import nn
 
 from ..common.expect import expect
-from ..common.fingerprints import function_fingerprint
 from ..common.settings import Seed, checked
 from ..data import DataSplits
 from ..data.objective import Loss, Metric
 from ..evaluation.evaluator import Evaluator
-from ..evaluation.live import LiveEvaluator
 from ..evaluation.resources import Resources
 from ..pruning import Inspection, Plan, PruningGroup
 from ..pruning.problem import PruningProblem
-from . import render, validation
-from .archive import Archive, Entry
+from . import exchange, render, saved_state, validation
+from .archive import Archive
 from .budget import Budget
-from .carried_weights import CarriedWeights
-from .config import EnvConfig
+from .config import EnvConfig, completed
+from .episode import Episode
+from .evaluators import ImaginedEvaluator, live_evaluator
 from .fingerprint import game_fingerprint
 from .observation import Observer
-from .reward import REWARDS, RewardFunction, RewardInput, RoundReward
+from .reward import REWARDS, RewardFunction
 from .targets import Budgets
 from .transition import RoundState, Transitions
 
@@ -89,36 +88,33 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         remedy = "write PruningProblem.create(model, data), or FilterPruneEnv.from_model(model, data)"
         expect(problem, PruningProblem, "problem must be a PruningProblem", remedy)
         expect(config, (EnvConfig, type(None)), "config must be an EnvConfig", "write EnvConfig(target_macs=0.5)")
-        config = config or _env_config(problem)
+        config = config or completed(problem.config)
         validation.check_rules(config, reward, render_mode)
         validation.check_problem(config, problem)
         if evaluator is not None:
             validation.check_evaluator(config, problem, evaluator, resources)
         self.problem, self.config, self.render_mode = problem, config, render_mode
         self.max_cycles = config.max_cycles or config.rounds
-        limits = {"min_filters": config.min_filters, "round_to": config.round_to}
-        rules = Budget(problem.cost.macs, problem.full_plan, config.rates, None, **limits)
+        limits = config.min_filters, config.round_to
+        rules = Budget(problem.cost.macs, problem.full_plan, config.rates, None, *limits)
         self.budgets = Budgets(rules, config.targets)
         """The budgets of the episodes; `budgets.of(0.4)` is any other."""
         for budget in self.budgets:
             validation.warn_coarse(budget)
-        self.evaluator = self._evaluator(evaluator, resources)
+        self.evaluator: Evaluator = live_evaluator(problem, config, resources) if evaluator is None else evaluator
         self.archive = Archive()
         """Every finished plan with its accuracy, over all episodes."""
         self.observer = Observer(problem, config.rates)
         self._reward = reward or REWARDS[config.reward]
-        self._carried = self._new_carried_weights()
         self._transitions = Transitions(problem.cost, problem.full_plan, self.observer, config.rounds)
-        self._set_spaces()
+        self.observation_names, self.state_names = self.observer.names, self.observer.state_names
+        self.possible_agents = [group.name for group in problem.groups]
+        self.observation_spaces, self.action_spaces = exchange.agent_spaces(problem.groups, self.observer)
+        self.state_space = spaces.Box(0.0, 1.0, (len(self.state_names),), np.float32)
         self.agents: list[str] = []
         self.np_random, self.np_random_seed = seeding.np_random()
-        self.round_state: RoundState
-        """The game after the rounds played so far."""
-        self._next: RoundState | None = None  # set between step_async and step_wait
-        self._imagined = False
-        self._accuracy: float
-        self._return: float
-        self._start(self.budgets.first)
+        self._next: RoundState | None  # set between step_async and step_wait
+        self._new_episode(config)
 
     @classmethod
     def from_model(
@@ -168,6 +164,11 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         return self.problem.inspection
 
     @property
+    def round_state(self) -> RoundState:
+        """The game after the rounds played so far."""
+        return self._episode.state
+
+    @property
     def budget(self) -> Budget:
         """The budget of the current episode; before the first one, that of the first target."""
         return self.round_state.budget
@@ -205,7 +206,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         target = (options or {}).get("target_macs")
         self._start(self.budgets.deal(self.np_random) if target is None else self.budgets.of(target))
         self.agents = list(self.possible_agents)
-        return self._observations(), self._infos()
+        return self._observe()
 
     def step(self, actions: Mapping[str, int]) -> StepResult:
         """Play one round.
@@ -237,9 +238,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             raise RuntimeError("the episode is over or has not started; call reset() before step()")
         checked = validation.checked_actions(actions, self.agents, self.action_spaces, self.config.rates)
         self._next = self._transitions.after(self.round_state, checked)
-        evaluates = self._next.number == self.config.rounds or self.config.every_round
-        if evaluates and not self._carried.on and not self._imagined:
-            self.evaluator.submit(self._next.plan)
+        self._episode.announce(self._next.plan, last=self._next.number == self.config.rounds)
 
     def step_wait(self) -> StepResult:
         """Play the second half of `step`.
@@ -255,13 +254,9 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         agents = self.agents
         if terminated or truncated:
             self.agents = []
-        return (
-            self._observations(),
-            dict.fromkeys(agents, reward),
-            dict.fromkeys(agents, terminated),
-            dict.fromkeys(agents, truncated),
-            self._infos(),
-        )
+        observations, infos = self._observe()
+        rewards = dict.fromkeys(agents, reward)
+        return observations, rewards, dict.fromkeys(agents, terminated), dict.fromkeys(agents, truncated), infos
 
     def move(self, state: RoundState, last: bool) -> tuple[float, bool]:
         """Enter a round state: carry weights, evaluate, pay, and archive a finished plan.
@@ -273,33 +268,10 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         Returns:
             The reward, and whether the episode is over: this was its last move, or the reward function ended it.
         """
-        before, accuracy_before = self.round_state, self._accuracy
         agents, self.agents = self.agents, []  # if the evaluation fails, the episode is over
-        self.round_state = state
-        if self._carried.on:
-            self._carried.step(state.plan, state.number)
-        if last or self.config.every_round:
-            self._accuracy = self._evaluate()
+        result = self._episode.move(state, last)
         self.agents = agents
-
-        result = self._reward(
-            RewardInput(
-                accuracy_before=accuracy_before,
-                accuracy_after=self._accuracy,
-                original_accuracy=self.evaluator.original_accuracy,
-                macs_before=before.macs_ratio,
-                macs_after=state.macs_ratio,
-                last=last,
-            )
-        )
-        if not isinstance(result, RoundReward):
-            raise TypeError(f"a reward function must return a RoundReward; {self._reward!r} returned {result!r}")
-        self._return += result.reward
-        if (last or result.ended) and not self._imagined:
-            entry = Entry(state.plan, self._accuracy, state.macs_ratio, state.params_ratio, self._return)
-            self.archive.add(entry)
-            validation.warn_missed(self.budget, state.plan)
-        return result.reward, last or result.ended
+        return result
 
     def state(self) -> np.ndarray:
         """Return all observations and the network's totals, float32 [S]; also after the last step."""
@@ -310,7 +282,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         """Return the entries of the infos that describe the whole network: its last known accuracy and its cost."""
         now = self.round_state
         return {
-            "accuracy": float(self._accuracy),
+            "accuracy": float(self._episode.accuracy),
             "macs_ratio": float(now.macs_ratio),
             "params_ratio": float(now.params_ratio),
         }
@@ -318,14 +290,10 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     def pruned_model(self) -> nn.Module:
         """Return the current plan's network as it is evaluated: a new, smaller module on the CPU.
 
-        BatchNorm statistics are recalibrated. With `finetune_batches` the network is fine-tuned in this call; its
+        BatchNorm statistics are recalibrated. With `finetune_batches` the network is finetuned in this call; its
         weights are equal to the evaluated ones up to rounding.
         """
-        if not self._carried.on:
-            return self.evaluator.network(self.plan).cpu()
-        network = self._carried.network()
-        self.evaluator.recalibrate(network)
-        return network.cpu()
+        return self._episode.network().cpu()
 
     def cost_ratios(self, plan: Plan) -> tuple[float, float]:
         """Return MACs and parameters of a plan as fractions of the original network's."""
@@ -340,14 +308,8 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         """Return one line per agent and one for the network, as text (`ansi`) or as an image (`rgb_array`)."""
         if self.render_mode is None:
             return None
-        now, shares = self.round_state, self.observer.macs_shares(self.plan)
-        columns = self.groups, now.plan, shares.tolist(), now.last_rates
-        rows = [
-            render.RenderRow(group.name, group.layers, group.filters, kept, share, float(rate))
-            for group, kept, share, rate in zip(*columns, strict=True)
-        ]
-        totals = render.RenderTotals(self._accuracy, now.macs_ratio, now.params_ratio, now.number, now.count)
-        return render.ansi(rows, totals) if self.render_mode == "ansi" else render.rgb_array(rows, totals)
+        shares = self.observer.macs_shares(self.plan).tolist()
+        return render.draw(self.render_mode, self.groups, self.round_state, shares, self._episode.accuracy)
 
     def clone(self, evaluator: Evaluator | None = None, target_macs: float | None = None) -> FilterPruneEnv:
         """Return another environment of the same game, to play an episode at the same time.
@@ -366,10 +328,10 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             other.budgets = self.budgets.only(target_macs)
             other.config = dataclasses.replace(self.config, target_macs=target_macs)
             other.__dict__.pop("fingerprint", None)  # cached, and the settings belong to it
-        other.observation_spaces, other.action_spaces = copy.deepcopy((self.observation_spaces, self.action_spaces))
+        other.observation_spaces, other.action_spaces = exchange.agent_spaces(self.groups, self.observer)
         other.np_random, other.np_random_seed = seeding.np_random()
-        other.agents, other._next, other._carried = [], None, other._new_carried_weights()
-        other._start(other.budgets.first)
+        other.agents = []
+        other._new_episode(other.config)
         return other
 
     def imagine(self) -> FilterPruneEnv:
@@ -377,11 +339,9 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
 
         In it every network has the accuracy of the original one, and no plan enters the archive.
         """
-        other = self.clone()
-        other._imagined = True
-        other._carried = CarriedWeights(
-            self.problem, dataclasses.replace(self.config, round_finetune_batches=0), self.evaluator.device
-        )
+        other = self.clone(ImaginedEvaluator(self.evaluator))
+        other.archive = self.archive.read_only()
+        other._new_episode(dataclasses.replace(self.config, round_finetune_batches=0))
         return other
 
     @property
@@ -400,7 +360,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what lasts beyond an episode: the archive, and what it was made with."""
-        return {**self._origin(), "archive": self.archive.state_dict(), "targets_left": list(self.budgets.deck.left)}
+        return saved_state.save(self._origin(), self.archive, self.budgets.deck)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the archive of an earlier run of the same game. Its plans are not evaluated again.
@@ -408,67 +368,23 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         Raises:
             ValueError: The state belongs to other settings, weights, images, ranking or functions.
         """
-        validation.check_state(state, self._origin())
-        self.archive.load_state_dict(state["archive"])
-        self.budgets.deck.left = list(state["targets_left"])
-        if not self._carried.on:
+        saved_state.load(state, self._origin(), self.archive, self.budgets.deck)
+        if not self.config.round_finetune_batches:
             for entry in self.archive:
                 self.evaluator.remember(entry.plan, entry.accuracy)
 
-    def _evaluator(self, evaluator: Evaluator | None, resources: Resources | None) -> Evaluator:
-        """Return the given evaluator, or a new one, if the original network's accuracy allows rewards."""
-        found: Evaluator = LiveEvaluator(self.problem, self.config, resources) if evaluator is None else evaluator
-        try:
-            validation.check_original(found.original_accuracy, self.problem.metric, self.config)
-        except ValueError:
-            if evaluator is None:
-                found.close()
-            raise
-        return found
-
-    def _set_spaces(self) -> None:
-        self.possible_agents = [group.name for group in self.groups]
-        self.observation_names = self.observer.names
-        self.state_names = self.observer.state_names
-        observation = (0.0, 1.0, (len(self.observation_names),), np.float32)
-        self.observation_spaces = {agent: spaces.Box(*observation) for agent in self.possible_agents}
-        self.action_spaces = {agent: spaces.Discrete(len(self.config.rates)) for agent in self.possible_agents}
-        self.state_space = spaces.Box(0.0, 1.0, (len(self.state_names),), np.float32)
-
-    def _new_carried_weights(self) -> CarriedWeights:
-        return CarriedWeights(self.problem, self.config, self.evaluator.device)
-
     def _origin(self) -> dict[str, Any]:
-        """Return what an archive depends on. The reward function decides the returns, though not the accuracies."""
-        settings = {name: repr(value) for name, value in dataclasses.asdict(self.config).items()}
-        return {"problem": self.fingerprint, "reward": function_fingerprint(self._reward), "settings": settings}
+        return saved_state.origin(self.fingerprint, self._reward, self.config)
+
+    def _new_episode(self, config: EnvConfig) -> None:
+        """Prepare episodes of this environment, and start with the first target."""
+        self._episode = Episode(self.problem, config, self.evaluator, self._reward, self.archive)
+        self._start(self.budgets.first)
 
     def _start(self, budget: Budget) -> None:
-        self.round_state = self._transitions.start(budget)
-        self._accuracy, self._return = self.evaluator.original_accuracy, 0.0
+        self._episode.start(self._transitions.start(budget))
         self._next = None
-        self._carried.reset()
 
-    def _evaluate(self) -> float:
-        if self._imagined:
-            return self.evaluator.original_accuracy
-        if self._carried.on:
-            return self.evaluator.accuracy_of(self._carried.network())
-        return self.evaluator.accuracy(self.plan)
-
-    def _observations(self) -> dict[str, np.ndarray]:
-        rows = self.round_state.observations.copy()  # new arrays at every call
-        return dict(zip(self.possible_agents, rows, strict=True))
-
-    def _infos(self) -> dict[str, dict[str, Any]]:
-        now, masks, network = self.round_state, self.round_state.masks.copy(), self.totals()
-        return {
-            agent: {"action_mask": mask, "applied_rate": float(rate), **network}
-            for agent, mask, rate in zip(self.possible_agents, masks, now.last_rates, strict=True)
-        }
-
-
-def _env_config(problem: PruningProblem) -> EnvConfig:
-    """Return the settings that the problem was created with, completed by defaults."""
-    known = problem.config
-    return known if isinstance(known, EnvConfig) else EnvConfig(**dataclasses.asdict(known))
+    def _observe(self) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
+        agents, now = self.possible_agents, self.round_state
+        return exchange.observations(agents, now), exchange.infos(agents, now, self.totals())

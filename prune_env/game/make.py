@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..common.expect import expect
+from ..common.expect import expect, expect_fields
 from ..data import DataSplits, as_splits
 from ..evaluation.resources import Resources
 from ..training.pretrained import check_names, pretrained, with_network_normalisation
@@ -59,13 +58,8 @@ def split_settings(settings: dict[str, Any]) -> tuple[EnvConfig, Resources]:
     Raises:
         TypeError: A setting belongs to neither; the message suggests a similar name.
     """
-    names = {kind: {field.name for field in fields(kind)} for kind in (EnvConfig, Resources)}
-    known = [field.name for kind in (EnvConfig, Resources) for field in fields(kind)]
-    if unknown := [name for name in settings if name not in known]:
-        close = get_close_matches(unknown[0], known, 1)
-        remedy = f"did you mean {close[0]!r}?" if close else f"choose among {', '.join(known)}"
-        raise TypeError(f"unknown setting {unknown[0]!r}; {remedy}")
-    config, resources = (
-        {name: value for name, value in settings.items() if name in names[kind]} for kind in (EnvConfig, Resources)
-    )
+    expect_fields(settings, "make_env", EnvConfig, Resources)
+    names = {field.name for field in fields(Resources)}
+    resources = {name: settings[name] for name in settings.keys() & names}
+    config = {name: settings[name] for name in settings.keys() - names}
     return EnvConfig(**config), Resources(**resources)

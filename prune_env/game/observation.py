@@ -35,7 +35,7 @@ class Observer:
     """Turns (budget, plan, last rates, rounds left) into arrays. Constant entries are computed once."""
 
     def __init__(self, problem: PruningProblem, rates: Sequence[float]) -> None:
-        groups, cost = problem.groups, problem.cost
+        groups, cost, self.rates = problem.groups, problem.cost, tuple(rates)
         self._cost = cost
         self._full = np.array([group.filters for group in groups])
         self._full_macs, self._full_params = cost.macs(tuple(self._full)), cost.params(tuple(self._full))

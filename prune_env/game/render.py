@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..common.figure_style import BLUE, FAINT, GREY, INK, new_figure
+from ..pruning import PruningGroup
+from .transition import RoundState
 
 MODES = ("ansi", "rgb_array")
 """Render modes of the environment; each is the name of a function in this module."""
@@ -66,6 +68,26 @@ class RenderTotals:
             f"round {self.round} of {self.rounds}   accuracy {100 * self.accuracy:.2f} %   MACs "
             f"{100 * self.macs_ratio:.1f} % and parameters {100 * self.params_ratio:.1f} % of the original"
         )
+
+
+def draw(
+    mode: str, groups: Sequence[PruningGroup], now: RoundState, macs_shares: Sequence[float], accuracy: float
+) -> str | np.ndarray:
+    """Return the state of a game as text (`ansi`) or as an image (`rgb_array`).
+
+    Args:
+        mode: One of MODES.
+        groups: The group of each agent.
+        now: Plan, rates and costs after the rounds played so far.
+        macs_shares: Share of the pruned network's MACs of each agent.
+        accuracy: The last known accuracy.
+    """
+    rows = [
+        RenderRow(group.name, group.layers, group.filters, kept, share, float(rate))
+        for group, kept, share, rate in zip(groups, now.plan, macs_shares, now.last_rates, strict=True)
+    ]
+    totals = RenderTotals(accuracy, now.macs_ratio, now.params_ratio, now.number, now.count)
+    return ansi(rows, totals) if mode == "ansi" else rgb_array(rows, totals)
 
 
 def ansi(rows: Sequence[RenderRow], totals: RenderTotals) -> str:

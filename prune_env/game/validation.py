@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -19,7 +18,7 @@ from ..evaluation.resources import Resources
 from ..pruning.problem import ProblemConfig, PruningProblem
 from . import render
 from .budget import Budget
-from .config import NOT_SET, EnvConfig, differences
+from .config import EnvConfig
 from .reward import RewardFunction
 
 
@@ -57,7 +56,7 @@ def check_problem(config: EnvConfig, problem: PruningProblem) -> None:
 
 def warn_coarse(budget: Budget, stacklevel: int = 3) -> None:
     """Warn if filters are so coarse that no plan was found within the budget's tolerance."""
-    if budget.target_macs is None or not budget.misses(budget.uniform()):
+    if budget.target_macs is None or budget.meets(budget.uniform()):
         return
     below, above = (f"{ratio:.4f}" for ratio in budget.ratios_around_target())
     smaller = ", or a smaller round_to," if budget.round_to > 1 else ""
@@ -70,12 +69,12 @@ def warn_coarse(budget: Budget, stacklevel: int = 3) -> None:
     )
 
 
-def warn_missed(budget: Budget, plan: Sequence[int], stacklevel: int = 4) -> None:
+def warn_missed(budget: Budget, plan: Sequence[int], stacklevel: int = 5) -> None:
     """Warn if a finished plan lies further below the target than the budget's tolerance.
 
     The text is the same for every plan, so that Python shows it once.
     """
-    if budget.misses(plan):
+    if int(budget.macs(np.asarray(plan))) < budget.macs_range[0]:
         warnings.warn(
             f"a finished plan has over {budget.tolerance} of the MACs less than target_macs={budget.target_macs}: one "
             "filter of a group, or round_to of them, has more MACs than that. Its macs_ratio is in the infos and in "
@@ -91,7 +90,8 @@ def check_evaluator(
 
     Raises:
         TypeError: It lacks members of the `Evaluator` protocol; the message names them.
-        ValueError: It was made for another problem or with other settings, or there are `resources` as well.
+        ValueError: It was made for another problem or with other settings, there are `resources` as well, or the
+            original network's accuracy allows no rewards.
     """
     members = [name for name in vars(Evaluator) if not name.startswith("_")]
     if missing := [name for name in members if not hasattr(evaluator, name)]:
@@ -104,6 +104,7 @@ def check_evaluator(
     if evaluator.problem is not problem:
         raise ValueError("the evaluator was made for another problem; give both the same PruningProblem")
     _check_equal(config, evaluator.config, EvaluationConfig, "the evaluator was made")
+    check_original(evaluator.original_accuracy, problem.metric, config)
 
 
 def check_original(accuracy: float, metric: Metric | None, config: EnvConfig) -> None:
@@ -151,24 +152,6 @@ def checked_actions(
             )
         checked.append(int(action))
     return checked
-
-
-def check_state(state: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
-    """Check that a saved state has the same origin as the environment: fingerprint, reward function and settings.
-
-    Raises:
-        ValueError: It belongs to another game; the message names the settings that differ.
-    """
-    pairs = differences(state["settings"], origin["settings"])
-    changes = [f"{name} from {old} to {new}" for name, old, new in pairs]
-    if state.get("reward") != origin["reward"]:
-        changes.append(f"the reward function from {state.get('reward', NOT_SET)} to {origin['reward']}")
-    if state["problem"] != origin["problem"] or changes:
-        raise ValueError(
-            "the saved state belongs to another game (changed since: "
-            f"{', '.join(changes) or 'weights, images, ranking or a function'}); start a new run, or restore what "
-            "changed"
-        )
 
 
 def _check_equal(

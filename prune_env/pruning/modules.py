@@ -137,12 +137,12 @@ class ModuleSpec:
                 sizes[name] = getattr(module, name) * len(kept[side]) // self.channels(module, side)
         return CutModule(tensors, sizes)
 
-    def ignore_inputs(self, tensors: Tensors, channels: torch.Tensor) -> None:
-        """Change tensors in place so that the module ignores some of its input channels.
+    def mask_channels(self, tensors: Tensors, channels: torch.Tensor) -> None:
+        """Mask some input channels in tensors, in place.
 
         Args:
             tensors: The tensors in `input_tensors`, cut or not, and possibly others.
-            channels: Input channels to ignore, int64, in the numbering of these tensors.
+            channels: Input channels to mask, int64, in the numbering of these tensors.
         """
         for name, tensor in tensors.items():
             if "in" in self.tensors.get(name, ()):
@@ -151,14 +151,14 @@ class ModuleSpec:
                 tensor.masked_fill_(torch.isin(tensor, channels.to(tensor.device)), -1)
 
     def mask_inputs(self, original: Tensors, mask: torch.Tensor, out: Tensors) -> None:
-        """Write tensors with which the module ignores the input channels that a mask leaves out.
+        """Write tensors in which the input channels that a mask leaves out are masked.
 
-        In contrast to `ignore_inputs`, the operations depend on the mask through its values only, so they can be
+        In contrast to `mask_channels`, the operations depend on the mask through its values only, so they can be
         recorded in a CUDA graph.
 
         Args:
             original: The tensors in `input_tensors`.
-            mask: 1 for every input channel that is read, 0 for one that is ignored, on the module's device: [C].
+            mask: 1 for every input channel that is read, 0 for one that is masked, on the module's device: [C].
             out: Name -> the tensor to write to, with the shape of the original.
         """
         for name, result in original.items():

@@ -42,7 +42,7 @@ class ProblemConfig(Settings):
     prove: bool = True
     """Check for every group that cutting its filters equals masking them."""
     problem_seed: Seed = 0
-    """Seed of the crops for recalibration, of the importance `random` and of fine-tuning. `reset` has its own seed."""
+    """Seed of the crops for recalibration, of the importance `random` and of finetuning. `reset` has its own seed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -301,8 +301,8 @@ def _plot_best(axes: Axes, best: Mapping[int, float], references: Mapping[str, f
     """Plot the best accuracy so far, and every reference as a horizontal line."""
     y = [100 * accuracy for accuracy in best.values()]
     axes.step(list(best), y, where="post", color=BLUE, linewidth=1.8, label=f"best so far: {y[-1]:.1f} %", zorder=3)
-    looks = itertools.cycle(itertools.product(("--", "-.", ":"), (ORANGE, PURPLE, INK)))
-    for (name, accuracy), (dashes, colour) in zip(references.items(), looks, strict=False):
+    styles = itertools.cycle(itertools.product(("--", "-.", ":"), (ORANGE, PURPLE, INK)))
+    for (name, accuracy), (dashes, colour) in zip(references.items(), styles, strict=False):
         label = f"{name}: {percent(accuracy, 1)}"
         axes.axhline(100 * accuracy, color=colour, linewidth=1.2, linestyle=dashes, label=label)
     axes.set_ylabel("Best accuracy on\nreward images, %", color=INK)

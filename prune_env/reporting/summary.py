@@ -33,7 +33,7 @@ class NetworkRow:
     """Median latency at batch size 1, in milliseconds."""
     latency_100_ms: float
     """Median latency at batch size 100, in milliseconds."""
-    short_accuracy: float | None = None
+    accuracy_before: float | None = None
     """Test accuracy before distillation, as a fraction; None if there is none."""
     onnx_bytes: int | None = None
     """Size of the ONNX file, in bytes; None if there is no file."""
@@ -43,7 +43,7 @@ class NetworkRow:
     """Median latency of onnxruntime at batch size 100, in milliseconds."""
 
     def __post_init__(self) -> None:
-        for name in ("accuracy", "short_accuracy"):
+        for name in ("accuracy", "accuracy_before"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} of {self.name!r} must be a fraction between 0 and 1, got {value}")
@@ -73,8 +73,8 @@ def summary(rows: Sequence[NetworkRow]) -> str:
     params_unit, params = scale(original.params)
     file_unit, size = ("MiB", 2**20) if original.file_bytes >= 2**20 else ("KiB", 2**10)
     columns = [["", "Accuracy", *_percents([row.accuracy for row in rows])]]
-    if any(row.short_accuracy is not None for row in rows):
-        columns.append(["Before", "distil.", *_percents([row.short_accuracy for row in rows])])
+    if any(row.accuracy_before is not None for row in rows):
+        columns.append(["Before", "distil.", *_percents([row.accuracy_before for row in rows])])
     columns += [
         ["", f"MACs{macs_unit}", *_with_ratios([row.macs / macs for row in rows], 1)],
         ["", f"Params{params_unit}", *_with_ratios([row.params / params for row in rows], 1)],

@@ -18,7 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..common.device import channels_last, check_device, in_layout, memory_format
+from ..common.device import check_device
+from ..common.memory_format import channels_last, in_layout, memory_format
 from ..common.onnx_session import open_session
 from ..common.settings import Count, NotNegative, Settings, Whole, checked
 

@@ -30,15 +30,15 @@ def accuracy(
 ) -> float:
     """Return the top-1 accuracy of a network on a split, or its score by a metric.
 
-    The network runs in eval mode and in its own precision; its modes are restored afterwards.
+    The network runs in eval mode and in its own precision. Its modes and its device are restored afterwards.
 
     Args:
-        network: The network, which must be on `device`.
+        network: The network.
         data: The data set, which normalises the images.
         split: The images and labels to score on.
         metric: Scores the network instead of top-1 accuracy. It gets the whole split as normalised inputs, which must
             fit into the device's memory.
-        device: The device of the network.
+        device: Device of the forward pass.
 
     Returns:
         The fraction of correctly classified images, or the metric's score.
@@ -47,16 +47,21 @@ def accuracy(
         ValueError: The labels are no classes and there is no metric, or the metric does not return a finite number.
     """
     check_metric(metric, data)
-    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    first = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    dtype, home = first.dtype, first.device
 
     def inputs(images: torch.Tensor) -> torch.Tensor:
         return data.normalise(images.to(device)).to(dtype)
 
-    with eval_mode(network):
+    with eval_mode(network.to(device)):
         if metric is not None:
-            return apply_metric(metric, network, Split(inputs(split.images), split.labels.to(device)))
-        batches = zip(split.images.split(BATCH_SIZE), split.labels.split(BATCH_SIZE), strict=True)
-        return count_correct(network, ((inputs(images), labels.to(device)) for images, labels in batches)) / len(split)
+            found = apply_metric(metric, network, Split(inputs(split.images), split.labels.to(device)))
+        else:
+            parts = zip(split.images.split(BATCH_SIZE), split.labels.split(BATCH_SIZE), strict=True)
+            batches = ((inputs(images), labels.to(device)) for images, labels in parts)
+            found = count_correct(network, batches) / len(split)
+    network.to(home)
+    return found
 
 
 @torch.inference_mode()

@@ -19,9 +19,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..common.device import DTYPES, Precision, channels_last, failing_layer, fast_dtype, in_layout, memory_format
+from ..common.device import DTYPES, Precision, failing_layer, fast_dtype
 from ..common.expect import expect
 from ..common.fingerprints import function_fingerprint, weights_fingerprint
+from ..common.memory_format import channels_last, in_layout, memory_format
 from ..common.settings import BelowOne, Fraction, Positive, Whole
 from ..data import DataSplits
 from ..data.objective import Loss, Metric, check_loss
@@ -191,7 +192,7 @@ class DistillationLoss:
         return self.combined(self.teacher(images), logits, images, labels)
 
 
-def distill(
+def distil(
     student: nn.Module,
     teacher: nn.Module | Teacher,
     data: DataSplits,
@@ -222,7 +223,7 @@ def distill(
 
     Example:
         >>> small = problem.build(plan)
-        >>> small = distill(small, problem.model, problem.data, DistillationConfig(epochs=2))
+        >>> small = distil(small, problem.model, problem.data, DistillationConfig(epochs=2))
     """
     check_training(student, data, config, DistillationConfig)
     expect(teacher, (nn.Module, Teacher), "the teacher must be a network (nn.Module) or a Teacher")

@@ -1,6 +1,6 @@
 """Finetuning: a few steps of distillation, the same for every pruned network, before its accuracy is measured.
 
-NetAdapt (Yang et al. 2018, arXiv:1804.03230) ranks its proposals after such a short-term fine-tuning. The images are
+NetAdapt (Yang et al. 2018, arXiv:1804.03230) ranks its proposals after such a short-term finetuning. The images are
 fixed and the teacher's answers are computed once, so the result is a function of the network: bit-identical on a CPU
 with the same number of threads, and otherwise equal up to the order of sums.
 
@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..common.device import Precision, in_layout, memory_format, seeded, with_gradients
+from ..common.device import Precision, seeded, with_gradients
+from ..common.memory_format import in_layout, memory_format
 from ..data.objective import check_loss
 from ..pruning.problem import PruningProblem
 from .distillation import CombinedLoss, DistillationConfig, Teacher

@@ -23,10 +23,12 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ..common.device import in_layout, memory_format, seeded, with_gradients
+from ..common.device import seeded, with_gradients
 from ..common.expect import expect
-from ..common.files import DamagedFileError, check_space, load_state, save_state
+from ..common.files import check_space
 from ..common.fingerprints import function_fingerprint, weights_fingerprint
+from ..common.memory_format import in_layout, memory_format
+from ..common.tensor_files import DamagedFileError, load_state, save_state
 from ..data import DataSplits, check_data
 from ..data.objective import Loss, Metric, check_loss, check_metric
 from ..scoring.batchnorm import even_batches, recalibrate

@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ..common.files import DamagedFileError, cache_dir, hold, load_tensors, release, save_tensors
+from ..common.files import cache_dir
+from ..common.locks import hold, release
 from ..common.settings import checked
+from ..common.tensor_files import DamagedFileError, load_tensors, save_tensors
 from ..data import DataSplits, as_splits
 from ..networks.registry import create, image_size, network_entry
 from .fit import FitConfig, RunOptions, fit

@@ -10,16 +10,8 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..common.device import (
-    DTYPES,
-    Precision,
-    channels_last,
-    failing_layer,
-    fast_dtype,
-    in_layout,
-    memory_format,
-    seeded,
-)
+from ..common.device import DTYPES, Precision, failing_layer, fast_dtype, seeded
+from ..common.memory_format import channels_last, in_layout, memory_format
 from ..scoring.metric import eval_mode
 from .step import first_tensor
 

@@ -118,7 +118,7 @@ def test_sensitivity_needs_a_look_at_every_group(new_env: MakeEnv) -> None:
 
 
 def test_the_size_of_the_memory_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    evaluator_memory.main(evaluator_memory.Config(evaluations=20, looks=2))
+    evaluator_memory.main(evaluator_memory.Config(evaluations=20, measurements=2))
     _, _, *lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in lines] == ["| 10", "| 20"]
     assert all(float(line.split(" | ")[1]) > 100 for line in lines)

@@ -15,6 +15,11 @@ class Settings:
     classes: int = 2
 
 
+@dataclass
+class Others:
+    workers: int = 1
+
+
 def test_the_right_type_passes() -> None:
     expect(3, int, "the number must be an int")
     expect(None, (int, type(None)), "the number must be an int")
@@ -27,8 +32,11 @@ def test_another_type_is_named(value: object, name: str) -> None:
 
 
 def test_unknown_settings_are_named_with_the_closest_one() -> None:
-    expect_fields(["mean", "classes"], Settings, "make")
+    expect_fields(["mean", "classes"], "make", Settings)
     with pytest.raises(TypeError, match=r"make.*'clases'.*'classes'"):
-        expect_fields(["mean", "clases"], Settings, "make")
+        expect_fields(["mean", "clases"], "make", Settings)
     with pytest.raises(TypeError, match=r"'x'.*mean, classes"):
-        expect_fields(["x"], Settings, "make")
+        expect_fields(["x"], "make", Settings)
+    expect_fields(["mean", "workers"], "make", Settings, Others)
+    with pytest.raises(TypeError, match=r"'x'.*mean, classes, workers"):
+        expect_fields(["x"], "make", Settings, Others)

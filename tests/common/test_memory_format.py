@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from prune_env import EnvConfig, FilterPruneEnv
-from prune_env.common.device import memory_format
+from prune_env.common.memory_format import memory_format
 from prune_env.data import DataSplits
 from prune_env.export import to_onnx
 from prune_env.scoring.latency import TimingConfig, latency
 from prune_env.scoring.metric import accuracy
-from prune_env.training.distillation import DistillationConfig, distill
+from prune_env.training.distillation import DistillationConfig, distil
 from prune_env.training.fit import FitConfig, RunOptions, fit
 
 QUIET = RunOptions(progress=False)
@@ -61,7 +61,7 @@ def test_results_are_those_of_flatten(digits: DataSplits, tmp_path: Path, way: s
     both = [fit(one, digits, FitConfig(epochs=0.1, precision="fp32"), run=QUIET) for one in (network, expected)]
     for (name, found), wanted in zip(both[0].state_dict().items(), both[1].state_dict().values(), strict=True):
         assert torch.allclose(found.float(), wanted.float(), atol=1e-3), name
-    distilled = distill(network, network, digits, distillation, run=QUIET)
+    distilled = distil(network, network, digits, distillation, run=QUIET)
     for settings in ({}, {"finetune_batches": 1}, {"round_finetune_batches": 1}):
         env = FilterPruneEnv.from_model(network, digits, EnvConfig(**FAST, **settings))
         play(env)

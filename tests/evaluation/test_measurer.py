@@ -32,7 +32,7 @@ class FakeRecording:
         self.masked = MaskedNetwork(task.model, task.groups, task.ranking, dtype=task.dtype)
         self.uncopyable = (number for number in range(3))
 
-    def right(self, plan: Plan) -> int:
+    def count_correct(self, plan: Plan) -> int:
         self.plans.append(plan)
         self.masked.load(plan)
         self.masked.apply()

@@ -15,7 +15,7 @@ from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.data import DataSplits
 from prune_env.evaluation.config import EvaluationConfig
 from prune_env.training.config import FitConfig
-from prune_env.training.distillation import DistillationConfig, Teacher, distill
+from prune_env.training.distillation import DistillationConfig, Teacher, distil
 from prune_env.training.fit import RunOptions, fit
 
 QUIET = RunOptions(progress=False)
@@ -104,7 +104,7 @@ def test_training_uses_float32_where_autocast_fails(digits: DataSplits) -> None:
         fit(network, digits, FitConfig(epochs=0.1, precision="bf16"), run=QUIET)
     teacher = Between(FLOAT32_INSIDE["index_put"])
     with pytest.warns(UserWarning, match="bfloat16"):
-        distill(Between(torch.relu), teacher, digits, DistillationConfig(**settings), run=QUIET)  # type: ignore[arg-type]
+        distil(Between(torch.relu), teacher, digits, DistillationConfig(**settings), run=QUIET)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="precision='bf16'"):
         Teacher(teacher, precision="bf16")(digits.example_input)
 
@@ -128,6 +128,6 @@ def test_networks_of_other_precisions_are_trained_in_float32(digits: DataSplits,
     network = Between(torch.relu).to(dtype)
     for trained in (
         fit(network, digits, FitConfig(epochs=0.1), run=QUIET),
-        distill(network, network, digits, DistillationConfig(epochs=0.1, min_steps=0), run=QUIET),
+        distil(network, network, digits, DistillationConfig(epochs=0.1, min_steps=0), run=QUIET),
     ):
         assert {parameter.dtype for parameter in trained.parameters()} == {torch.float32}

@@ -62,7 +62,7 @@ def test_a_folder_that_cannot_be_read_is_told_in_one_line(tmp_path: Path, data: 
         (tmp_path / "empty" / part).mkdir(parents=True)
     command = [sys.executable, str(SCRIPT), f"--data={tmp_path / data}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=SCRIPT.parent.parent)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert str(tmp_path / data) in done.stderr
     assert "expected PATH/{train,test}/<class>/*" in done.stderr

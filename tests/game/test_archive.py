@@ -32,6 +32,17 @@ def test_a_known_plan_keeps_the_better_return() -> None:
     assert [one.episode_return for one in found] == [0.4, 0.3]
 
 
+def test_a_read_only_view_shows_later_entries_and_adds_none() -> None:
+    found = archive(entry(1, 0.1))
+    view = found.read_only()
+    assert not view.add(entry(2, 0.2))
+    assert found.add(entry(3, 0.3))
+    assert not found.add(entry(3, 0.4))
+    assert list(view) == list(found) == [entry(1, 0.1), entry(3, 0.4)]
+    found.load_state_dict(archive(entry(4, 0.1)).state_dict())
+    assert list(view) == list(found) == [entry(4, 0.1)]
+
+
 def test_the_best_have_the_highest_returns_and_ties_stand_in_order() -> None:
     found = archive(entry(1, 0.1), entry(2, 0.3), entry(3, 0.3), entry(4, 0.2))
     assert [one.plan[0] for one in found.best(3)] == [2, 3, 4]

@@ -39,6 +39,16 @@ def test_the_target_counts_as_the_decimal_that_is_written() -> None:
     assert macs_range(1, 7) == (7, 7)
 
 
+def test_a_plan_meets_a_budget_within_the_tolerance_below_it_and_never_above() -> None:
+    one_mac_a_filter = Network(((1, 0, "1"),), (100,))
+    budget = one_mac_a_filter.budget(0.29)
+    assert budget.macs_range == (28, 29)
+    assert [kept for kept in range(1, 101) if budget.meets((kept,))] == [28, 29]
+    free = one_mac_a_filter.budget(None)
+    assert free.macs_range == (0, 100)
+    assert all(free.meets((kept,)) for kept in range(1, 101))
+
+
 @given(st.floats(0.01, 0.99), st.floats(0, 1))
 def test_the_distance_is_the_part_of_the_way_to_the_target_that_is_left(target: float, ratio: float) -> None:
     budget = dataclasses.replace(EQUAL_COSTS.budget(None), target_macs=max(target, 0.2))

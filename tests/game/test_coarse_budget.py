@@ -63,5 +63,5 @@ def test_the_ratios_around_the_target_belong_to_plans_next_to_it(network: Networ
     budget = network.budget(target)
     below, above = budget.ratios_around_target()
     assert target - budget.tolerance <= below <= target < above
-    assert not budget.misses(budget.uniform())
-    assert budget.misses(np.full(len(network.full), 1))
+    assert budget.meets(budget.uniform())
+    assert not budget.meets(np.full(len(network.full), 1))

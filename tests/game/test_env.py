@@ -213,7 +213,7 @@ class TestNetworks:
         env, untuned = make_env(finetune_batches=5, every_round=True), make_env(every_round=True)
         original = env.evaluator.original_accuracy
         assert original == untuned.evaluator.original_accuracy
-        assert env.evaluator.accuracy(env.problem.full_plan) == original, "the original network needs no fine-tuning"
+        assert env.evaluator.accuracy(env.problem.full_plan) == original, "the original network needs no finetuning"
         gains = []
         for seed in range(3):
             for one, two in zip(play(env, seed), play(untuned, seed), strict=True):

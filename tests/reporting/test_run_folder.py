@@ -16,7 +16,8 @@ from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.deploy.export import ExportError
 from prune_env.finalise import recalibrated
 from prune_env.game.config import DEFAULT_RATES
-from prune_env.reporting.run_folder import Contestant, network_rows, open_folder, save_plots
+from prune_env.reporting.result import Contestant, network_rows, save_plots
+from prune_env.reporting.run_folder import open_folder
 
 PLANS = [(20, 20, 40, 40, 80), (32, 10, 64, 20, 128)]
 
@@ -106,7 +107,7 @@ class TestNetworkRows:
         def fails(*_: Any) -> None:
             raise error
 
-        monkeypatch.setattr("prune_env.reporting.run_folder.to_onnx", fails)
+        monkeypatch.setattr("prune_env.reporting.result.to_onnx", fails)
         env = make_env()
         rows = network_rows(env, contestants(env), {"QMIX": tmp_path})
         names = ["original", "uniform L1", "QMIX = uniform L1", "other", "whole = original"]
@@ -152,7 +153,7 @@ class TestPlots:
             def record(_: Path, *args: Any, name: str = name, **keywords: Any) -> None:
                 shown[name] = args, keywords
 
-            monkeypatch.setattr(f"prune_env.reporting.run_folder.{name}", record)
+            monkeypatch.setattr(f"prune_env.reporting.result.{name}", record)
         original, uniform = searched.evaluator.original_accuracy, searched.budget.uniform()
         winner = searched.archive.best()[0]
         episodes = [

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prune_env.reporting.summary import CONVENTION, WIDTH, NetworkRow, percent, scale, summary
 
 ORIGINAL = NetworkRow("original", 0.936, 313_201_664, 14_991_946, 60_000_000, 4.0, 150.0)
-HALF = NetworkRow("QMIX", 0.9291, 156_600_832, 7_000_000, 30_000_000, 3.0, 75.0, short_accuracy=0.731)
+HALF = NetworkRow("QMIX", 0.9291, 156_600_832, 7_000_000, 30_000_000, 3.0, 75.0, accuracy_before=0.731)
 ONNX = {"onnx_bytes": 61_000_000, "onnx_latency_1_ms": 2.0, "onnx_latency_100_ms": 80.0}
 
 
@@ -77,7 +77,7 @@ rows = st.builds(
     file_bytes=st.integers(1, 10**9),
     latency_1_ms=st.floats(0.01, 1e3),
     latency_100_ms=st.floats(0.01, 1e4),
-    short_accuracy=st.none() | st.floats(0, 1),
+    accuracy_before=st.none() | st.floats(0, 1),
     onnx_bytes=st.none() | st.integers(1, 10**9),
     onnx_latency_1_ms=st.floats(0.01, 1e3),
     onnx_latency_100_ms=st.floats(0.01, 1e4),
@@ -109,7 +109,7 @@ def test_it_fits_and_shows_every_name(original: NetworkRow, others: list[tuple[s
     ("field", "value"),
     [
         ("accuracy", 93.6),
-        ("short_accuracy", -0.1),
+        ("accuracy_before", -0.1),
         ("macs", 0),
         ("file_bytes", -1),
         ("latency_1_ms", math.nan),

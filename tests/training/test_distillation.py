@@ -17,7 +17,7 @@ from prune_env.data import DataSplits, Split
 from prune_env.networks import create
 from prune_env.pruning.problem import ProblemConfig, PruningProblem
 from prune_env.scoring.metric import accuracy
-from prune_env.training.distillation import CombinedLoss, DistillationConfig, DistillationLoss, Teacher, distill
+from prune_env.training.distillation import CombinedLoss, DistillationConfig, DistillationLoss, Teacher, distil
 from prune_env.training.fit import FitConfig, RunOptions
 
 QUIET = RunOptions(progress=False)
@@ -103,7 +103,7 @@ class TestDistill:
     ) -> None:
         steps = len(digits.train) // 128
         config = DistillationConfig(epochs=1 / steps, min_steps=0, batch_size=128, ema_decay=0.0, select_best=False)
-        result = distill(student, trained, digits, config, run=QUIET)
+        result = distil(student, trained, digits, config, run=QUIET)
         for (name, before), after in zip(student.named_parameters(), result.parameters(), strict=True):
             assert before.shape == after.shape
             assert not torch.equal(before, after), f"{name} was not trained"
@@ -113,7 +113,7 @@ class TestDistill:
     ) -> None:
         before = copy.deepcopy(trained.state_dict())
         config = DistillationConfig(epochs=4, min_steps=100, batch_size=64)
-        result = distill(student, trained, digits, config, run=QUIET)
+        result = distil(student, trained, digits, config, run=QUIET)
         assert accuracy(result, digits, digits.reward) > accuracy(student, digits, digits.reward) + 0.1
         assert all(torch.equal(before[name], tensor) for name, tensor in trained.state_dict().items())
         assert all(parameter.grad is None for parameter in trained.parameters())
@@ -127,8 +127,8 @@ class TestDistill:
     ) -> None:
         other, run = create("small_cnn", 10, 1, seed=8).eval(), RunOptions("cpu", tmp_path / "run.pt", progress=False)
         config = DistillationConfig(epochs=0.2, min_steps=1)
-        expected = distill(other, trained, digits, config, run=run)
-        assert same(expected, distill(other, trained, digits, config, run=run))
+        expected = distil(other, trained, digits, config, run=run)
+        assert same(expected, distil(other, trained, digits, config, run=run))
         for teacher, network, settings in (
             (other, other, config),
             (trained, trained, config),
@@ -137,9 +137,9 @@ class TestDistill:
             (trained, other, dataclasses.replace(config, select_best=False)),
         ):
             with pytest.raises(ValueError, match=r"run\.pt"):
-                distill(network, teacher, digits, settings, run=run)
+                distil(network, teacher, digits, settings, run=run)
         with pytest.raises(ValueError, match=r"run\.pt"):
-            distill(other, trained, digits, config, loss=lambda logits, images, labels: logits.sum() * 0, run=run)
+            distil(other, trained, digits, config, loss=lambda logits, images, labels: logits.sum() * 0, run=run)
 
     def test_bad_settings(self) -> None:
         with pytest.raises(ValueError, match=r"temperature .*\b0$"):
@@ -151,16 +151,16 @@ class TestDistill:
         targets = Split(digits.train.images, digits.train.labels.float())
         splits = dataclasses.replace(digits, classes=(), train=targets)
         with pytest.raises(ValueError, match="loss"):
-            distill(trained, trained, splits, LAST, run=QUIET)
+            distil(trained, trained, splits, LAST, run=QUIET)
 
     @pytest.mark.parametrize("wrong", [None, "teacher.safetensors", torch.zeros(2)])
     def test_other_objects_are_no_teachers(self, trained: nn.Module, digits: DataSplits, wrong: object) -> None:
         with pytest.raises(TypeError, match=f"got {type(wrong).__name__}"):
-            distill(trained, wrong, digits, LAST, run=QUIET)  # type: ignore[arg-type]
+            distil(trained, wrong, digits, LAST, run=QUIET)  # type: ignore[arg-type]
 
     def test_the_config_must_be_one_of_distillation(self, trained: nn.Module, digits: DataSplits) -> None:
         with pytest.raises(TypeError, match="DistillationConfig, got FitConfig"):
-            distill(trained, trained, digits, FitConfig(epochs=1))  # type: ignore[arg-type]
+            distil(trained, trained, digits, FitConfig(epochs=1))  # type: ignore[arg-type]
 
 
 class TestTeacher:
@@ -188,13 +188,13 @@ class TestTeacher:
     ) -> None:
         config = DistillationConfig(epochs=0.5, min_steps=0, batch_size=64)
         students = [create("small_cnn", 10, 1, seed=seed) for seed in (1, 2)]
-        alone = [distill(student, counted, digits, config, run=QUIET) for student in students]
+        alone = [distil(student, counted, digits, config, run=QUIET) for student in students]
         steps, shared = len(computed) // 2, Teacher(counted)
         computed.clear()
-        together = [distill(student, shared, digits, config, run=QUIET) for student in students]
+        together = [distil(student, shared, digits, config, run=QUIET) for student in students]
         assert len(computed) == steps > 1, "the second student's batches were those of the first"
         assert all(map(same, together, alone))
-        distill(students[0], shared, digits, dataclasses.replace(config, seed=1), run=QUIET)
+        distil(students[0], shared, digits, dataclasses.replace(config, seed=1), run=QUIET)
         assert len(computed) == 2 * steps, "another seed has other batches"
 
     def test_a_full_memory_keeps_the_first_answers(self, counted: nn.Module, computed: list[torch.Tensor]) -> None:
@@ -227,5 +227,5 @@ class TestTeacher:
 
     def test_a_teacher_on_another_device_is_refused(self, trained: nn.Module, digits: DataSplits) -> None:
         with pytest.raises(ValueError, match=r"meta.* cpu"):
-            distill(trained, Teacher(trained, "meta"), digits, LAST, run=QUIET)
-        distill(trained, Teacher(trained, "cpu:0"), digits, LAST, run=QUIET)  # the same device by another name
+            distil(trained, Teacher(trained, "meta"), digits, LAST, run=QUIET)
+        distil(trained, Teacher(trained, "cpu:0"), digits, LAST, run=QUIET)  # the same device by another name

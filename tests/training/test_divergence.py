@@ -14,7 +14,7 @@ from torch import nn
 from prune_env import EnvConfig, FilterPruneEnv, PruningProblem
 from prune_env.data import DataSplits
 from prune_env.networks import create
-from prune_env.training.distillation import DistillationConfig, distill
+from prune_env.training.distillation import DistillationConfig, distil
 from prune_env.training.finetune import Finetuner
 from prune_env.training.fit import FitConfig, RunOptions, fit
 
@@ -27,8 +27,8 @@ def exploding(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
     return (logits - logits.detach()).abs().sqrt().mean()
 
 
-def with_distill(network: nn.Module, data: DataSplits, run: RunOptions) -> nn.Module:
-    return distill(network, network, data, DistillationConfig(epochs=0.01, min_steps=0), loss=exploding, run=run)
+def with_distil(network: nn.Module, data: DataSplits, run: RunOptions) -> nn.Module:
+    return distil(network, network, data, DistillationConfig(epochs=0.01, min_steps=0), loss=exploding, run=run)
 
 
 WAYS: dict[str, Train] = {
@@ -36,7 +36,7 @@ WAYS: dict[str, Train] = {
     "last weights": lambda n, data, run: fit(n, data, replace(ONE_STEP, ema_decay=0.0), loss=exploding, run=run),
     "best": lambda n, data, run: fit(n, data, replace(ONE_STEP, select_best=True), loss=exploding, run=run),
     "muon": lambda n, data, run: fit(n, data, replace(ONE_STEP, muon_lr=0.1), loss=exploding, run=run),
-    "distill": with_distill,
+    "distil": with_distil,
 }
 
 
@@ -89,7 +89,7 @@ def test_frozen_parameters_stay_frozen_in_every_result(trained: nn.Module, digit
     run = RunOptions(progress=False)
     results = [
         fit(network, digits, ONE_STEP, run=run),
-        distill(network, network, digits, DistillationConfig(epochs=0.1, min_steps=0), run=run),
+        distil(network, network, digits, DistillationConfig(epochs=0.1, min_steps=0), run=run),
         Finetuner(problem, 1)(network),
         env.pruned_model(),
     ]
@@ -104,6 +104,6 @@ def test_frozen_parameters_stay_frozen_in_every_result(trained: nn.Module, digit
 
 
 def test_a_network_without_parameters(digits: DataSplits) -> None:
-    for train in (fit, lambda network, *args, **run: distill(network, network, digits, None, **run)):
+    for train in (fit, lambda network, *args, **run: distil(network, network, digits, None, **run)):
         with pytest.raises(ValueError, match="Flatten"):
             train(nn.Flatten(), digits, run=RunOptions(progress=False))

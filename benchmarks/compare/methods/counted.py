@@ -6,13 +6,11 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-import torch
 from torch import nn
 
-from prune_env import FilterPruneEnv, PruningProblem
+from prune_env import FilterPruneEnv
 from prune_env.common.settings import Count, checked
-from prune_env.evaluation.config import EvaluationConfig
-from prune_env.evaluation.evaluator import Evaluator
+from prune_env.evaluation.evaluator import DelegatingEvaluator, Evaluator
 from prune_env.game.archive import Entry
 from prune_env.pruning import Plan
 
@@ -26,7 +24,7 @@ class Spent(Exception):
     """All evaluations have been used."""
 
 
-class CountingEvaluator:
+class CountingEvaluator(DelegatingEvaluator):
     """An evaluator that counts distinct plans and raises `Spent` after the last one. Repeats are free.
 
     Plans that other runs have evaluated count like any other.
@@ -43,12 +41,8 @@ class CountingEvaluator:
     def __init__(
         self, evaluator: Evaluator, max_plans: int, network_of: Callable[[Plan], nn.Module] | None = None
     ) -> None:
-        max_plans = checked("max_plans", max_plans, Count)
-        self._evaluator, self._max_plans, self._network_of = evaluator, max_plans, network_of
-        self.problem: PruningProblem = evaluator.problem
-        self.config: EvaluationConfig = evaluator.config
-        self.device: torch.device = evaluator.device
-        self.original_accuracy = evaluator.original_accuracy
+        super().__init__(evaluator)
+        self._max_plans, self._network_of = checked("max_plans", max_plans, Count), network_of
         self.accuracies: dict[Plan, float] = {}
         """Accuracy of every distinct plan, in the order of evaluation."""
         self.proposals = 0
@@ -64,36 +58,9 @@ class CountingEvaluator:
             raise Spent
         self.proposals += 1
         if plan not in self.accuracies:
-            self.accuracies[plan] = (
-                self._evaluator.accuracy_of(self._network_of(plan))
-                if self._network_of
-                else self._evaluator.accuracy(plan)
-            )
+            network_of, evaluator = self._network_of, self.evaluator
+            self.accuracies[plan] = evaluator.accuracy_of(network_of(plan)) if network_of else evaluator.accuracy(plan)
         return self.accuracies[plan]
-
-    def submit(self, plan: Plan) -> None:
-        """See `Evaluator`."""
-        self._evaluator.submit(plan)
-
-    def accuracy_of(self, network: nn.Module) -> float:
-        """See `Evaluator`."""
-        return self._evaluator.accuracy_of(network)
-
-    def network(self, plan: Plan) -> nn.Module:
-        """See `Evaluator`."""
-        return self._evaluator.network(plan)
-
-    def recalibrate(self, network: nn.Module) -> None:
-        """See `Evaluator`."""
-        self._evaluator.recalibrate(network)
-
-    def remember(self, plan: Plan, accuracy: float) -> None:
-        """See `Evaluator`."""
-        self._evaluator.remember(plan, accuracy)
-
-    def close(self) -> None:
-        """See `Evaluator`."""
-        self._evaluator.close()
 
 
 class Counted:

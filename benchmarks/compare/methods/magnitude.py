@@ -23,14 +23,14 @@ def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
     with Counted(env, max_plans) as counted:
         scores = [score.numpy() for score in importance.scores("l1", env.problem.model, env.groups).values()]
         scores = [score / score.mean() for score in scores]
-        limit = env.budget.target_macs * env.problem.cost.macs(env.problem.full_plan)
+        most = env.budget.macs_range[1]
         thresholds = np.unique(np.concatenate(scores))
 
         def keep(threshold: float) -> list[float]:
             return [float((score > threshold).mean()) for score in scores]
 
         def enough(threshold: float) -> bool:
-            return env.problem.cost.macs(counts(env, keep(threshold))) <= limit
+            return env.problem.cost.macs(counts(env, keep(threshold))) <= most
 
         # The lowest threshold that meets the budget. The projection then uses the MACs that remain.
         lowest = min(bisect_left(thresholds, True, key=enough), len(thresholds) - 1)

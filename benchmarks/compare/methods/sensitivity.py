@@ -26,21 +26,21 @@ def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
         ValueError: `max_plans` is too small for one evaluation per group.
     """
     groups = len(env.problem.full_plan)
-    looks = min(FINEST, (max_plans - 1) // groups)
-    if looks < 1:
+    cuts = min(FINEST, (max_plans - 1) // groups)
+    if cuts < 1:
         raise ValueError(
             f"sensitivity evaluates a cut of each of {groups} groups and then one plan; raise max_plans={max_plans} "
             f"to at least {groups + 1}"
         )
     with Counted(env, max_plans) as counted:
         full = np.array(env.problem.full_plan)
-        levels = np.array([counts(env, [1 - look / (looks + 1)] * groups) for look in range(looks + 1)])  # [L, G]
+        levels = np.array([counts(env, [1 - cut / (cuts + 1)] * groups) for cut in range(cuts + 1)])  # [L, G]
         losses = np.zeros(levels.shape)
         for group in range(groups):
-            for look in range(1, looks + 1):
+            for cut in range(1, cuts + 1):
                 alone = full.copy()
-                alone[group] = levels[look, group]
-                losses[look, group] = env.evaluator.original_accuracy - counted.accuracy(tuple(alone.tolist()))
+                alone[group] = levels[cut, group]
+                losses[cut, group] = env.evaluator.original_accuracy - counted.accuracy(tuple(alone.tolist()))
         losses = np.maximum.accumulate(losses, 0)  # a gain from a deeper cut is noise of few images
         wanted = _greedy(env, levels, losses).tolist()
         counted.accuracy(env.budget.project(env.problem.full_plan, wanted, last=True))
@@ -51,8 +51,8 @@ def _greedy(env: FilterPruneEnv, levels: np.ndarray, losses: np.ndarray) -> np.n
     """Return the filter counts [G] of the first cuts that meet the budget of MACs, or of all cuts if none does."""
     groups = np.arange(levels.shape[1])
     at = np.zeros(len(groups), int)
-    limit = env.budget.target_macs * env.problem.cost.macs(env.problem.full_plan)
-    while (macs := env.problem.cost.macs(levels[at, groups])) > limit:
+    most = env.budget.macs_range[1]
+    while (macs := env.problem.cost.macs(levels[at, groups])) > most:
         best, choice = np.inf, None
         for group in groups:
             for level in range(at[group] + 1, len(levels)):

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from ...common.cuda_graphs import capture, forbid_synchronisation, side_stream
-from ...common.device import exact_convolutions, in_layout, memory_format
+from ...common.device import exact_convolutions
+from ...common.memory_format import in_layout, memory_format
 from ...pruning.copies import shared_copy
 from ...pruning.groups import Plan, PruningGroup
 from ...pruning.surgery import build
@@ -46,7 +47,7 @@ class Recording:
         """
         self._masked, self._calibration, self._batches = masked, calibration, batches
         device = batches[0][1].device
-        self._right = torch.zeros((), dtype=torch.long, device=device)
+        self._correct = torch.zeros((), dtype=torch.long, device=device)
         with side_stream(device):
             self._count()  # lets libraries allocate their workspaces
         with side_stream(device), forbid_synchronisation():
@@ -55,7 +56,7 @@ class Recording:
         with capture(self._graph, device):
             self._count()
 
-    def right(self, plan: Plan) -> int:
+    def count_correct(self, plan: Plan) -> int:
         """Return how many images the network of a plan classifies correctly.
 
         Raises:
@@ -63,15 +64,15 @@ class Recording:
         """
         self._masked.load(plan)
         self._graph.replay()
-        return int(self._right)
+        return int(self._correct)
 
     @torch.inference_mode()
     def _count(self) -> None:
         self._masked.apply()
         recalibrate(self._masked.network, self._calibration)
-        self._right.zero_()
+        self._correct.zero_()
         for images, labels in self._batches:
-            self._right += (self._masked.network(images).argmax(1) == labels).sum()
+            self._correct += (self._masked.network(images).argmax(1) == labels).sum()
 
 
 def recording(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...common.device import channels_last
+from ...common.memory_format import channels_last
 from ...pruning.copies import shared_copy
 from ...pruning.groups import Plan, PruningGroup, check_plan
 from ...pruning.modules import ModuleSpec, Tensors, channels, spec_of

@@ -22,7 +22,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...common.device import channels_last, exact_convolutions, in_layout, memory_format
+from ...common.device import exact_convolutions
+from ...common.memory_format import channels_last, in_layout
 from ...pruning.copies import shared_copy
 from ...pruning.groups import Plan, PruningGroup, check_plan
 from ...pruning.modules import CutModule, spec_of
@@ -56,7 +57,7 @@ class Program:
         example_input: torch.Tensor,
         *,
         dtype: torch.dtype,
-        device: torch.device | str = "cpu",
+        layout: torch.memory_format = torch.channels_last,
         multiple: int = MULTIPLE,
     ) -> None:
         """Copy and fuse a network.
@@ -64,15 +65,14 @@ class Program:
         Args:
             model: The original network in float32 and eval mode.
             groups: Its pruning groups.
-            example_input: float32 [B, C, H, W], two images or more.
+            example_input: float32 [B, C, H, W], two images or more, on the device to use.
             dtype: Precision of weights and features.
-            device: Device of the copy.
+            layout: Memory format of weights and features, in which the network must run.
             multiple: Number that filter counts are padded to a multiple of.
         """
-        self._device, self._groups = torch.device(device), tuple(groups)
-        source = copy.deepcopy(shared_copy(model)).to(device)
-        self._layout = memory_format(source, example_input.to(device))
-        self._source = channels_last(source, self._layout).requires_grad_(False)
+        self._device, self._groups, self._layout = example_input.device, tuple(groups), layout
+        source = copy.deepcopy(shared_copy(model)).to(self._device)
+        self._source = channels_last(source, layout).requires_grad_(False)
         self._sizes = {path: _size_attributes(module) for path, module in self._source.named_modules()}
         norms = {path for path, module in self._source.named_modules() if isinstance(module, _BatchNorm)}
         # Paths of modules that a plan or a recalibration changes.
@@ -80,7 +80,7 @@ class Program:
         self.refused = []
         for fused in (fused_graph, fused_modules):
             with exact_convolutions(self._device):
-                reason = self._try(fused, example_input.to(device), dtype, multiple)
+                reason = self._try(fused, example_input, dtype, multiple)
             if reason is None:
                 break
             self.refused.append(f"{fused.__name__}: {reason}")
@@ -220,7 +220,7 @@ class Program:
                 for name, tensor in spec.input_tensors(module).items():
                     if name not in tensors:
                         tensors[name] = tensor.detach().clone()
-                spec.ignore_inputs(tensors, channels)
+                spec.mask_channels(tensors, channels)
 
     def _put(
         self,
