@@ -31,6 +31,9 @@ from .subprocess_env import EnvProcessError
 from .team_env import TeamEnv
 from .types import EnvSpec, MetricsRow
 
+ROW_BYTES = 500
+"""About the length of a row of metrics."""
+
 
 class Trainer:
     """Trains one agent and owns everything that training changes.
@@ -141,6 +144,14 @@ class Trainer:
             "rows": "\n".join(self.rows),
         }
         return checkpoint.write(directory, content, self.config.keep_checkpoints)
+
+    def checkpoint_bytes(self, episodes: int, steps: int) -> int:
+        """Return about the size of a checkpoint; see `QMIX.checkpoint_bytes`."""
+        spec = self.envs.spec
+        weights = 4 * sum(one.nbytes for one in self.learner.parameters)  # their targets, and two moments of Adam
+        moment = 4 * spec.n_agents * spec.max_observation + 4 * spec.n_state + spec.n_agents * spec.max_actions
+        episode = (steps + 1) * moment + steps * 8 * (spec.n_agents + 1)
+        return weights + min(episodes, self.config.buffer_size) * episode + episodes * ROW_BYTES
 
     @classmethod
     def load(cls, directory: Path, envs: Sequence[TeamEnv], device: torch.device | str) -> Trainer:

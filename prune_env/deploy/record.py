@@ -74,8 +74,8 @@ def read_record(directory: str | Path) -> dict[str, Any]:
         raise ValueError(f"{file} {error}; it was edited, or not written by save_pruned") from error
     if record["digest"] != _digest(record):
         raise ValueError(
-            f"{file} was damaged or edited: its contents do not have the digest {record['digest']!r:.60} that was stored "
-            "with them; save the network again"
+            f"{file} was damaged or edited: its contents do not have the digest that was stored with them; save the "
+            "network again"
         )
     return record
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +26,7 @@ from ..common.device import in_layout, memory_format, seeded, with_gradients
 from ..common.expect import expect
 from ..common.files import DamagedFileError, check_space, load_state, save_state
 from ..common.fingerprints import function_fingerprint, weights_fingerprint
+from ..common.warn import warn
 from ..data import DataSplits, check_data
 from ..data.objective import Loss, Metric, check_loss, check_metric
 from ..scoring.batchnorm import even_batches, recalibrate
@@ -223,7 +223,7 @@ class _Training:
         try:
             state = load_state(file)
         except DamagedFileError as error:
-            warnings.warn(f"{error}; {self._options.title} starts again", stacklevel=3)
+            warn(f"{error}; {self._options.title} starts again")
             return
         if state.get("run") != self._identity:
             raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 
 from ..common.files import DamagedFileError, cache_dir, hold, load_tensors, release, save_tensors
 from ..common.settings import checked
+from ..common.warn import warn
 from ..data import DataSplits, as_splits
 from ..networks.registry import create, image_size, network_entry
 from .fit import FitConfig, RunOptions, fit
@@ -88,7 +88,7 @@ def pretrained(
                 _fill(model, load_tensors(cached), cached)
                 return model
             except DamagedFileError as error:
-                warnings.warn(f"{error}; the network is trained again", stacklevel=2)
+                warn(f"{error}; the network is trained again")
         checkpoint = cached.with_suffix(".checkpoint")
         title = f"training {network} on {splits.name}"
         model = fit(model, splits, recipe, run=RunOptions(device, checkpoint, progress, title))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import warnings
 
 import torch
 from torch import nn
@@ -20,6 +19,7 @@ from ..common.device import (
     memory_format,
     seeded,
 )
+from ..common.warn import warn
 from ..scoring.metric import eval_mode
 from .step import first_tensor
 
@@ -96,10 +96,9 @@ def training_dtype(model: nn.Module, example_input: torch.Tensor, precision: Pre
     if reason and precision == "bf16":
         raise ValueError(f"precision='bf16', but in bfloat16 {reason}; set precision='auto' or 'fp32'")
     if reason and not wrong:
-        warnings.warn(
+        warn(
             f"in bfloat16 {reason}. It is trained in float32, which takes longer; precision='fp32' does so without "
-            "this warning",
-            stacklevel=4,
+            "this warning"
         )
     return torch.float32 if reason else dtype
 
