@@ -25,7 +25,7 @@ import torch
 import tyro
 
 from . import data
-from .common.command import check_writable
+from .common.command import check_writable, one_line
 from .common.files import cache_dir
 from .common.settings import Settings
 from .deploy import export
@@ -124,10 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _parse(arguments).run()
     except (ValueError, OSError, ImportError) as error:  # a missing folder, a damaged file, a missing package
-        line = " ".join(str(error).split())  # one line, also for messages of several lines
-        # Names from a file may hold control characters, which would act on the terminal.
-        shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
-        print("error:", shown, file=sys.stderr)
+        print("error:", one_line(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

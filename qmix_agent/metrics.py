@@ -47,7 +47,7 @@ def restore(directory: Path, lines: Sequence[str]) -> None:
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / FILE_NAME
-    found = path.read_bytes() if path.exists() else b""
+    found = path.read_bytes() if path.is_file() else b""
     if not lines:
         if found:
             os.replace(path, path.with_name("metrics.previous.jsonl"))
@@ -63,7 +63,8 @@ def restore(directory: Path, lines: Sequence[str]) -> None:
         )
     temporary = path.with_name(f".{FILE_NAME}.writing")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:  # never through a link
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -117,6 +118,8 @@ class _File:
     """A file to which contents are appended wholly or not at all."""
 
     def __init__(self, path: Path) -> None:
+        if path.is_symlink():  # a link in a received folder could lead to a file of the user
+            raise FileExistsError(errno.EEXIST, f"{path} is a link, which is not followed; put the file itself there")
         self._path = path
         self._file = path.open("ab", buffering=0)
 
@@ -181,7 +184,7 @@ def _tag(key: str) -> str:
 def _is_row(line: bytes) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

@@ -19,7 +19,7 @@ from .config import QMIXConfig
 from .env_pool import EnvPool
 from .evaluation import evaluate
 from .exploration import epsilon_at
-from .learner import Learner, UpdateMetrics
+from .learner import Learner, UpdateMetrics, check_shapes
 from .metrics import WALL_CLOCK, MetricsLog, restore, to_line
 from .planning import Planner, ScriptedPolicy
 from .policy import EpsilonGreedyPolicy
@@ -158,8 +158,9 @@ class Trainer:
         """Load the newest undamaged checkpoint; see `QMIX.load`."""
         path, content = checkpoint.read_newest(directory)
         try:
-            pool = EnvPool(envs, EnvSpec.from_dict(content["spec"]))
-            trainer = cls(pool, QMIXConfig(**content["config"]), content["seed"], device)
+            pool, config = EnvPool(envs, EnvSpec.from_dict(content["spec"])), QMIXConfig(**content["config"])
+            check_shapes(pool.spec, config, content["learner"])
+            trainer = cls(pool, config, content["seed"], device)
             trainer.load_state_dict(
                 {
                     **content,
@@ -167,7 +168,7 @@ class Trainer:
                     "rows": content["rows"].splitlines(),
                 }
             )
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
             raise CheckpointError(f"cannot use {path}: {error}") from error
         return trainer
 

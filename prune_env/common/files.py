@@ -20,6 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .torch_files import read_torch
+
 _HOST = hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
 _TEMPORARY = re.compile(r"\..*?-(?:([0-9a-f]{8})-(\d+)-)?[0-9a-f]{32}(?:\.\w+)?")
 _DAY = 24 * 60 * 60
@@ -140,6 +142,7 @@ def hold(file: Path, *, wait: bool = False) -> None:
 
     Raises:
         BlockingIOError: Another process holds the lock; the message names it.
+        FileExistsError: The lock file is a link, or no plain file.
     """
     key = (os.getpid(), file.absolute())
     if key in _held:
@@ -148,6 +151,8 @@ def hold(file: Path, *, wait: bool = False) -> None:
         import fcntl
     except ImportError:  # no such locks on this system
         return
+    if file.is_symlink() or (file.exists() and not file.is_file()):  # a link could lead to a file of the user
+        raise FileExistsError(errno.EEXIST, f"{file} is a link, or no plain file; delete it")
     stream = file.open("a+", encoding="utf-8")
     try:
         # Unlike flock, lockf is not inherited by worker processes, which can survive a killed process for a moment.
@@ -217,7 +222,12 @@ def load_state(path: Path) -> dict[str, Any]:
     content, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
     if checksum != _checksum(content):
         raise DamagedFileError(f"{path} is damaged or truncated")
-    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        state = read_torch(io.BytesIO(content))
+    except ValueError as error:
+        raise DamagedFileError(f"{path} is damaged: {error}") from error
+    if not isinstance(state, dict):
+        raise DamagedFileError(f"{path} is damaged: it holds something else than values by name")
     return state
 
 

@@ -230,6 +230,13 @@ class _Training:
                 f"{file} is the checkpoint of another run (settings, data, network, loss or metric differ); delete it "
                 "to start again"
             )
+        try:
+            self._take_over(state)
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{file} does not fit this training: {reason:.200}; delete it to start again") from error
+
+    def _take_over(self, state: dict[str, Any]) -> None:
         self._step = state["step"]
         self._best_accuracy, self._best = state["best_accuracy"], state["best"]
         self._model.load_state_dict(state["model"])
@@ -237,6 +244,11 @@ class _Training:
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             # Keep this run's settings, as the checkpoint may come from another device.
             optimizer.load_state_dict({**saved, "param_groups": optimizer.state_dict()["param_groups"]})
+            for parameter, kept in optimizer.state.items():
+                if wrong := [
+                    name for name, value in kept.items() if getattr(value, "shape", ()) not in ((), parameter.shape)
+                ]:
+                    raise ValueError(f"{wrong[0]} of a parameter of shape {tuple(parameter.shape)} has another shape")
 
     def _train_epoch(self, take_step: Step, bar: Any) -> None:
         """Take the steps of one epoch, or those that remain."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..common.files import DamagedFileError, cache_dir, hold, load_tensors, release, save_tensors
 from ..common.settings import checked
+from ..common.torch_files import read_torch
 from ..common.warn import warn
 from ..data import DataSplits, as_splits
 from ..networks.registry import create, image_size, network_entry
@@ -160,9 +161,9 @@ def _read_state(file: Path) -> dict[str, torch.Tensor]:
         if file.suffix == ".safetensors":
             state = load_file(file)
         else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's unpickler raises many types on foreign bytes: IndexError, EOFError, ...
-        # torch's own message is left out: it is long, and recommends to load files that run code.
+            with file.open("rb") as stream:
+                state = read_torch(stream)
+    except Exception as error:  # safetensors raises several types, too
         raise ValueError(
             f"weights file {file} cannot be read as a state dict ({type(error).__name__}); write one by "
             "torch.save(model.state_dict(), file) or safetensors"

@@ -120,6 +120,14 @@ def test_a_lock_names_its_process_and_ends_with_it(tmp_path: Path) -> None:
     release(lock)
 
 
+def test_a_lock_does_not_follow_a_link(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / ".lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match=r"\.lock"):
+        hold(tmp_path / ".lock")
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
 def test_leftovers_of_ended_processes_are_swept_and_others_kept(tmp_path: Path) -> None:
     code = f"""
 import os
