@@ -1,6 +1,6 @@
 """QMIX (Rashid et al. 2018, arXiv:1803.11485) for FilterPruneEnv in one file, with PyTorch only.
 
-    python examples/qmix_single_file.py                       # the tabulated problem: about 15 seconds
+    python examples/qmix_single_file.py --tabulated           # accuracies are looked up: about 15 seconds
     python examples/qmix_single_file.py --network resnet20 --data cifar10 --target-macs 0.5
 
 Written to be read and changed. The package `qmix_agent` adds recurrent agents, TD(lambda), checkpoints and more.
@@ -10,30 +10,29 @@ Shapes: B episodes, T rounds, N agents, A actions, F observation features, S sta
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from pathlib import Path
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 import torch
 import tyro
+from scores import print_scores
 from torch import nn
 from torch.nn import functional as F
 
-from prune_env import FilterPruneEnv, make_env, make_tabulated_env
+from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.common.command import one_line_errors
 from prune_env.common.settings import Count, Fraction, Positive, Seed, Settings
+from prune_env.game.arguments import ProblemArgs
 
 
 @dataclass(frozen=True)
 class Args(Settings):
-    network: str | None = None
-    """Registered network to prune; None for the tabulated problem, whose best plan is known."""
-    data: str = "digits"
-    """Data of the network: digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*."""
-    weights: Path | None = None
-    """File with trained weights. Without it the network is trained once and cached."""
+    problem: Annotated[ProblemArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=ProblemArgs)
+    """The network, its data, and where plans are evaluated."""
     target_macs: float = 0.3
-    """Fraction of the MACs that may stay. The tabulated problem has 0.5, 0.3 and 0.2."""
+    """Fraction of the original MACs that may stay."""
     episodes: Count = 300
     """Episodes to play; each ends with one plan."""
     seed: Seed = 0
@@ -58,11 +57,6 @@ class Args(Settings):
     """Probability of a random action at the end of exploration; it starts at 1."""
     exploration_fraction: Positive = 0.5
     """Fraction of the episodes over which epsilon falls linearly."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.network is None and (self.data, self.weights) != ("digits", None):
-            raise ValueError("the tabulated problem has its own data and weights; to use others, give --network")
 
 
 class AgentNetwork(nn.Module):
@@ -107,47 +101,33 @@ class Mixer(nn.Module):
         return (hidden * self.weights_2(states).abs()).sum(-1) + self.bias_2(states).squeeze(-1)
 
 
-def make_replay(env: FilterPruneEnv, episodes: int) -> dict[str, torch.Tensor]:
-    """Return zeros for so many episodes. Observations, masks and states also have those after the last round, T+1."""
-    rounds, agents, actions = env.config.rounds, len(env.possible_agents), len(env.config.rates)
-    return {
-        "observations": torch.zeros(episodes, rounds + 1, agents, len(env.observation_names)),
-        "masks": torch.zeros(episodes, rounds + 1, agents, actions, dtype=torch.bool),
-        "states": torch.zeros(episodes, rounds + 1, len(env.state_names)),
-        "actions": torch.zeros(episodes, rounds, agents, dtype=torch.int64),
-        "rewards": torch.zeros(episodes, rounds),
-        "terminated": torch.zeros(episodes, rounds),
-        "played": torch.zeros(episodes, rounds),  # stays 0 for the rounds of an episode that ends early
-    }
-
-
 def play_episode(
-    env: FilterPruneEnv,
-    network: AgentNetwork,
-    epsilon: float,
-    rng: np.random.Generator,
-    episode: dict[str, torch.Tensor],
-) -> None:
-    """Play one episode with epsilon-greedy legal actions, and write it to `episode`: tensors without the axis B."""
+    env: FilterPruneEnv, network: AgentNetwork, epsilon: float, rng: np.random.Generator
+) -> dict[str, torch.Tensor]:
+    """Play one episode with epsilon-greedy legal actions.
+
+    Returns:
+        Its tensors, without the axis B. Observations, masks and states also have those after the last round: T+1.
+    """
+    episode: dict[str, list[torch.Tensor]] = defaultdict(list)
     observations, infos = env.reset()
-    for step in range(env.config.rounds + 1):
+    while True:
         masks = np.stack([info["action_mask"] for info in infos.values()]).astype(bool)  # [N, A]
-        episode["observations"][step] = torch.from_numpy(np.stack(list(observations.values())))
-        episode["masks"][step] = torch.from_numpy(masks)
-        episode["states"][step] = torch.from_numpy(env.state())
+        episode["observations"].append(torch.from_numpy(np.stack(list(observations.values()))))
+        episode["masks"].append(torch.from_numpy(masks))
+        episode["states"].append(torch.from_numpy(env.state()))
         agents = env.agents
         if not agents:
-            break
+            return {name: torch.stack(tensors) for name, tensors in episode.items()}
         with torch.inference_mode():
-            values = network(episode["observations"][step])  # [N, A]
-        greedy = values.masked_fill(~episode["masks"][step], -torch.inf).argmax(-1).numpy()
+            values = network(episode["observations"][-1])  # [N, A]
+        greedy = values.masked_fill(~episode["masks"][-1], -torch.inf).argmax(-1).numpy()
         random = np.array([rng.choice(np.flatnonzero(mask)) for mask in masks])
         actions = np.where(rng.random(len(agents)) < epsilon, random, greedy)
         observations, rewards, terminated, _, infos = env.step(dict(zip(agents, actions.tolist(), strict=True)))
-        episode["actions"][step] = torch.from_numpy(actions)
-        episode["rewards"][step] = rewards[agents[0]]  # all agents get the same reward
-        episode["terminated"][step] = float(terminated[agents[0]])
-        episode["played"][step] = 1
+        episode["actions"].append(torch.from_numpy(actions))
+        episode["rewards"].append(torch.tensor(rewards[agents[0]], dtype=torch.float32))  # the same for all agents
+        episode["terminated"].append(torch.tensor(terminated[agents[0]], dtype=torch.float32))
 
 
 def td_loss(
@@ -163,8 +143,7 @@ def td_loss(
         next_values = target[0](batch["observations"][:, 1:]).gather(-1, best).squeeze(-1)  # [B, T, N]
         next_q_tot = target[1](next_values, batch["states"][:, 1:])  # [B, T]
         goal = batch["rewards"] + gamma * (1 - batch["terminated"]) * next_q_tot
-    losses = F.huber_loss(q_tot, goal, reduction="none")
-    return (losses * batch["played"]).sum() / batch["played"].sum()
+    return F.huber_loss(q_tot, goal)
 
 
 def train(env: FilterPruneEnv, args: Args) -> None:
@@ -177,15 +156,14 @@ def train(env: FilterPruneEnv, args: Args) -> None:
     target = copy.deepcopy(online)
     parameters, target_parameters = ([p for module in pair for p in module.parameters()] for pair in (online, target))
     optimizer = torch.optim.Adam(parameters, lr=args.learning_rate)
-    replay = make_replay(env, args.episodes)
+    replay: list[dict[str, torch.Tensor]] = []
     returns: list[float] = []  # from every round that was played
     for number in range(args.episodes):
         progress = number / (args.exploration_fraction * args.episodes)
         epsilon = max(args.epsilon_end, 1 + (args.epsilon_end - 1) * progress)
-        episode = {name: tensor[number] for name, tensor in replay.items()}  # views into the replay
-        play_episode(env, network, epsilon, rng, episode)
+        replay.append(play_episode(env, network, epsilon, rng))
         discounted = 0.0
-        for reward in reversed(episode["rewards"][episode["played"] > 0].tolist()):
+        for reward in reversed(replay[-1]["rewards"].tolist()):
             discounted = reward + args.gamma * discounted
             returns.append(discounted)
         if number + 1 < args.batch_size:
@@ -194,8 +172,8 @@ def train(env: FilterPruneEnv, args: Args) -> None:
         # below are those whose returns are (return - mean) / std.
         mean, std = float(np.mean(returns)), max(float(np.std(returns)), 1e-6)
         for _ in range(args.updates_per_episode):
-            rows = torch.from_numpy(rng.choice(number + 1, args.batch_size, replace=False))
-            batch = {name: tensor[rows] for name, tensor in replay.items()}
+            chosen = rng.choice(len(replay), args.batch_size, replace=False)
+            batch = {name: torch.stack([replay[row][name] for row in chosen]) for name in replay[0]}
             batch["rewards"] = (batch["rewards"] - mean * (1 - args.gamma * (1 - batch["terminated"]))) / std
             loss = td_loss(online, target, batch, args.gamma)
             optimizer.zero_grad()
@@ -206,7 +184,7 @@ def train(env: FilterPruneEnv, args: Args) -> None:
                 for slow, fast in zip(target_parameters, parameters, strict=True):
                     slow.lerp_(fast, args.target_tau)
         if (number + 1) % 50 == 0:
-            recent = float(replay["rewards"][number - 49 : number + 1].sum(1).mean())
+            recent = np.mean([float(episode["rewards"].sum()) for episode in replay[-50:]])
             best = 100 * max(entry.accuracy for entry in env.archive)
             print(
                 f"episode {number + 1:>5}   epsilon {epsilon:.2f}   loss {loss:.4f}   mean return of the last 50 "
@@ -214,31 +192,12 @@ def train(env: FilterPruneEnv, args: Args) -> None:
             )
 
 
-def random_search(env: FilterPruneEnv, plans: int, seed: int) -> FilterPruneEnv:
-    """Return another environment of the same game, in which random legal actions have found so many plans."""
-    env, rng = FilterPruneEnv(env.problem, env.config, evaluator=env.evaluator), np.random.default_rng(seed)
-    while len(env.archive) < plans:
-        _, infos = env.reset()
-        while env.agents:
-            legal = {agent: np.flatnonzero(infos[agent]["action_mask"]) for agent in env.agents}
-            *_, infos = env.step({agent: int(rng.choice(actions)) for agent, actions in legal.items()})
-    return env
-
-
 def main(args: Args) -> None:
-    if args.network is None:
-        env = make_tabulated_env(target_macs=args.target_macs)
-    else:
-        env = make_env(args.network, args.data, args.weights, target_macs=args.target_macs)
+    env = args.problem.make_env(EnvConfig(target_macs=args.target_macs))
     train(env, args)
-    uniform = env.budget.uniform()
-    print(f"\n{'search':<8} {'plans':>5} {'accuracy':>10}   best plan")
-    for name, played in (("QMIX", env), ("random", random_search(env, len(env.archive), args.seed))):
-        best = played.archive.best()[0]
-        print(f"{name:<8} {len(played.archive):>5} {100 * best.accuracy:>8.2f} %   {best.plan}")
-    print(f"{'uniform':<8} {1:>5} {100 * env.evaluator.accuracy(uniform):>8.2f} %   {uniform}")
-    if (optimum := getattr(env.evaluator, "optimum", None)) is not None:
-        print(f"{'optimum':<8} {len(env.evaluator.accuracies):>5} {100 * optimum:>8.2f} %")
+    print_scores(env, "QMIX", args.seed)
+    if args.problem.tabulated:
+        print(f"{'optimum':<14} {len(env.evaluator.accuracies):>5} {100 * env.evaluator.optimum:>7.2f} %")
 
 
 if __name__ == "__main__":

@@ -258,6 +258,15 @@ class QMIX:
         """
         return self.trainer.save(Path(directory))
 
+    def checkpoint_bytes(self, episodes: int, steps: int) -> int:
+        """Return about the size of a checkpoint after a number of episodes, without the state of the environment.
+
+        Args:
+            episodes: Number of episodes played.
+            steps: Steps of an episode.
+        """
+        return self.trainer.checkpoint_bytes(episodes, steps)
+
     @classmethod
     def load(cls, directory: str | Path, env: OneOrMoreEnvs | None = None, device: torch.device | str = "cpu") -> QMIX:
         """Load the agent that `save` or `learn` wrote. A damaged file is skipped, with a warning, for an older one.

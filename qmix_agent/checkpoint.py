@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -48,10 +49,13 @@ def write(directory: Path, content: dict[str, Any], keep: int) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     path, temporary = directory / FILE_NAME, directory / f".{FILE_NAME}.writing"
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:  # never through a link
             torch.save({"format": FORMAT, "version": VERSION, **content}, file)
             file.flush()
             os.fsync(file.fileno())
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch wraps the file's own error
@@ -106,11 +110,29 @@ def read_newest(directory: Path) -> tuple[Path, dict[str, Any]]:
 def _unpickle(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+            if sum(part.file_size for part in parts) > path.stat().st_size or any(part.compress_type for part in parts):
+                raise ValueError("compressed or overlapping parts, which could need any amount of memory")
             if archive.testzip() is not None:  # torch.load does not verify the checksums
                 raise ValueError("wrong checksum")
-        return torch.load(path, map_location="cpu", weights_only=True)
+            if any(b"bytearray" in archive.read(part) for part in parts if part.filename.endswith(".pkl")):
+                raise ValueError("a buffer, which could have any size")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not _is_stored(content):
+            raise ValueError("a tensor with more values than are stored")
+        return content
     except Exception as error:  # torch and zipfile raise many exception types for a damaged file
         raise CheckpointError(f"cannot read {path}: it is damaged, truncated, or not a {FORMAT} checkpoint") from error
+
+
+def _is_stored(value: Any) -> bool:
+    """Return whether all tensors of a nested value have their own values in the file."""
+    if isinstance(value, torch.Tensor):
+        dense = value.layout == torch.strided and value.device.type == "cpu"
+        return dense and value.nbytes <= value.untyped_storage().nbytes()
+    if isinstance(value, dict):
+        return all(map(_is_stored, value.values()))
+    return not isinstance(value, (list, tuple)) or all(map(_is_stored, value))
 
 
 def _check_version(path: Path, content: Any) -> None:

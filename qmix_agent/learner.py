@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,21 @@ class UpdateMetrics:
         """Return the mean of each metric."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: sum(getattr(one, name) for one in metrics) / len(metrics) for name in names})
+
+
+def check_shapes(spec: EnvSpec, config: QMIXConfig, state: Mapping[str, Any]) -> None:
+    """Check that weights have the sizes that settings claim, before anything of these sizes is made.
+
+    Raises:
+        ValueError: A tensor has another shape; the message names it.
+        KeyError: A tensor is missing.
+    """
+    with torch.device("meta"):
+        networks = {"network": AgentNetwork(spec, config), "mixer": make_mixer(spec, config)}
+    for name, network in networks.items():
+        for key, tensor in network.state_dict().items():
+            if (found := tuple(state[name][key].shape)) != tuple(tensor.shape):
+                raise ValueError(f"{name}.{key} has shape {found}, its settings need {tuple(tensor.shape)}")
 
 
 class Learner:

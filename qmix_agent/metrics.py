@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
+import socket
+import time
 from collections.abc import Sequence
-from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,7 @@ def restore(directory: Path, lines: Sequence[str]) -> None:
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / FILE_NAME
-    found = path.read_bytes() if path.exists() else b""
+    found = path.read_bytes() if path.is_file() else b""
     if not lines:
         if found:
             os.replace(path, path.with_name("metrics.previous.jsonl"))
@@ -60,7 +63,8 @@ def restore(directory: Path, lines: Sequence[str]) -> None:
         )
     temporary = path.with_name(f".{FILE_NAME}.writing")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:  # never through a link
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -77,12 +81,14 @@ class MetricsLog:
     Args:
         directory: Where to write, after `restore`.
         episode: Number of episodes that the agent has played.
+
+    Raises:
+        OSError: A file cannot be written.
     """
 
     def __init__(self, directory: Path, episode: int) -> None:
-        self._path = directory / FILE_NAME
-        self._file = self._path.open("ab", buffering=0)
-        self._tensorboard = _open_tensorboard(directory, episode)
+        self._rows = _File(directory / FILE_NAME)
+        self._events = _Events(directory, episode) if find_spec("tensorboard") is not None else None
 
     def write(self, rows: Sequence[MetricsRow]) -> None:
         """Append rows.
@@ -91,53 +97,96 @@ class MetricsLog:
             OSError: A file cannot be written; metrics.jsonl has the same rows as before.
         """
         with deferred_interrupt():
-            size = os.fstat(self._file.fileno()).st_size
-            text = "".join(f"{to_line(row)}\n" for row in rows).encode()
-            try:
-                if self._file.write(text) != len(text):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                self._add_events(rows)
-            except OSError as error:
-                os.ftruncate(self._file.fileno(), size)
-                raise write_error(self._path, error, "its earlier rows are unchanged") from error
-
-    def _add_events(self, rows: Sequence[MetricsRow]) -> None:
-        if self._tensorboard is None:
-            return
-        for row in rows:
-            for key, value in row.items():
-                if key not in ("episode", WALL_CLOCK) and _finite_or_none(value) is not None:
-                    tag = key if "/" in key else f"train/{key}"
-                    self._tensorboard.add_scalar(tag, value, row["episode"])
+            if self._events is not None:  # first, because a resumed run replaces events of rows that are missing
+                self._events.write(rows)
+            self._rows.append("".join(f"{to_line(row)}\n" for row in rows).encode())
 
     def sync(self) -> None:
         """Force the rows to disk. Called before a checkpoint, so that no checkpoint is ahead of its log."""
         with deferred_interrupt():
-            os.fsync(self._file.fileno())
+            self._rows.sync()
 
     def close(self) -> None:
         """Close all files."""
         with deferred_interrupt():
-            self._file.close()
-            if self._tensorboard is not None:
-                with suppress(OSError):  # an error of a full disk was raised by `write`, or only costs events
-                    self._tensorboard.close()
+            self._rows.close()
+            if self._events is not None:
+                self._events.close()
+
+
+class _File:
+    """A file to which contents are appended wholly or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        if path.is_symlink():  # a link in a received folder could lead to a file of the user
+            raise FileExistsError(errno.EEXIST, f"{path} is a link, which is not followed; put the file itself there")
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+
+    def append(self, content: bytes) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            os.ftruncate(self._file.fileno(), size)
+            raise write_error(self._path, error, "its earlier rows are unchanged") from error
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Events:
+    """A file of TensorBoard events. Unlike a `SummaryWriter`, it has no thread whose errors nobody catches."""
+
+    def __init__(self, directory: Path, episode: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        self._file = _File(
+            directory / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        )
+        start = SessionLog(status=SessionLog.START)  # TensorBoard drops the events of earlier files from this step on
+        self._add([Event(file_version="brain.Event:2"), Event(step=episode + 1, session_log=start)])
+
+    def write(self, rows: Sequence[MetricsRow]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        self._add(
+            [
+                Event(step=row["episode"], summary=Summary(value=[Summary.Value(tag=_tag(key), simple_value=value)]))
+                for row in rows
+                for key, value in row.items()
+                if key not in ("episode", WALL_CLOCK) and _finite_or_none(value) is not None
+            ]
+        )
+
+    def _add(self, events: Sequence[Any]) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        records = io.BytesIO()
+        for event in events:
+            event.wall_time = time.time()
+            RecordWriter(records).write(event.SerializeToString())
+        self._file.append(records.getvalue())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _tag(key: str) -> str:
+    return key if "/" in key else f"train/{key}"
 
 
 def _is_row(line: bytes) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
 def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _open_tensorboard(directory: Path, episode: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(directory), purge_step=episode + 1)

@@ -85,13 +85,21 @@ def episodes_to_tensors(episodes: Sequence[Episode]) -> dict[str, torch.Tensor]:
 
 
 def tensors_to_episodes(tensors: dict[str, torch.Tensor]) -> list[Episode]:
-    """Return the episodes that `episodes_to_tensors` concatenated."""
+    """Return the episodes that `episodes_to_tensors` concatenated.
+
+    Raises:
+        ValueError: The lengths do not fit the other tensors.
+    """
     if not tensors:
         return []
     lengths = tensors["lengths"].cpu().numpy()
+    if lengths.ndim != 1 or lengths.min() < 1:
+        raise ValueError(f"lengths of episodes are 1 or more, got {lengths.min()}")
     parts = {}
     for names, extra in ((_STEP_FIELDS, 0), (_MOMENT_FIELDS, 1)):
         ends = np.cumsum(lengths + extra)[:-1]
         for name in names:
+            if len(tensors[name]) != (expected := (lengths + extra).sum()):
+                raise ValueError(f"{name} of all episodes have {len(tensors[name])} entries, their lengths {expected}")
             parts[name] = np.split(tensors[name].cpu().numpy(), ends)
     return [Episode(**{name: parts[name][index] for name in parts}) for index in range(len(lengths))]

@@ -19,7 +19,7 @@ from .config import QMIXConfig
 from .env_pool import EnvPool
 from .evaluation import evaluate
 from .exploration import epsilon_at
-from .learner import Learner, UpdateMetrics
+from .learner import Learner, UpdateMetrics, check_shapes
 from .metrics import WALL_CLOCK, MetricsLog, restore, to_line
 from .planning import Planner, ScriptedPolicy
 from .policy import EpsilonGreedyPolicy
@@ -30,6 +30,9 @@ from .seeding import Stream, make_generator, make_seed
 from .subprocess_env import EnvProcessError
 from .team_env import TeamEnv
 from .types import EnvSpec, MetricsRow
+
+ROW_BYTES = 500
+"""About the length of a row of metrics."""
 
 
 class Trainer:
@@ -140,13 +143,22 @@ class Trainer:
         }
         return checkpoint.write(directory, content, self.config.keep_checkpoints)
 
+    def checkpoint_bytes(self, episodes: int, steps: int) -> int:
+        """Return about the size of a checkpoint; see `QMIX.checkpoint_bytes`."""
+        spec = self.envs.spec
+        weights = 4 * sum(one.nbytes for one in self.learner.parameters)  # their targets, and two moments of Adam
+        moment = 4 * spec.n_agents * spec.max_observation + 4 * spec.n_state + spec.n_agents * spec.max_actions
+        episode = (steps + 1) * moment + steps * 8 * (spec.n_agents + 1)
+        return weights + min(episodes, self.config.buffer_size) * episode + episodes * ROW_BYTES
+
     @classmethod
     def load(cls, directory: Path, envs: Sequence[TeamEnv], device: torch.device | str) -> Trainer:
         """Load the newest undamaged checkpoint; see `QMIX.load`."""
         path, content = checkpoint.read_newest(directory)
         try:
-            pool = EnvPool(envs, EnvSpec.from_dict(content["spec"]))
-            trainer = cls(pool, QMIXConfig(**content["config"]), content["seed"], device)
+            pool, config = EnvPool(envs, EnvSpec.from_dict(content["spec"])), QMIXConfig(**content["config"])
+            check_shapes(pool.spec, config, content["learner"])
+            trainer = cls(pool, config, content["seed"], device)
             trainer.load_state_dict(
                 {
                     **content,
@@ -154,7 +166,7 @@ class Trainer:
                     "rows": content["rows"].splitlines(),
                 }
             )
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
             raise CheckpointError(f"cannot use {path}: {error}") from error
         return trainer
 

@@ -41,7 +41,14 @@ def complete(jobs: Sequence[Job], run: Callable[[Job], dict[str, Any]], file: Pa
 def results(
     jobs: Sequence[AnyJob], run: Callable[[AnyJob], Result], workers: int, threads: int = 1
 ) -> Iterator[tuple[AnyJob, Result]]:
-    """Yield each job and its result as they finish, from this process or from several with `threads` threads each."""
+    """Yield each job and its result as they finish.
+
+    Args:
+        jobs: The jobs.
+        run: Runs one job; with several workers it must be a function of a module.
+        workers: Number of processes; 1 for this one.
+        threads: Threads of each process, if there are several.
+    """
     if workers == 1:
         for job in jobs:
             yield job, run(job)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prune_env import EnvConfig
+from prune_env.game.arguments import ProblemArgs
 from prune_env.training.distillation import DistillationConfig
 
 Row = dict[str, Any]
@@ -22,8 +23,8 @@ IDENTITY = ("problem", "target_macs", "max_plans", "finalisation", "method", "se
 
 def identity(row: Row) -> str:
     """Return a text that is equal for rows of the same run."""
-    complete = row | settings(row)
-    return canonical([complete[name] for name in IDENTITY])
+    whole = row | settings(row)
+    return canonical([whole[name] for name in IDENTITY])
 
 
 def canonical(value: object) -> str:
@@ -31,9 +32,49 @@ def canonical(value: object) -> str:
     return json.dumps(json.loads(json.dumps(value), parse_int=float), sort_keys=True)
 
 
+def problem_of(args: ProblemArgs, config: EnvConfig) -> Row:
+    """Return what identifies a problem. Files are identified by their names; `check_weights` compares the weights.
+
+    Args:
+        args: Network, data and weights.
+        config: The game. Of a tabulated problem only those settings are kept that are not defaults.
+    """
+    row: Row = {"network": args.network, "data": Path(args.data).name, "tabulated": args.tabulated, "weights": None}
+    row |= {name: file.name for name in ("weights", "classes") if (file := getattr(args, name)) is not None}
+    row |= {name: value for name in ("mean", "std") if (value := getattr(args, name)) is not None}
+    defaults = asdict(EnvConfig())
+    game = asdict(config).items()
+    return row | {name: value for name, value in game if not args.tabulated or value != defaults[name]}
+
+
+def with_defaults(problem: Row) -> Row:
+    """Return the problem of a row. Settings that are newer than the row have their defaults."""
+    return {"tabulated": False} | asdict(EnvConfig()) | problem
+
+
+def check_weights(found: Iterable[Row], now: str, weights: Path | None, out: Path) -> None:
+    """Refuse to add rows to rows of the same problem with other weights: they would not compare.
+
+    Args:
+        found: Rows of the same problem.
+        now: Fingerprint of the weights.
+        weights: File of the weights; None for weights that were trained here.
+        out: The folder of the rows, for the message.
+
+    Raises:
+        ValueError: A row has another fingerprint.
+    """
+    if others := {row["weights_fingerprint"] for row in found if "weights_fingerprint" in row} - {now}:
+        source = weights or "a training of its own, which differs between machines"
+        raise ValueError(
+            f"{out} has rows of this network with other weights (fingerprint {', '.join(sorted(others))}) than now "
+            f"({now}, from {source}); give another --out, or the same weights as --weights"
+        )
+
+
 def settings(row: Row) -> Row:
     """Return the problem and the finalisation of a row. Settings that are newer than the row have their defaults."""
-    game = asdict(EnvConfig()) | row["problem"]
+    game = with_defaults(row["problem"])
     del game["target_macs"]  # a separate entry of the row, like the seed
     training = row["finalisation"]
     if training is not None:

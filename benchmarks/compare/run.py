@@ -21,20 +21,19 @@ import time
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import tyro
 from tqdm import tqdm
 
-from prune_env import EnvConfig, FilterPruneEnv, make_tabulated_env
+from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.common.command import check_writable, one_line_errors, require_packages
 from prune_env.common.fingerprints import weights_fingerprint
 from prune_env.common.settings import Count, Positive, Settings
 from prune_env.data import DataSplits
 from prune_env.finalise import Finaliser, accuracy
 from prune_env.game.arguments import ProblemArgs
-from prune_env.game.budget import TargetMacs
 from prune_env.game.config import differences
 from prune_env.training.distillation import DistillationConfig, Teacher
 
@@ -52,10 +51,8 @@ PACKAGES = ("prune-env", "torch", "numpy", "cma", "optuna", "stable-baselines3")
 class Config(Settings):
     problem: Annotated[ProblemArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=ProblemArgs)
     """The network, its data, and where plans are evaluated. With a cache, the wall time of searches is not kept."""
-    tabulated: bool = False
-    """Use the tabulated problem, small_cnn on digits, whose accuracies are looked up."""
-    target_macs: tuple[TargetMacs, ...] = (0.5,)
-    """Fractions of the MACs that may stay."""
+    env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=EnvConfig)
+    """The game. Of several targets, each is searched alone."""
     max_plans: Count = 300
     """Distinct plans that each run may evaluate."""
     seeds: Count = 3
@@ -74,8 +71,6 @@ class Config(Settings):
     """Number of processes."""
     shard: str = "0/1"
     """i/n: run the i-th of n equal parts, for n commands that share `out`; i counts from 0."""
-    env: EnvConfig = field(default_factory=EnvConfig)
-    """The game. Its target-macs is not used: give --target-macs."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     """The training after the search. Its seed is that of the run."""
 
@@ -85,45 +80,32 @@ class Config(Settings):
             raise ValueError(f"method {min(unknown)!r} is unknown; choose among {', '.join(METHODS)}")
         if self.finalists > CANDIDATES:
             raise ValueError(f"finalists must be at most {CANDIDATES}: a search keeps no more; got {self.finalists}")
-        if self.env.target_macs != EnvConfig().target_macs:
-            raise ValueError(
-                f"--env.target-macs {self.env.target_macs} is not used, because a comparison may have several targets; "
-                "give --target-macs"
-            )
+        if None in self.env.targets:
+            raise ValueError("target-macs must be set: methods are compared at equal budgets")
         if self.env.round_finetune_batches:
             raise ValueError(
                 "with round-finetune-batches a plan no longer names one network, but this comparison counts plans; use "
-                "finetune-batches (--env.finetune-batches), which starts from the original weights"
+                "finetune-batches, which starts from the original weights"
             )
         part, _, parts = self.shard.partition("/")
         if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
             raise ValueError(f"shard must be i/n with 0 <= i < n, such as 0/4; got {self.shard!r}")
-        if self.tabulated and self.problem != ProblemArgs():
-            raise ValueError(
-                "the tabulated problem has its own network, data and accuracies; leave out network, data, weights, "
-                "device, backend and cache"
-            )
 
     @property
     def file(self) -> Path:
         """The file of this command's rows; every shard has its own."""
         return self.out / f"rows-{self.shard.replace('/', '-of-')}.jsonl"
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The environment's settings without the target; for the tabulated problem only those that are not defaults."""
-        defaults = dataclasses.asdict(EnvConfig())
-        settings = {name: value for name, value in dataclasses.asdict(self.env).items() if name != "target_macs"}
-        if self.tabulated:
-            settings = {name: value for name, value in settings.items() if value != defaults[name]}
-        return settings
-
     def identity(self, seed: int, target_macs: float, method: str) -> Row:
-        """Return what identifies a run. Files are identified by their names."""
-        args = self.problem
-        problem: Row = {"network": args.network, "data": Path(args.data).name, "tabulated": self.tabulated}
-        problem |= {"weights": args.weights and args.weights.name, **self.settings}
-        problem |= {name: value for name in ("mean", "std") if (value := getattr(args, name)) is not None}
+        """Return what identifies a run.
+
+        Args:
+            seed: Seed of search and distillation.
+            target_macs: Fraction of the original MACs that may stay.
+            method: Name of the method.
+        """
+        problem = rows.problem_of(self.problem, self.env)
+        problem.pop("target_macs", None)
         distillation = dataclasses.asdict(self.distillation)
         del distillation["seed"]
         finalisation = {"finalists": self.finalists, "short_epochs": self.short_epochs, **distillation}
@@ -144,7 +126,8 @@ def main(config: Config) -> None:
     found = rows.read([config.out]) if config.out.is_dir() else []
     known = {rows.identity(row): row for row in found}
     part, parts = map(int, config.shard.split("/"))
-    everything = itertools.product(range(config.seeds), config.target_macs, config.methods)
+    targets = [target for target in config.env.targets if target is not None]
+    everything = itertools.product(range(config.seeds), targets, config.methods)
     # Shifted by one with every seed, so that no shard gets only the slow methods.
     mine = [run for number, run in enumerate(everything) if (number + run[0]) % parts == part]
     stages = [config.identity(*run) | stage for run in mine for stage in ({}, {"finalisation": None})]
@@ -152,15 +135,14 @@ def main(config: Config) -> None:
     for row in kept:
         _check_settings(config, row)
     todo = [run for run in mine if rows.identity(config.identity(*run)) not in known]
-    fingerprints = {
-        row["weights_fingerprint"] for row in found if "weights_fingerprint" in row and _compares(config, row)
-    }
-    if todo and fingerprints:
-        _check_weights(config, fingerprints, weights_fingerprint(make_env(config, todo[0][1]).problem.model))
-    if config.tabulated:
+    rivals = [row for row in found if _compares(config, row)]
+    if todo and rivals:
+        now = weights_fingerprint(make_env(config, todo[0][1]).problem.model)
+        rows.check_weights(rivals, now, config.problem.weights, config.out)
+    if config.problem.tabulated:
         for target in {run[1] for run in todo}:
             make_env(config, target)  # refuses settings that were not tabulated before the first run
-    if todo and config.jobs > 1 and config.problem.weights is None and not config.tabulated:
+    if todo and config.jobs > 1 and config.problem.weights is None and not config.problem.tabulated:
         make_env(config, todo[0][1])  # trains the network, if necessary, before several processes need it
     threads = max(1, torch.get_num_threads() // config.jobs)
     searched = {key: row for key, row in known.items() if "candidates" in row}
@@ -185,19 +167,8 @@ def _check_settings(config: Config, row: Row) -> None:
 
 def _compares(config: Config, row: Row) -> bool:
     """Whether a row belongs to this command's problem, for any method, target and seed."""
-    mine = config.identity(0, config.target_macs[0], config.methods[0])
+    mine = config.identity(0, 0, config.methods[0])
     return rows.canonical(rows.settings(row)["problem"]) == rows.canonical(rows.settings(mine)["problem"])
-
-
-def _check_weights(config: Config, before: set[str], now: str) -> None:
-    """Refuse rows of other weights: they would not compare."""
-    if before != {now}:
-        source = config.problem.weights or "a training of its own, which differs between machines"
-        others = ", ".join(sorted(before - {now}))
-        raise ValueError(
-            f"{config.out} has rows of a {config.problem.network} with other weights (fingerprint {others}) than now "
-            f"({now}, from {source}); give another --out, or the same weights as --weights"
-        )
 
 
 def _line(row: Row) -> str:
@@ -293,8 +264,6 @@ def _finalised(config: Config, env: FilterPruneEnv, candidates: list[Row], seed:
 
 def make_env(config: Config, target_macs: float) -> FilterPruneEnv:
     """Make a new environment on the data that this process has loaded."""
-    if config.tabulated:
-        return make_tabulated_env(target_macs=target_macs, **config.settings)
     settings = dataclasses.replace(config.env, target_macs=target_macs)
     return config.problem.make_env(settings, _data(config.problem))
 

@@ -1,6 +1,6 @@
 """Compare ways to find a good plan for each of several budgets, at equal evaluations in all.
 
-    python -m benchmarks.front --problem.network resnet20 --problem.data cifar10 --problem.weights FILE --seeds 10
+    python -m benchmarks.front --network resnet20 --data cifar10 --weights FILE --seeds 10
 
 Every look at an accuracy counts as an evaluation, and each method has `max_plans` of them for all budgets together. At
 the end, each method proposes a plan for every budget in `unseen`, which is evaluated once. One row per method and seed
@@ -9,7 +9,6 @@ is appended to rows.jsonl in `out`; runs that already have a row are skipped. Al
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import tyro
 
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.common.command import check_writable, one_line_errors, require_packages
+from prune_env.common.fingerprints import weights_fingerprint
 from prune_env.common.settings import Count, Settings
 from prune_env.game.arguments import ProblemArgs
 from prune_env.game.budget import TargetMacs
@@ -34,7 +34,7 @@ def _game() -> EnvConfig:
 
 @dataclass(frozen=True)
 class Config(Settings):
-    problem: ProblemArgs = field(default_factory=ProblemArgs)
+    problem: Annotated[ProblemArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=ProblemArgs)
     """The network and its data."""
     env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=_game)
     """The game and its budgets."""
@@ -65,36 +65,36 @@ def main(config: Config) -> None:
         require_packages(["cma"], "CMA-ES", "benchmarks")
     check_writable("out", config.out, folder=True)
     file = config.out / "rows.jsonl"
-    done = {rows.canonical(_identity(row)) for row in rows.read_file(file)}
+    settings = {"problem": rows.problem_of(config.problem, config.env), "unseen": list(config.unseen)}
+    found = [row for row in rows.read_file(file) if _of(row) == _of(settings)]
+    done = {_run(row) for row in found}
     env = config.problem.make_env(config.env)
+    fingerprint = weights_fingerprint(env.problem.model)
+    rows.check_weights(found, fingerprint, config.problem.weights, config.out)
+    settings["weights_fingerprint"] = fingerprint
     for rule in RULES:
-        row = _settings(config) | {"method": rule, "seed": 0, "max_plans": 1}
-        if rows.canonical(_identity(row)) not in done:
+        row = settings | {"method": rule, "seed": 0, "max_plans": 1}
+        if _run(row) not in done:
             rows.append(file, row | _ruled(env, config, rule))
     for seed in range(config.seeds):
         for method in config.methods:
-            row = _settings(config) | {"method": method, "seed": seed, "max_plans": config.max_plans}
-            if rows.canonical(_identity(row)) not in done:
-                found = _searched(env, config, method, seed)
-                rows.append(file, row | found)
-                accuracies = ", ".join(f"{100 * accuracy:.1f}" for accuracy in found["accuracies"].values())
-                print(f"{method}, seed {seed}: {accuracies} % in {found['seconds']:.0f} s", flush=True)
-    report.write(config.out, [row for row in rows.read_file(file) if _of(row) == _of(_settings(config))])
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """Return what rows of one comparison have in common."""
-    args = config.problem
-    problem = {"network": args.network, "data": Path(args.data).name, "weights": args.weights and args.weights.name}
-    return {"problem": problem | dataclasses.asdict(config.env), "unseen": list(config.unseen)}
+            row = settings | {"method": method, "seed": seed, "max_plans": config.max_plans}
+            if _run(row) not in done:
+                result = _searched(env, config, method, seed)
+                rows.append(file, row | result)
+                accuracies = ", ".join(f"{100 * accuracy:.1f}" for accuracy in result["accuracies"].values())
+                print(f"{method}, seed {seed}: {accuracies} % in {result['seconds']:.0f} s", flush=True)
+    report.write(config.out, [row for row in rows.read_file(file) if _of(row) == _of(settings)])
 
 
 def _of(row: dict[str, Any]) -> str:
-    return rows.canonical([row["problem"], row["unseen"]])
+    """Return a text that is equal for rows of one comparison."""
+    return rows.canonical([rows.with_defaults(row["problem"]), row["unseen"]])
 
 
-def _identity(row: dict[str, Any]) -> list[Any]:
-    return [row[name] for name in ("problem", "unseen", "method", "seed", "max_plans")]
+def _run(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what identifies a run of a comparison."""
+    return row["method"], row["seed"], row["max_plans"]
 
 
 def _searched(env: FilterPruneEnv, config: Config, method: str, seed: int) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """Compare the defaults of QMIXConfig with their alternatives, by the regret to the best plan.
 
-    python -m benchmarks.qmix.ablation --workers 2
+    python -m benchmarks.qmix.ablation --jobs 2 --cache runs/qmix_ablation.sqlite
     python -m benchmarks.qmix.ablation --network resnet20 --data PATH --weights FILE --only mixer recurrent
 
 The game is FilterPruneEnv with few rates and rounds. On `digits`, every plan that an episode can end with is evaluated
-first, so that the optimum is known. Where there are too many plans (`--network resnet20`), regret is relative to the
-best plan of all runs.
+first, so that the optimum is known; with a cache, all runs and processes share these accuracies. Where there are too
+many plans (`--network resnet20`), regret is relative to the best plan of all runs.
 
 A run learns until it has evaluated `max_plans` distinct plans, or has played three times as many episodes. Its regret
 is the accuracy of the optimum minus that of the best plan it has found, in percentage points. Epsilon falls over the
@@ -15,23 +15,23 @@ first `max_plans` / 2 episodes. One row per run is appended to `out`; runs that 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
 
-from prune_env import FilterPruneEnv, make_env
+from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.common.command import check_writable, one_line_errors
+from prune_env.common.fingerprints import weights_fingerprint
 from prune_env.common.settings import Count, Settings
-from prune_env.game.budget import TargetMacs
-from prune_env.training.pretrained import check_names
+from prune_env.game.arguments import ProblemArgs
 from qmix_agent import QMIXConfig
 
+from ..compare import rows as compared
 from ..compare.jobs import Job, complete
 from ..compare.methods import qmix, random_search
 from ..compare.methods.counted import PROPOSALS
@@ -64,43 +64,34 @@ DEFAULT, RANDOM = "default", "random search"
 class Config(Settings):
     """Command line of the ablation."""
 
-    network: str = "small_cnn"
-    """a registered network"""
-    data: str = "digits"
-    """digits, cifar10, cifar100, or a directory PATH/{train,test}/<class>/*"""
-    weights: Path | None = None
-    """file of the network's weights; by default they are trained and cached"""
-    target_macs: TargetMacs = 0.2
-    """fraction of the MACs that may remain"""
-    rates: tuple[float, ...] = (0.0, 0.25, 0.5)
-    """pruning rates that an agent chooses from"""
-    rounds: Count = 2
-    """rounds of an episode"""
+    problem: Annotated[ProblemArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=ProblemArgs)
+    """The network, its data, and where plans are evaluated."""
+    env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=lambda: EnvConfig(target_macs=0.2, rates=(0.0, 0.25, 0.5), rounds=2)
+    )
+    """The game."""
     max_plans: Count = 100
-    """distinct plans that a run may evaluate"""
+    """Distinct plans that each run may evaluate."""
     seeds: Count = 5
-    """number of seeds"""
+    """Runs with different seeds."""
     only: tuple[str, ...] = ()
-    """fields to compare; by default all"""
-    workers: Count = 1
-    """processes, each with one thread"""
-    cache: Path = Path("runs/qmix_ablation.sqlite")
-    """file that caches the accuracies of plans for all runs"""
+    """Fields to compare; by default all."""
+    jobs: Count = 1
+    """Number of processes, each with one thread."""
     out: Path = Path("runs/qmix_ablation.jsonl")
-    """file of the results"""
+    """File of the results."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := set(self.only) - set(VALUES):
+            raise ValueError(f"only must name fields of {sorted(VALUES)}, got {sorted(unknown)}")
 
 
 def main(config: Config) -> None:
     """Complete all runs and print the table."""
     check_writable("out", config.out)
-    check_writable("cache", config.cache)
-    check_names(config.network, config.weights)
     torch.set_num_threads(1)
-    unknown = set(config.only) - set(VALUES)
-    if unknown:
-        raise ValueError(f"only must name fields of {sorted(VALUES)}, got {sorted(unknown)}")
-    game = _game(config)
-    env = _make_env(game, config.cache)
+    env = _make_env(config.problem, config.env)
     try:
         known: list[float] = list(accuracies(env, reachable(env)).values())
         print(f"{len(known)} plans: best {100 * max(known):.2f} %, mean {100 * sum(known) / len(known):.2f} %")
@@ -108,19 +99,27 @@ def main(config: Config) -> None:
         known = []
         print(f"The optimum is unknown: {error}. Regret is relative to the best plan of all runs")
     settings = alternatives(config.only)
+    problem = compared.problem_of(config.problem, config.env)
+    game = {"problem": problem, "weights_fingerprint": weights_fingerprint(env.problem.model)}
     jobs = [
-        {"game": game, "max_plans": config.max_plans, "max_episodes": PROPOSALS * config.max_plans}
+        game
+        | {"max_plans": config.max_plans, "max_episodes": PROPOSALS * config.max_plans}
         | {"setting": name, "fields": fields, "seed": seed}
         for seed in range(config.seeds)
         for name, fields in settings.items()
     ]
-    rows = complete(jobs, partial(run, file=config.cache), config.out, config.workers)
+    run_job = partial(run, problem=config.problem, config=config.env)
+    rows = complete(jobs, run_job, config.out, config.jobs)
     best = max(known or [max(row["curve"]) for row in rows])
     print(table(rows, best))
 
 
 def alternatives(only: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """Return the fields that each setting changes, by its name. The default and random search come first."""
+    """Return the fields that each setting changes, by its name. The default and random search come first.
+
+    Args:
+        only: Fields to compare; an empty sequence selects all.
+    """
     defaults = dataclasses.asdict(QMIXConfig())
     settings: dict[str, dict[str, Any]] = {DEFAULT: {}, RANDOM: {}}
     for name, values in VALUES.items():
@@ -129,17 +128,18 @@ def alternatives(only: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     return settings
 
 
-def run(job: Job, file: Path) -> dict[str, Any]:
+def run(job: Job, problem: ProblemArgs, config: EnvConfig) -> dict[str, Any]:
     """Search with one setting and seed.
 
     Args:
-        job: The game, the setting and the seed.
-        file: Cache of accuracies.
+        job: The setting, the number of plans and the seed.
+        problem: Network and data.
+        config: The game.
 
     Returns:
         Best accuracy after each evaluation, number of episodes, and seconds.
     """
-    env = _make_env(job["game"], file)
+    env = _make_env(problem, config)
     env.archive.load_state_dict({"entries": []})  # the environment is shared with the runs before
     if job["setting"] == RANDOM:
         result = random_search.search(env, job["max_plans"], job["seed"])
@@ -200,21 +200,10 @@ def regret(row: Job, best: float, fraction: float) -> float:
     return 100 * (best - curve[min(len(curve), round(fraction * row["job"]["max_plans"])) - 1])
 
 
-def _game(config: Config) -> dict[str, Any]:
-    """Return the arguments of `make_env` as plain JSON."""
-    weights = str(config.weights) if config.weights else None
-    names = ("network", "data", "target_macs", "rounds")
-    return {name: getattr(config, name) for name in names} | {"rates": list(config.rates), "weights": weights}
-
-
-def _make_env(game: dict[str, Any], file: Path) -> FilterPruneEnv:
-    """Return the environment of a game; there is one per process."""
-    return _cached_env(json.dumps(game), file)
-
-
 @cache
-def _cached_env(game: str, file: Path) -> FilterPruneEnv:
-    return make_env(**json.loads(game), cache=file, progress=False)
+def _make_env(problem: ProblemArgs, config: EnvConfig) -> FilterPruneEnv:
+    """Return the environment; there is one per process."""
+    return problem.make_env(config)
 
 
 if __name__ == "__main__":

@@ -52,25 +52,25 @@ class Config(Settings):
     """Command line of the speed benchmark."""
 
     repeats: Count = 9
-    """repeats over which medians are taken"""
+    """Repeats over which medians are taken."""
     updates: Count = 10
-    """updates of each implementation in a repeat, for each of the two measures"""
+    """Updates of each implementation in a repeat, for each of the two measures."""
     episodes: Count = 10
-    """episodes that each implementation plays in a repeat"""
+    """Episodes that each implementation plays in a repeat."""
     threads: Count = 1
-    """threads of every implementation"""
+    """Threads of every implementation."""
     agents: Count = 13
-    """agents of the game"""
+    """Agents of the game."""
     observations: Count = 16
-    """observation features of each agent"""
+    """Observation features of each agent."""
     actions: Count = 10
-    """actions of each agent"""
+    """Actions of each agent."""
     steps: Count = 8
-    """steps per episode"""
+    """Steps per episode."""
     pymarl: Path | None = None
-    """path of a clone of oxwhirl/pymarl"""
+    """Folder of a clone of oxwhirl/pymarl."""
     out: Path = Path("runs/qmix_speed")
-    """directory of the results"""
+    """Folder of the results."""
 
 
 @dataclass(frozen=True)

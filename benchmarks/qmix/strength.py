@@ -1,7 +1,7 @@
 """Measure how well QMIX learns: `qmix_agent` ("ours") against TorchRL and PyMARL at equal environment steps.
 
-    python -m benchmarks.qmix.strength --workers 2                                # ours and TorchRL
-    python -m benchmarks.qmix.strength --workers 2 --pymarl PATH --games digits
+    python -m benchmarks.qmix.strength --jobs 2                                   # ours and TorchRL
+    python -m benchmarks.qmix.strength --jobs 2 --pymarl PATH --games digits
 
 Games:
 - simple_spread, of mpe2 (`pip install mpe2`): three agents cover three landmarks, all receive the team reward
@@ -28,6 +28,7 @@ import torch
 import tyro
 
 from prune_env.common.command import check_writable, one_line_errors, require_packages
+from prune_env.common.figure_style import add_legend, new_figure, save_figure, style_axes
 from prune_env.common.settings import Count, Settings
 from prune_env.game.budget import TargetMacs
 
@@ -74,19 +75,19 @@ class Config(Settings):
     """Command line of the strength benchmark."""
 
     games: tuple[str, ...] = tuple(GAMES)
-    """games to play"""
+    """Games to play."""
     seeds: Count = 5
-    """number of seeds"""
+    """Runs with different seeds."""
     target_macs: TargetMacs = 0.5
-    """fraction of the MACs that may remain in digits"""
+    """Fraction of the original MACs that may stay, in digits."""
     pymarl: Path | None = None
-    """path of a clone of oxwhirl/pymarl"""
-    workers: Count = 1
-    """processes, each with one thread"""
+    """Folder of a clone of oxwhirl/pymarl."""
+    jobs: Count = 1
+    """Number of processes, each with one thread."""
     cache: Path = Path("runs/qmix_strength.sqlite")
-    """file that caches the accuracies of plans for all runs"""
+    """SQLite file that keeps the accuracies of plans for all runs."""
     out: Path = Path("runs/qmix_strength")
-    """directory of the results"""
+    """Folder of the results."""
 
 
 @dataclass(frozen=True)
@@ -133,14 +134,20 @@ def main(config: Config) -> None:
         for peer in peers
     ]
     run_job = partial(run, pymarl=config.pymarl, cache=config.cache)
-    rows = complete(jobs, run_job, config.out / "runs.jsonl", config.workers)
+    rows = complete(jobs, run_job, config.out / "runs.jsonl", config.jobs)
     curves = summarise(rows)
     print(table(curves))
     plot(curves, config.out / "curves.png")
 
 
 def run(job: Job, pymarl: Path | None, cache: Path) -> dict[str, Any]:
-    """Train one implementation and return its learning curve: environment steps and mean greedy returns."""
+    """Train one implementation and return its learning curve: environment steps and mean greedy returns.
+
+    Args:
+        job: Game, schedule, implementation and seed.
+        pymarl: Folder of a clone of oxwhirl/pymarl.
+        cache: File of accuracies, for digits.
+    """
     schedule, seed = Schedule(**job["schedule"]), job["seed"]
     training, evaluation = (make_game(job["game"], job["options"], cache) for _ in range(2))
     training = Seeded(training, count(10**4 * (seed + 1)))
@@ -238,20 +245,18 @@ def table(curves: Curves) -> str:
 
 def plot(curves: Curves, file: Path) -> None:
     """Write a plot with one panel per game: mean return over environment steps, with a band for the 95 % interval."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.5 * len(curves), 3.4), layout="constrained")
+    figure = new_figure(4.5 * len(curves), 3.4)
     for axes, (game, by_peer) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        style_axes(axes)
         for peer, curve in by_peer.items():
             low = [mean - half for mean, half in zip(curve.means, curve.half_widths, strict=True)]
             high = [mean + half for mean, half in zip(curve.means, curve.half_widths, strict=True)]
             style = "-" if peer.startswith("ours") else "--"
             (line,) = axes.plot(curve.steps, curve.means, style, label=peer)
             axes.fill_between(curve.steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-        axes.set(title=game, xlabel="environment steps", ylabel="return of greedy episodes")
-    axes.legend(fontsize=8)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
+        axes.set(xlabel=f"environment steps, {game}", ylabel="return of greedy episodes")
+        add_legend(axes)
+    save_figure(figure, file)
 
 
 if __name__ == "__main__":

@@ -39,10 +39,10 @@ import json
 import sys
 import time
 from argparse import Namespace
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -54,8 +54,8 @@ from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.common.command import check_writable, one_line_errors, require_packages
 from prune_env.common.files import replacing
 from prune_env.common.settings import Count, Seed, Settings
-from prune_env.data import DataSplits, load
-from prune_env.training.pretrained import check_names, pretrained, with_network_normalisation
+from prune_env.data import DataSplits
+from prune_env.game.arguments import ProblemArgs
 
 from ..compare.methods import random_search
 
@@ -69,10 +69,10 @@ BATCH = 50
 class Config(Settings):
     amc: Path
     """A clone of AMC's repository, patched as described above."""
-    data: str = "cifar10"
-    """digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*."""
-    weights: Path | None = None
-    """File with trained weights. Without it the network is trained once and cached."""
+    problem: Annotated[ProblemArgs, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=lambda: ProblemArgs(network="resnet20", data="cifar10")
+    )
+    """The data and the weights of resnet20, on the CPU, in this process."""
     validation_images: tuple[Count, ...] = (1000, 5000)
     """Numbers of images on which both environments measure accuracy."""
     episodes: Count = 5
@@ -86,15 +86,21 @@ class Config(Settings):
     out: Path = Path("runs/amc_speed.json")
     """File of the results."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fixed = {"network": "resnet20", "device": "cpu", "backend": "local", "cache": None}
+        for name, value in fixed.items():
+            if getattr(self.problem, name) != value:
+                raise ValueError(f"{name} must be {value}, as in AMC's environment; got {getattr(self.problem, name)}")
+
 
 def main(config: Config) -> None:
     require_packages(["threadpoolctl"], "the comparison", "train")
-    check_names("resnet20", config.weights)
     check_writable("out", config.out)
     from threadpoolctl import threadpool_limits  # a dependency of scikit-learn, which AMC needs
 
     amc = load_amc(config.amc)
-    data = with_network_normalisation("resnet20", load(config.data))
+    data = config.problem.load_data()
     threads = torch.get_num_threads()
     with threadpool_limits(threads):  # BLAS uses as many threads as torch
         results = [compare(amc, data, images, config) for images in config.validation_images]
@@ -125,9 +131,16 @@ def load_amc(path: Path) -> Any:
 
 
 def compare(amc: Any, data: DataSplits, images: int, config: Config) -> dict[str, Any]:
-    """Return the seconds of each plan in both environments, and their ratios."""
+    """Return the seconds of each plan in both environments, and their ratios.
+
+    Args:
+        amc: AMC's module, of `load_amc`.
+        data: The images, for both.
+        images: Number of validation images.
+        config: Weights, and numbers of plans and episodes.
+    """
     rng = np.random.default_rng(config.seed)
-    model = pretrained("resnet20", data, config.weights)
+    model = config.problem.load_model(data)
     ours = FilterPruneEnv.from_model(model, data, EnvConfig(target_macs=0.5, reward_images=images))
     theirs = make_theirs(amc, model, data, images, config)
     play_ours(ours, 2, rng)  # warms up both environments
@@ -141,7 +154,7 @@ def compare(amc: Any, data: DataSplits, images: int, config: Config) -> dict[str
     return {
         "validation_images": images,
         "dtype": str(ours.evaluator.task.dtype),
-        "unpruned_accuracy": {"amc": theirs.org_acc / 100, "ours": ours.evaluator.original_accuracy},
+        "original_accuracy": {"amc": theirs.org_acc / 100, "ours": ours.evaluator.original_accuracy},
         "amc": [amc_plan for amc_plan, _ in turns],
         "ours_seconds": [seconds for _, seconds in turns],
         "plans_per_hour": {"amc": 3600 / median(whole), "ours": 3600 / median(per_plan)},
@@ -197,7 +210,15 @@ def play_theirs(env: Any, rng: np.random.Generator, batches: list[Any]) -> dict[
 
 
 def make_theirs(amc: Any, model: torch.nn.Module, data: DataSplits, images: int, config: Config) -> Any:
-    """Return AMC's environment with our network and images."""
+    """Return AMC's environment with our network and images.
+
+    Args:
+        amc: AMC's module, of `load_amc`.
+        model: The original network; AMC prunes a copy.
+        data: The images.
+        images: Number of validation images.
+        config: Calibration batches and seed.
+    """
     generator = torch.Generator().manual_seed(config.seed)
     rows = torch.randperm(len(data.train), generator=generator)[: BATCH * config.calibration_batches]
     crops = data.augmented(data.train.images[rows], generator).contiguous()

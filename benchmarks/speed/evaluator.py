@@ -34,6 +34,7 @@ from tqdm import tqdm
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.common.command import check_writable, one_line_errors, require_packages
 from prune_env.common.device import check_device
+from prune_env.common.figure_style import add_legend, new_figure, save_figure, style_axes
 from prune_env.common.memory_format import channels_last
 from prune_env.common.settings import Count, Settings
 from prune_env.data import from_tensors
@@ -84,7 +85,13 @@ def main(config: Config) -> None:
 
 
 def measure(name: str, config: Config, peak: float) -> dict[str, Any]:
-    """Return the seconds of each implementation over random plans, and median ratios."""
+    """Return the seconds of each implementation over random plans, and median ratios.
+
+    Args:
+        name: Name of the network.
+        config: Numbers of plans and images, and the device.
+        peak: FLOP/s of `matmul_peak`.
+    """
     model, _ = make(name)
     generator = torch.Generator().manual_seed(0)
     count = 2 * max(config.reward_images, config.calibration_images)
@@ -208,10 +215,9 @@ def table(results: dict[str, Any]) -> str:
 
 def plot(results: dict[str, Any], file: Path) -> None:
     """Plot milliseconds of each implementation on each network."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    figure = new_figure(7, 3.5)
     axes = figure.subplots()
+    style_axes(axes)
     width = 0.8 / len(WAYS)
     for place, way in enumerate(WAYS):
         heights = [1000 * median(row["seconds"][way]) for row in results.values()]
@@ -220,8 +226,8 @@ def plot(results: dict[str, Any], file: Path) -> None:
     axes.set_xticks([x + 1.5 * width for x in range(len(results))], list(results))
     axes.set_yscale("log")
     axes.set_ylabel("ms for one plan")
-    axes.legend(ncols=2, fontsize=8)
-    figure.savefig(file, dpi=150)
+    add_legend(axes)
+    save_figure(figure, file)
 
 
 if __name__ == "__main__":

@@ -8,62 +8,56 @@ the evaluator of environments. Both use the same calibration crops and reward im
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from statistics import mean
+from typing import Annotated
 
 import torch
 import tyro
 from tqdm import tqdm
 
+from prune_env import EnvConfig
 from prune_env.common.command import one_line_errors, require_packages
-from prune_env.common.device import fast_dtype
 from prune_env.common.settings import Count, Seed, Settings
-from prune_env.data import load
-from prune_env.evaluation.config import EvaluationConfig
-from prune_env.evaluation.live import LiveEvaluator
 from prune_env.evaluation.measurer import BATCH_SIZES
-from prune_env.pruning.problem import PruningProblem
+from prune_env.game.arguments import ProblemArgs
 from prune_env.scoring.batchnorm import even_batches, recalibrate
 from prune_env.scoring.metric import accuracy
-from prune_env.training.pretrained import check_names, pretrained, with_network_normalisation
 
 from ..compare.statistics import kendall
 
 
 @dataclass(frozen=True)
 class Config(Settings):
-    network: str = "small_cnn"
-    """small_cnn (for digits), alexnet, vgg16, resnet20 or resnet56."""
-    data: str = "digits"
-    """digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*."""
-    weights: Path | None = None
-    """File with trained weights. Without it the network is trained once and cached."""
+    problem: Annotated[ProblemArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=ProblemArgs)
+    """The network, its data, and where plans are evaluated."""
     plans: Count = 50
     """Number of random plans."""
     reward_images: Count = 1000
-    """Number of images of an accuracy."""
+    """Images of the reward split on which an accuracy is measured, the same for every plan."""
     calibration_images: Count = 500
-    """Number of images of BatchNorm statistics."""
+    """Images that BatchNorm statistics are re-estimated on."""
     seed: Seed = 0
     """Seed of the plans."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.problem.tabulated:
+            raise ValueError("tabulated accuracies are not measured; leave out --tabulated")
 
 
 def main(config: Config) -> None:
     require_packages(["scipy"], "Kendall's tau", "train")
-    check_names(config.network, config.weights)
-    data = with_network_normalisation(config.network, load(config.data))
-    model = pretrained(config.network, data, config.weights).eval()
-    settings = EvaluationConfig(reward_images=config.reward_images, calibration_images=config.calibration_images)
-    problem = PruningProblem.create(model, data, settings)
-    evaluator = LiveEvaluator(problem, settings)
+    settings = EnvConfig(reward_images=config.reward_images, calibration_images=config.calibration_images)
+    env = config.problem.make_env(settings)
+    problem, data, device = env.problem, env.problem.data, config.problem.device
     reward = data.reward.balanced(config.reward_images)
-    crops = problem.calibration_crops()
+    crops = problem.calibration_crops().to(device)
 
     def exact(plan: tuple[int, ...]) -> float:
-        network = problem.build(plan)
+        network = problem.build(plan).to(device)
         recalibrate(network, even_batches(crops, BATCH_SIZES["cpu"]))
-        return accuracy(network, data, reward)
+        return accuracy(network, data, reward, device=device)
 
     generator = torch.Generator().manual_seed(config.seed)
     plans = [problem.full_plan]
@@ -75,9 +69,10 @@ def main(config: Config) -> None:
                 for g in problem.groups
             )
         )
-    pairs = [(evaluator.accuracy(plan), exact(plan)) for plan in tqdm(plans)]
+    pairs = [(env.evaluator.accuracy(plan), exact(plan)) for plan in tqdm(plans)]
     gaps = [100 * abs(fast - slow) for fast, slow in pairs]
-    print(f"{config.network}, {fast_dtype()} against float32, {len(reward)} reward images, in points of accuracy")
+    dtype = env.evaluator.task.dtype
+    print(f"{config.problem.network}, {dtype} against float32, {len(reward)} reward images, in points of accuracy")
     print(f"original: {100 * pairs[0][0]:.2f} % and {100 * pairs[0][1]:.2f} %")
     print(f"{config.plans} random plans: mean difference {mean(gaps[1:]):.3f}, largest {max(gaps[1:]):.2f}")
     print(f"Kendall's tau-b of the ranks: {kendall(pairs[1:])[0]:.4f}")

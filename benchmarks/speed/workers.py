@@ -27,6 +27,7 @@ from tqdm import tqdm
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.common.command import check_writable, one_line_errors, require_packages
 from prune_env.common.device import check_device
+from prune_env.common.figure_style import add_legend, new_figure, save_figure, style_axes
 from prune_env.common.settings import Count, Settings
 from prune_env.data import DataSplits, from_tensors
 from prune_env.evaluation.measurer import Task
@@ -171,10 +172,10 @@ def projected(row: dict[str, Any], kind: str, config: Config) -> list[float]:
 
 def plot(results: dict[str, Any], config: Config) -> None:
     """Plot measured and projected plans per second."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    figure = new_figure(7, 3.5)
     left, right = figure.subplots(1, 2)
+    style_axes(left)
+    style_axes(right)
     for number, (name, row) in enumerate(results.items()):
         rates = {way: 1 / seconds for way, seconds in row["seconds_a_plan"].items()}
         bars = left.bar([number + place / (len(rates) + 1) for place in range(len(rates))], rates.values(), 0.2)
@@ -184,8 +185,8 @@ def plot(results: dict[str, Any], config: Config) -> None:
     left.set_xticks([number + 0.25 for number in range(len(results))], list(results))
     left.set_ylabel("plans/s, measured")
     right.set(xscale="log", yscale="log", xlabel=f"machines of {config.processors} processors", ylabel="projected")
-    right.legend(fontsize=7)
-    figure.savefig(config.out / "scaling.png", dpi=150)
+    add_legend(right)
+    save_figure(figure, config.out / "scaling.png")
 
 
 if __name__ == "__main__":

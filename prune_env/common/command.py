@@ -24,13 +24,17 @@ def one_line_errors(interrupted: str = "Interrupted.") -> Iterator[None]:
     except (ValueError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
         if type(error) is RuntimeError:  # not a class of its own: a fault of the program or of torch, not of its user
             raise
-        line = " ".join(str(error).split())
-        # Names from a file may hold control characters, which would act on the terminal.
-        print("error:", "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line), file=sys.stderr)
+        print("error:", one_line(error), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
         sys.exit(130)
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of an error as one line without control characters, which would act on the terminal."""
+    line = " ".join(str(error).split())
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 
 def check_writable(name: str, path: Path, *, folder: bool = False) -> None:
@@ -54,7 +58,7 @@ def check_writable(name: str, path: Path, *, folder: bool = False) -> None:
         with TemporaryDirectory(prefix=".prune_env-", dir=place):
             pass
     except OSError as error:
-        raise OSError(f"{name} {path} cannot be written ({error.strerror}); give another place") from error
+        raise OSError(f"{name} {path} cannot be written ({error.strerror or error}); give another place") from error
 
 
 def missing_packages(packages: Sequence[str]) -> list[str]:

@@ -56,8 +56,9 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 
 def style_axes(axes: Axes) -> None:
-    """Style axes with two spines and a faint grid."""
+    """Style axes with two spines, a faint grid and the colours of this module."""
     axes.set_facecolor("white")
+    axes.set_prop_cycle(color=(BLUE, ORANGE, GREEN, PURPLE, INK, GREY))
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(colors=GREY, labelcolor=INK, labelsize=8)

@@ -23,6 +23,7 @@ def hold(file: Path, *, wait: bool = False) -> None:
 
     Raises:
         BlockingIOError: Another process holds the lock; the message names it.
+        FileExistsError: The lock file is a link, or no plain file.
     """
     key = (os.getpid(), file.absolute())
     if key in _held:
@@ -31,6 +32,8 @@ def hold(file: Path, *, wait: bool = False) -> None:
         import fcntl
     except ImportError:  # no such locks on this system
         return
+    if file.is_symlink() or (file.exists() and not file.is_file()):  # a link could lead to a file of the user
+        raise FileExistsError(errno.EEXIST, f"{file} is a link, or no plain file; delete it")
     stream = file.open("a+", encoding="utf-8")
     try:
         # Unlike flock, lockf is not inherited by worker processes, which can survive a killed process for a moment.

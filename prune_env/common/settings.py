@@ -144,7 +144,9 @@ def _described(kind: Any) -> str:
         return "one of " + ", ".join(map(repr, arguments))
     if origin in (tuple, Sequence):
         inside = [_described(one) for one in arguments if one is not Ellipsis]
-        return f"a tuple, every item {inside[0]}" if len(inside) == 1 else f"a tuple ({', '.join(inside)})"
+        return f"a tuple (every item {inside[0]})" if len(inside) == 1 else f"a tuple ({', '.join(inside)})"
+    if kind is float and limits == Range():
+        return "a finite number"
     if kind in (int, float):
         return f"a {'whole ' if kind is int else ''}number {limits}"
     names: dict[Any, str] = {bool: "True or False", str: "text", Path: "a path", types.NoneType: "None"}

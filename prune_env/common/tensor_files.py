@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .files import replacing
+from .torch_files import read_torch
 
 CHECKSUM_BYTES = 16
 
@@ -66,7 +67,12 @@ def load_state(path: Path) -> dict[str, Any]:
     content, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
     if checksum != _checksum(content):
         raise DamagedFileError(f"{path} is damaged or truncated")
-    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        state = read_torch(io.BytesIO(content))
+    except ValueError as error:
+        raise DamagedFileError(f"{path} is damaged: {error}") from error
+    if not isinstance(state, dict):
+        raise DamagedFileError(f"{path} is damaged: it holds something else than values by name")
     return state
 
 

@@ -263,7 +263,7 @@ def make_splits(
     if normalisation is None:
         mean, std = _statistics(train.images)
     else:
-        mean, std = channel_constants(train.images.shape[1], *normalisation)
+        mean, std = channel_constants(train.images, *normalisation)
     return DataSplits(
         name=source.name,
         classes=source.classes,
@@ -329,6 +329,7 @@ def _from_pairs(given: Mapping[str, Any], options: DataOptions, name: str) -> Da
     if classes:
         pairs = {part: sources.sort_by_class(*pair) for part, pair in pairs.items()}
     normalisation, augmentation, images = options.normalisation, options.augmentation, pairs["train"][0]
+    user_data.warn_unusual(*pairs["train"], unit=(options.mean or options.std) in (None, "imagenet", "cifar10"))
     if images.is_floating_point():
         normalisation = normalisation or ("none", "none")
     if images.is_floating_point() or not classes:  # boxes, key points and masks would not move with the image

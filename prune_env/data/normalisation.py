@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
+
 from .sources import DataError
 
 Name = Literal["imagenet", "cifar10", "none"]
@@ -32,19 +34,21 @@ def check_pair(mean: Sequence[float] | str | None, std: Sequence[float] | str | 
 
 
 def channel_constants(
-    channels: int, mean: Sequence[float] | str | None, std: Sequence[float] | str | None
+    images: torch.Tensor, mean: Sequence[float] | str | None, std: Sequence[float] | str | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation as tuples with one number for every channel.
 
     Args:
-        channels: Channels of the images.
+        images: The images [N, C, H, W].
         mean: Numbers, or a name that stands for both.
         std: Numbers, or a name that stands for both.
 
     Raises:
-        DataError: There is not one finite mean and one positive standard deviation for every channel.
+        DataError: There is not one finite mean and one positive standard deviation for every channel, or a mean is
+            above 1, although uint8 images are scaled to [0, 1].
     """
     check_pair(mean, std)
+    channels = images.shape[1]
     if "none" in (name for name in (mean, std) if isinstance(name, str)):
         return (0.0,) * channels, (1.0,) * channels
     for name in (mean, std):
@@ -60,5 +64,10 @@ def channel_constants(
         raise DataError(
             f"normalisation needs {channels} finite means and {channels} positive standard deviations, one per "
             f"channel; got mean={means or mean}, std={deviations or std}"
+        )
+    if not images.is_floating_point() and max(means) > 1:
+        raise DataError(
+            f"mean={means} is that of pixels from 0 to 255, but uint8 images are scaled to [0, 1] first; divide mean "
+            "and std by 255"
         )
     return means, deviations

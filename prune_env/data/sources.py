@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from ..common.files import cache_dir
 from ..common.tensor_files import DamagedFileError, load_tensors, save_tensors
+from ..common.warn import warn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -103,10 +103,9 @@ def warn_of_common_images(
     if common:
         pairs = ", ".join(f"{name(part, row)} = {name('train', same)}" for row, same in common[:3])
         more = f" and {len(common) - 3} more" if len(common) > 3 else ""
-        warnings.warn(
+        warn(
             f"{len(common)} of {len(other)} {part} images equal training images ({pairs}{more}): accuracies on them "
-            "are too high; remove them from one of the two",
-            stacklevel=4,
+            "are too high; remove them from one of the two"
         )
 
 
@@ -216,7 +215,10 @@ def folder(path: Path, cache: bool = True) -> Source:
             tensors[f"{part}_labels"] = torch.repeat_interleave(torch.arange(len(classes)), counts)
         _unify_shapes(path, tensors)
         if cache:
-            save_tensors(decoded, tensors)
+            try:
+                save_tensors(decoded, tensors)
+            except OSError as error:
+                warn(f"the decoded images are not cached: {error}; set PRUNE_ENV_CACHE to a folder that can be written")
     source = Source(path.name, classes, **tensors)
     warn_of_common_images(
         source.train_images, source.test_images, "test", lambda part, row: str(paths[part][row].relative_to(path))

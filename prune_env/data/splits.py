@@ -160,7 +160,7 @@ class DataSplits:
         Raises:
             DataError: There is not one finite mean and one positive standard deviation for every channel.
         """
-        mean, std = channel_constants(self.image_shape[0], mean, std)
+        mean, std = channel_constants(self.train.images, mean, std)
         return replace(self, mean=mean, std=std, normalisation_given=True)
 
 

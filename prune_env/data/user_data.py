@@ -20,6 +20,7 @@ from torch.utils.data import (
 )
 from tqdm import tqdm
 
+from ..common.warn import warn
 from .sources import DataError, image_pixels
 
 SECOND_LOOKS = 16
@@ -139,6 +140,36 @@ def check_together(parts: Mapping[str, Pair], names: Sequence[str] | None) -> tu
     if len(labels.unique()) < 2:
         raise DataError("the train split has one class; a classifier needs at least two")
     return tuple(names) if names is not None else tuple(map(str, range(count)))
+
+
+def warn_unusual(images: torch.Tensor, labels: torch.Tensor, *, unit: bool) -> None:
+    """Warn of training images and labels that are probably meant otherwise than they are taken.
+
+    Args:
+        images: Converted images [N, C, H, W].
+        labels: Converted labels [N] or [N, K].
+        unit: Whether numbers of the order of 1 are expected in floating-point images: no mean and std are given, or
+            those of a data set by name.
+    """
+    _, channels, height, width = images.shape
+    if channels > 4 and height > 4 and (width in (3, 4) or (width == 1 and channels == height)):
+        warn(
+            f"train images have shape {tuple(images.shape)} and are taken as images of {channels} channels and {width} "
+            "columns; if channels come last, convert them with images.permute(0, 3, 1, 2)"
+        )
+    if unit and images.is_floating_point():
+        low, high = images.aminmax()
+        if low >= 0 and 20 < high <= 255 and images.mean() > 5:
+            warn(
+                f"train images are floating-point numbers from {low:g} to {high:g}, which are not scaled to "
+                "[0, 1]; convert them to uint8, or give the mean and std in these units that the network was trained "
+                "with, or mean='none' if it was trained without scaling"
+            )
+    if labels.ndim == 2 and labels.shape[1] > 1 and torch.equal(labels, torch.eye(labels.shape[1])[labels.argmax(1)]):
+        warn(
+            f"every row of the train labels {tuple(labels.shape)} has one 1 and otherwise 0, as classes in one-hot "
+            "form, but floating-point labels are targets; for classes give their numbers, labels.argmax(1)"
+        )
 
 
 def _convert_images(images: torch.Tensor, part: str) -> torch.Tensor:

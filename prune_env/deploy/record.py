@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -27,6 +28,7 @@ _SCHEMA: dict[str, Any] = {
     "kept_channels": [{"module": str, "side": str, "of": int, "kept": [int]}],
     "weights_digest": str,
     "metrics": {},
+    "digest": str,
 }
 """Types in pruned.json: {name: ...} has at least these keys, {str: ...} any keys, [x] any number of x, [x, x] two."""
 
@@ -70,11 +72,16 @@ def read_record(directory: str | Path) -> dict[str, Any]:
         _check_values(record)
     except ValueError as error:
         raise ValueError(f"{file} {error}; it was edited, or not written by save_pruned") from error
+    if record["digest"] != _digest(record):
+        raise ValueError(
+            f"{file} was damaged or edited: its contents do not have the digest that was stored with them; save the "
+            "network again"
+        )
     return record
 
 
 def to_json(record: Mapping[str, Any]) -> str:
-    """Return a record as indented JSON, with lists of whole numbers on one line.
+    """Return a record as indented JSON, with its digest, and with lists of whole numbers on one line.
 
     Raises:
         ValueError: A metric cannot be written as JSON; the message names it.
@@ -86,8 +93,14 @@ def to_json(record: Mapping[str, Any]) -> str:
             raise ValueError(
                 f"metric {name!r} is {value!r} of type {type(value).__name__}; give finite Python numbers and text"
             ) from error
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    text = json.dumps({**record, "digest": _digest(record)}, indent=1, allow_nan=False) + "\n"
     return re.sub(r"\[\n[\s\d,]+\]", lambda numbers: " ".join(numbers[0].split()), text)
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    """Return the digest of everything in a record except for its digest."""
+    content = {name: value for name, value in record.items() if name != "digest"}
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

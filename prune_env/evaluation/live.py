@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from ..common.device import DTYPES, Precision, failing_layer, fast_dtype
 from ..common.expect import expect
 from ..common.fingerprints import qualified_name, weights_fingerprint
 from ..common.memory_format import in_layout, memory_format
+from ..common.warn import warn
 from ..data import Split
 from ..data.objective import check_loss
 from ..pruning import Plan
@@ -186,17 +186,15 @@ class LiveEvaluator:
             change += f"statistics, {recalibrated:.4g} without)"
         one_image = 1 / len(self.task.split)
         if -gain > (RECALIBRATION_TOLERANCE + one_image) * scale:
-            warnings.warn(
+            warn(
                 f"BatchNorm recalibration costs the original network {change}: the calibration split or the "
-                "augmentation is not what the network was trained with",
-                stacklevel=3,
+                "augmentation is not what the network was trained with"
             )
         elif gain > (GAIN_TOLERANCE + one_image) * scale:
-            warnings.warn(
+            warn(
                 f"BatchNorm recalibration gains the original network {change}: its images were probably normalised "
                 f"otherwise in training than by mean={_short(data.mean)}, std={_short(data.std)}; give the mean= and "
-                "std= of its training (numbers, 'imagenet', 'cifar10' or 'none') with the data",
-                stacklevel=3,
+                "std= of its training (numbers, 'imagenet', 'cifar10' or 'none') with the data"
             )
 
 
@@ -232,10 +230,9 @@ def _prepared(problem: PruningProblem, config: EvaluationConfig, device: torch.d
     reason = f"the network does not run in bfloat16{f', at {where}' if where else ''}: {lines[0]}"
     if config.precision == "bf16":
         raise ValueError(f"precision='bf16', but {reason}; set precision='auto' or 'fp32'") from failure
-    warnings.warn(
+    warn(
         f"{reason}. Accuracies are measured in float32, which takes longer; precision='fp32' does so without this "
-        "warning",
-        stacklevel=4,
+        "warning"
     )
     return *_finetuned(exact, measurer, problem, config, "fp32"), stored
 

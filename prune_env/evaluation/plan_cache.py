@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from ..common.files import free_bytes
+from ..common.warn import warn
 from ..pruning import Plan
 
 TIMEOUT = 60.0
@@ -32,7 +33,7 @@ class PlanCache:
 
     Raises:
         ValueError: The file is not a cache of accuracies or is damaged.
-        OSError: The file cannot be created.
+        OSError: The file cannot be read or written, for example on a full disk.
     """
 
     def __init__(self, file: Path, fingerprint: str) -> None:
@@ -62,10 +63,9 @@ class PlanCache:
             return None
         accuracy = row[0]
         if accuracy is None or not 0 <= accuracy <= 1:
-            warnings.warn(
+            warn(
                 f"{self.file} holds {'no number' if accuracy is None else accuracy} as the accuracy of plan {plan}, "
-                "which must be from 0 to 1; the plan is measured again",
-                stacklevel=2,
+                "which must be from 0 to 1; the plan is measured again"
             )
             return None
         return float(accuracy)
@@ -82,6 +82,11 @@ class PlanCache:
             with closing(sqlite3.connect(self.file, timeout=TIMEOUT)) as connection, connection:
                 connection.execute("PRAGMA trusted_schema = OFF")
                 yield connection
+        except sqlite3.OperationalError as error:  # of the file system, or of a lock
+            free = free_bytes(self.file.parent) / 2**20
+            raise OSError(
+                f"cannot use the cache {self.file}: {error} ({free:.1f} MiB are free); its accuracies are unchanged"
+            ) from error
         except sqlite3.DatabaseError as error:
             raise ValueError(
                 f"{self.file} cannot be used as a cache of accuracies ({error}); give another file, or delete this one "

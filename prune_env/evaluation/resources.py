@@ -30,13 +30,13 @@ class Resources(Settings):
     device: str = "cpu"
     """Device of all networks, by torch's name: cpu, cuda, cuda:1."""
     backend: BackendName = "local"
-    """Where plans are evaluated: in this process, in worker processes on this machine, or in Ray actors. Workers pay
-    off when several episodes are played at once (see `FilterPruneEnv.clone`, `step_async` and `step_wait`)."""
+    """Where plans are evaluated: in this process, in worker processes on this machine, or in Ray actors (on the
+    cluster that RAY_ADDRESS names). Workers pay off when several episodes are played at once."""
     workers: Count | None = None
     """Number of worker processes or actors; None for one per processor."""
     cache: Path | None = None
-    """SQLite file that keeps accuracies for later runs and other processes. Not allowed with a custom metric, nor with
-    a custom loss when `finetune_batches` is set."""
+    """SQLite file that keeps accuracies for later runs and other processes on the same problem. Not allowed with a
+    custom metric, nor with a custom loss when `finetune_batches` is set."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

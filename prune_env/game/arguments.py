@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from torch import nn
 
-from ..common.settings import Settings
 from ..data import DataError, DataSplits, load
 from ..data.normalisation import Name, check_pair
-from ..evaluation.resources import BackendName, Resources
+from ..evaluation.resources import Resources
+from ..networks import list_networks
 from ..training.pretrained import check_names, pretrained, with_network_normalisation
 from .config import EnvConfig
 from .env import FilterPruneEnv
+from .tabulated import make_tabulated_env
 from .validation import check_rules
 
 
 @dataclass(frozen=True)
-class ProblemArgs(Settings):
+class ProblemArgs(Resources):
     """Network, data and weights by name, and where plans are evaluated.
 
     Raises:
@@ -26,8 +29,7 @@ class ProblemArgs(Settings):
         OSError: The weights do not exist, or the cache cannot be written.
     """
 
-    network: str = "small_cnn"
-    """Registered network: small_cnn (for digits), alexnet, vgg16, resnet20 or resnet56."""
+    network: Annotated[str, tyro.conf.arg(help=f"Registered network: {', '.join(list_networks())}.")] = "small_cnn"
     data: str = "digits"
     """digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*."""
     mean: Name | tuple[float, ...] | None = None
@@ -40,23 +42,18 @@ class ProblemArgs(Settings):
     with some of them."""
     weights: Path | None = None
     """File with trained weights. Without it the network is trained once and cached."""
-    device: str = "cpu"
-    """Device of all networks, by torch's name: cpu, cuda, cuda:1."""
-    backend: BackendName = "local"
-    """Where plans are evaluated: in this process, in processes (one per processor), or by ray (see RAY_ADDRESS)."""
-    cache: Path | None = None
-    """SQLite file that keeps accuracies for later runs on the same problem."""
+    tabulated: bool = False
+    """Use the tabulated problem, small_cnn on digits, whose accuracies are looked up."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_pair(self.mean, self.std)
         check_names(self.network, self.weights)
-        _ = self.resources  # checks device and cache
-
-    @property
-    def resources(self) -> Resources:
-        """Where plans are evaluated."""
-        return Resources(device=self.device, backend=self.backend, cache=self.cache)
+        given = [one.name for one in fields(self) if getattr(self, one.name) != one.default and one.name != "tabulated"]
+        if self.tabulated and given:
+            raise ValueError(
+                f"the tabulated problem has its own network, data and accuracies; leave out {', '.join(given)}"
+            )
 
     def load_data(self) -> DataSplits:
         """Load the data, with the normalisation of the network.
@@ -82,10 +79,17 @@ class ProblemArgs(Settings):
         Args:
             config: Settings of the game.
             data: What `load_data` returned, if it is loaded already.
+
+        Raises:
+            ValueError: A setting is not allowed, or was not tabulated.
         """
+        if self.tabulated:
+            defaults = asdict(EnvConfig())
+            changed = {name: value for name, value in asdict(config).items() if value != defaults[name]}
+            return make_tabulated_env(**changed)
         check_rules(config, None, None)  # before a network is trained
         data = data or self.load_data()
-        return FilterPruneEnv.from_model(self.load_model(data), data, config, resources=self.resources)
+        return FilterPruneEnv.from_model(self.load_model(data), data, config, resources=self)
 
 
 def _names(file: Path) -> list[str]:

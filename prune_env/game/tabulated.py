@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -138,26 +139,31 @@ class TabulatedEvaluator:
 
     Args:
         table: The tabulated accuracies.
-        targets: One or more of the table's targets.
-        live: An evaluator for the same problem.
+        problem: The tabulated problem.
+        config: Settings of the game, with one or more of the table's targets.
     """
 
-    def __init__(self, table: Table, targets: Sequence[float | None], live: LiveEvaluator) -> None:
-        self._live, self._targets = live, tuple(targets)
+    def __init__(self, table: Table, problem: PruningProblem, config: EnvConfig) -> None:
+        targets = config.targets
+        self._targets = targets
         tabulated = table.settings["targets"]
         by_target = {target: table.accuracies(tabulated.index(target)) for target in targets}
         self.accuracies: Mapping[Plan, float] = dict(ChainMap(*by_target.values()))
         """Accuracy of every plan that meets a target."""
         self._known = table.accuracies(len(tabulated)) | self.accuracies
-        self.problem: PruningProblem = live.problem
-        self.config: EvaluationConfig = live.config
-        self.device = live.device
+        self.problem = problem
+        self.config: EvaluationConfig = config
+        self.device = torch.device("cpu")
         self.original_accuracy: float = table.settings["original_correct"] / table.settings["images"]
         self.optima = {target: max(accuracies.values()) for target, accuracies in by_target.items()}
         """The highest accuracy that any algorithm can find, by target."""
         self.optimum = max(self.optima.values())
         """The highest of `optima`."""
         self._round_to = table.settings["round_to"]
+
+    @cached_property
+    def _live(self) -> LiveEvaluator:
+        return LiveEvaluator(self.problem, self.config)  # made when a network runs for the first time
 
     def accuracy(self, plan: Plan) -> float:
         """Return the tabulated accuracy.
@@ -214,7 +220,7 @@ def make_tabulated_env(*, render_mode: str | None = None, **settings: Any) -> Fi
     config = table.config(settings)
     check_rules(config, None, render_mode)
     problem = PruningProblem.create(table.network(), table.data(), config)
-    evaluator = TabulatedEvaluator(table, config.targets, LiveEvaluator(problem, config))
+    evaluator = TabulatedEvaluator(table, problem, config)
     return FilterPruneEnv(problem, config, evaluator=evaluator, render_mode=render_mode)
 
 

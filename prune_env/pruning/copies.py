@@ -15,8 +15,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
+from ..common.failure import described
 from .errors import PruningError
+from .groups import named
+from .references import CONTENTS, reference_to
 
 FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 HOOKS = (
@@ -27,7 +31,6 @@ HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
-CONTENTS = ("_parameters", "_buffers", "_modules")
 COMPILED = "_compiled_call_impl"
 """Attribute of `Module.compile`: code for the sizes of the original, which `Module.__getstate__` leaves out as well."""
 IMMUTABLE = frozenset((int, float, complex, bool, str, bytes, type(None), torch.Size, torch.dtype, torch.device))
@@ -98,22 +101,54 @@ def copy_modules(model: nn.Module, replaced: Mapping[int, torch.Tensor], share: 
         else:
             hooks = [vars(module)[name] for name in HOOKS if name in vars(module)]
             memo.update({id(hook): type(hook)() for hook in hooks})
+    module = model
     try:
-        for module in reversed(paths):  # children first: a parent's own way of copying may use them
-            if is_compiled(module):
-                memo[id(module)] = memo[id(compiled_from(module))]
-            elif ordinary[type(module)]:
-                memo[id(module)].__setstate__(_attributes(module, memo))
-            else:
-                copy.deepcopy(module, memo).train(module.training)  # a graph has one program for each mode
+        with _WithoutGraphs():
+            for module in reversed(paths):  # children first: a parent's own way of copying may use them
+                if is_compiled(module):
+                    memo[id(module)] = memo[id(compiled_from(module))]
+                elif ordinary[type(module)]:
+                    memo[id(module)].__setstate__(_attributes(module, paths[module], memo))
+                else:
+                    memo[id(module)] = copied = copy.deepcopy(module, memo)
+                    if copied is not module:
+                        copied.train(module.training)  # a graph has one program for each mode
         for module in paths:
             memo[id(module)].training = module.training
+    except PruningError:
+        raise
     except Exception as error:
-        raise PruningError(
-            f"the network cannot be copied ({type(error).__name__}: {error}); masks, weight norms and other computed "
-            "weights must be made permanent first, for instance with torch.nn.utils.prune.remove"
-        ) from error
+        raise _uncopied(named(paths[module]), error) from error
+    _check_independent(paths, memo)
     return memo
+
+
+class _WithoutGraphs(TorchFunctionMode):
+    """Let deepcopy copy tensors that are results of an earlier forward pass, without their graph."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__deepcopy__ and args[0].grad_fn is not None:
+            tensor, memo = args
+            return memo.setdefault(id(tensor), tensor.detach().clone())
+        return func(*args, **(kwargs or {}))
+
+
+def _check_independent(paths: Mapping[nn.Module, str], memo: Mapping[int, Any]) -> None:
+    """Check that copies reach no module or tensor of the originals, see `copy_modules`."""
+    originals = {id(module) for module in paths}
+    for module in paths:
+        originals |= {id(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())}
+    originals.discard(id(None))
+    copies = {memo[id(module)]: path for module, path in paths.items()}
+    found = next(((path, "__deepcopy__") for module, path in copies.items() if id(module) in originals), None)
+    found = found or reference_to(originals, copies)
+    if found is not None:
+        path, name = found
+        raise PruningError(
+            f"{named(path)}: {name} holds a function, a reference or an object that copies share and that "
+            "reaches layers of this network, so a copy would call and change the original's layers; make it a method "
+            "that uses self"
+        )
 
 
 def _copy_tensors(
@@ -121,14 +156,12 @@ def _copy_tensors(
 ) -> None:
     """Add copies of a module's own parameters and buffers to `memo`."""
     attributes = vars(module)
-    if attributes["_forward_pre_hooks"] and "weight" in attributes:  # computed before every call
+    computed = [name for name in ("weight", "bias") if name in attributes and attributes["_forward_pre_hooks"]]
+    if computed:  # before every call
         raise PruningError(
-            f"the network cannot be copied (a hook of {path} computes its weight); it must be made permanent first "
-            "with torch.nn.utils.prune.remove, remove_weight_norm or remove_spectral_norm; parametrizations may stay"
+            f"the network cannot be copied (a hook of {named(path)} computes its {computed[0]}); make it "
+            "permanent first with remove_weight_norm, remove_spectral_norm or prune.remove of torch.nn.utils"
         )
-    for value in attributes.values():
-        if isinstance(value, torch.Tensor) and value.grad_fn is not None:  # a result of an earlier forward pass
-            memo[id(value)] = value.detach().clone()
     for parameter in attributes["_parameters"].values():
         if parameter is not None and id(parameter) not in memo:
             data = replaced.get(id(parameter))
@@ -141,7 +174,14 @@ def _copy_tensors(
             memo[id(buffer)] = replaced[id(buffer)] if id(buffer) in replaced else buffer.detach().clone()
 
 
-def _attributes(module: nn.Module, memo: dict[int, Any]) -> dict[str, Any]:
+def _uncopied(what: str, error: Exception) -> PruningError:
+    return PruningError(
+        f"the network cannot be copied, because copy.deepcopy fails for {what} ({described(error)}); delete it before, "
+        "or give it a __deepcopy__"
+    )
+
+
+def _attributes(module: nn.Module, path: str, memo: dict[int, Any]) -> dict[str, Any]:
     """Copies of all attributes of an ordinary module."""
     state = vars(module).copy()
     state.pop(COMPILED, None)
@@ -156,7 +196,10 @@ def _attributes(module: nn.Module, memo: dict[int, Any]) -> dict[str, Any]:
                 (key, memo[id(item)] if id(item) in memo else copy.deepcopy(item, memo)) for key, item in value.items()
             )
         else:
-            state[name] = copy.deepcopy(value, memo)
+            try:
+                state[name] = copy.deepcopy(value, memo)
+            except Exception as error:
+                raise _uncopied(f"{name} of {named(path)} ({type(module).__name__})", error) from error
     return state
 
 

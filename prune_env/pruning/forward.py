@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
+from ..common.expect import expect
 from .errors import PruningError
 
 Example = torch.Tensor | Sequence[torch.Tensor]
@@ -21,8 +22,14 @@ progress_bar = partial(tqdm, delay=5, miniters=0, leave=False)
 
 
 def inputs_for(network: nn.Module, example: Example) -> list[torch.Tensor]:
-    """Return the example's tensors on the network's device, those of floating-point type in its precision."""
-    tensors = [example] if isinstance(example, torch.Tensor) else list(example)
+    """Return the example's tensors on the network's device, those of floating-point type in its precision.
+
+    Raises:
+        TypeError: The example is neither a tensor nor a sequence of tensors.
+    """
+    tensors: list[Any] = list(example) if isinstance(example, (list, tuple)) and example else [example]
+    for tensor in tensors:
+        expect(tensor, torch.Tensor, "the example input must be a tensor, or a list or tuple of one or more tensors")
     first = next((tensor for tensor in network.parameters() if tensor.is_floating_point()), tensors[0])
     return [t.detach().to(first.device, first.dtype if t.is_floating_point() else t.dtype) for t in tensors]
 

@@ -58,7 +58,12 @@ class Protected:
     """Why they stay, as the end of a sentence that starts with 'layers ... are not pruned:'."""
 
     def __str__(self) -> str:
-        return f"layers {', '.join(self.layers)} are not pruned: {self.reason}"
+        return f"layers {', '.join(map(named, self.layers))} are not pruned: {self.reason}"
+
+
+def named(path: str) -> str:
+    """Return a path for a message; that of the network itself is empty."""
+    return path or "the network"
 
 
 def check_plan(groups: Sequence[PruningGroup], plan: Plan) -> None:

@@ -11,7 +11,7 @@ from .copies import uncompiled
 from .cost import Cost
 from .forward import Example
 from .grouping import NOTHING_TO_PRUNE, groups_and_protected, require_groups, warn_protected
-from .groups import Protected, PruningGroup
+from .groups import Protected, PruningGroup, named
 from .proof import JOINT, proven_and_failed
 
 
@@ -98,4 +98,4 @@ def inspect(model: nn.Module, example_input: Example, *, prove: bool = True, pro
 def _short(layers: Sequence[str], most: int = 3) -> str:
     """The first paths, and how many more there are."""
     more = len(layers) - most
-    return ", ".join(layers[:most]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(named, layers[:most])) + (f" and {more} more" if more > 0 else "")

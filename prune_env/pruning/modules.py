@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import parametrize
 
 from ..networks.resnet import ZeroPadShortcut
 from .groups import Side
@@ -101,7 +102,7 @@ class ModuleSpec:
         for name in self.tensor_names:
             stored = name in module._parameters or name in module._buffers
             if not stored and getattr(module, name, None) is not None:
-                return f"computes its {name} ({kind}: a mask, a parametrisation or a weight norm)"
+                return computes(name, module)
         return None
 
     def input_tensors(self, module: nn.Module) -> dict[str, torch.Tensor]:
@@ -235,6 +236,14 @@ def channels(module: nn.Module, side: Side) -> int:
     """Return the number of channels on a side of a module, 0 if it has no such side that can be cut."""
     spec = spec_of(module)
     return 0 if spec is None else spec.channels(module, side)
+
+
+def computes(name: str, module: nn.Module) -> str:
+    """Return that a module computes a parameter, and how to change this, as the end of a sentence."""
+    reason = f"computes its {name} ({type(module).__name__})"
+    if parametrize.is_parametrized(module):
+        return f"{reason}; torch.nn.utils.parametrize.remove_parametrizations makes it permanent"
+    return reason
 
 
 def refusal(module: nn.Module) -> str | None:

@@ -11,13 +11,16 @@ from torch import nn
 
 from ..common.device import with_gradients
 from ..common.expect import expect
+from ..common.failure import described
 from ..common.settings import Count, Seed, Settings
 from ..data import DataSplits, check_data
 from ..data.objective import Loss, Metric, check_metric
 from . import importance
 from .cost import Cost
+from .errors import PruningError
 from .groups import Plan, PruningGroup
 from .inspection import Inspection, inspect
+from .references import OwnTensors
 from .suitability import check_suitable
 from .surgery import build
 
@@ -119,8 +122,9 @@ class PruningProblem:
         check_metric(metric, data)
         check_suitable(model)
         original = build(model, (), {}, ()).cpu().float().eval()  # a plan without groups: a copy without hooks
-        _check_output(original, data)
-        inspection = inspect(original, data.example_input, prove=config.prove)
+        with OwnTensors(model):
+            _check_output(original, data)
+        inspection = inspect(model, data.example_input, prove=config.prove)
         inspection.warn_protected()
         inspection.require_groups()
         scores = importance.scores(
@@ -179,8 +183,12 @@ def _check_output(model: nn.Module, data: DataSplits) -> None:
     try:
         with torch.inference_mode():
             logits = model(data.example_input)
-    except RuntimeError as error:
-        raise ValueError(f"the network takes no images of shape {data.image_shape} (C, H, W): {error}") from error
+    except PruningError:
+        raise
+    except Exception as error:  # a forward pass may raise anything
+        raise ValueError(
+            f"the network takes no images of shape {data.image_shape} (C, H, W): {described(error)}"
+        ) from error
     if not isinstance(logits, torch.Tensor):
         raise ValueError(f"the network must return one tensor of logits [B, K], it returned a {type(logits).__name__}")
     if not data.classes:

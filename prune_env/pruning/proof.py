@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..common.failure import described
 from ..common.settings import Count, Seed, checked
 from .copies import shared_copy
 from .errors import PruningError
@@ -204,7 +205,7 @@ class _Comparison:
             self._original = self._run(self._network)
         except Exception as error:
             raise PruningError(
-                f"a copy of the network does not run in float32 on the CPU ({type(error).__name__}: {error}), where "
+                f"a copy of the network does not run in float32 on the CPU ({described(error)}), where "
                 "groups are proven; turn the proof off, or do not cast inside the network"
             ) from error
         # Differences are relative to the original outputs, because those of a pruned network may be almost zero.
@@ -226,7 +227,7 @@ class _Comparison:
             except _OtherShape as error:
                 return float("inf"), f"{NOT_THE_SAME} ({error})"
             except Exception as error:
-                return float("inf"), f"{NOT_THE_SAME} (the cut network does not run: {type(error).__name__}: {error})"
+                return float("inf"), f"{NOT_THE_SAME} (the cut network does not run: {described(error)})"
             if worst is not None:
                 worst = worst if worst == worst else float("inf")  # not a number
                 return worst, f"{NOT_THE_SAME} (outputs differ by {worst:.2g} of the largest)"

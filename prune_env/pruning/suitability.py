@@ -2,51 +2,80 @@
 
 from __future__ import annotations
 
-import dis
-import functools
-import types
-import warnings
-import weakref
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from .copies import CONTENTS, FORWARD_HOOKS, HOOKS, is_compiled
+from ..common.failure import described
+from .copies import FORWARD_HOOKS, HOOKS, is_compiled
 from .errors import PruningError
+from .forward import output_tensors
+from .groups import named
 
 
 def check_suitable(model: nn.Module) -> None:
-    """Check that a network can be copied faithfully, and warn of forward hooks, which copies leave out.
+    """Check that a network can be copied faithfully.
 
     Raises:
         PruningError: A layer cannot be copied, run or measured; the message names it.
     """
     if not isinstance(model, nn.Module):
         raise PruningError(f"the model must be a network (nn.Module), got {type(model).__name__}")
-    layers = {path or "the network": module for path, module in model.named_modules() if not is_compiled(module)}
+    layers = {named(path): module for path, module in model.named_modules() if not is_compiled(module)}
     for path, module in layers.items():
         if reason := _obstacle(module):
             raise PruningError(f"{path} ({type(module).__name__}) {reason}")
-    originals = {id(module) for module in layers.values()} | {id(tensor) for tensor in model.parameters()}
-    originals |= {id(tensor) for tensor in model.buffers()}
-    for path, module in layers.items():
-        values = {name: value for name, value in vars(module).items() if name not in (*CONTENTS, *HOOKS)}
-        for name, value in [*values.items(), ("forward", type(module).forward)]:
-            if _reaches(value, originals, set(), shared=False):
-                raise PruningError(
-                    f"{path} ({type(module).__name__}): {name} holds a function or reference that reaches layers of "
-                    "this network, so a copy would call and change the original's layers; make it a method that uses "
-                    "self"
-                )
-    if hooked := [path for path, module in layers.items() if any(vars(module).get(name) for name in FORWARD_HOOKS)]:
-        warnings.warn(
-            f"forward hooks of {', '.join(hooked)} are not copied, so pruned networks run without them; if they change "
-            "inputs or outputs, move what they do into forward",
-            stacklevel=4,
+
+
+def check_hooks(model: nn.Module, network: nn.Module, inputs: list[torch.Tensor]) -> None:
+    """Check that a network computes the same without its forward hooks, which copies leave out.
+
+    Args:
+        model: The network.
+        network: A copy of it in eval mode. The hooks run once, on this copy.
+        inputs: Inputs of the network.
+
+    Raises:
+        PruningError: A hook changes an input or output, or fails; the message names its layer.
+    """
+    hooked = {path: module for path, module in model.named_modules() if any(map(vars(module).get, FORWARD_HOOKS))}
+    if not hooked:
+        return
+    try:
+        plain = _outputs(network, inputs)
+    except Exception as error:
+        raise PruningError(
+            f"the network does not run without the forward hooks of {', '.join(map(named, hooked))}, which copies "
+            f"leave out ({described(error)}); move what they do into forward"
+        ) from error
+    changing = []
+    for path, module in hooked.items():
+        copied = vars(network.get_submodule(".".join(part for part in path.split(".") if part != "_orig_mod")))
+        before = {name: copied[name] for name in HOOKS}
+        copied.update({name: vars(module)[name].copy() for name in HOOKS})
+        try:
+            outputs = _outputs(network, inputs)
+        except Exception as error:
+            raise PruningError(f"a forward hook of {named(path)} fails on the example ({described(error)})") from error
+        finally:
+            copied.update(before)
+        if len(outputs) != len(plain) or not all(map(_equal, outputs, plain)):
+            changing.append(named(path))
+    if changing:
+        raise PruningError(
+            f"forward hooks of {', '.join(changing)} change what the network computes, and copies leave them out; move "
+            "what they do into forward"
         )
+
+
+def _outputs(network: nn.Module, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the same random numbers in every call
+        return output_tensors(network(*(images.clone() for images in inputs)))
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
 def _obstacle(module: nn.Module) -> str | None:
@@ -55,6 +84,8 @@ def _obstacle(module: nn.Module) -> str | None:
         return "is scripted or traced by torch.jit; prune the network before that"
     if {"train", "eval"} & vars(module).keys():
         return "has its own train or eval method, as programs of torch.export have; prune the network before its export"
+    if {"FakeQuantizeBase", "ObserverBase"} & {kind.__name__ for kind in type(module).__mro__}:
+        return "was added for quantisation; prune the network before it is prepared for that"
     if "forward" in vars(module):
         return "has a forward of its own instead of its class's; define it in a subclass"
     for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
@@ -67,58 +98,3 @@ def _obstacle(module: nn.Module) -> str | None:
                 f"has values in its {name} that are not finite (NaN or infinite); use weights of a successful training"
             )
     return None
-
-
-def _reaches(value: Any, originals: set[int], seen: set[int], shared: bool) -> bool:
-    """Whether an object that deepcopy shares, such as a function, leads to a module or tensor of the original.
-
-    Args:
-        value: The object from which to search.
-        originals: Ids of the modules and tensors.
-        seen: Ids of the objects that were searched.
-        shared: Whether the way to the object leads through one that deepcopy shares.
-    """
-    if id(value) in originals:
-        return shared
-    if id(value) in seen or isinstance(value, (torch.Tensor, type, types.ModuleType)):
-        return False
-    seen.add(id(value))
-    if isinstance(value, (types.FunctionType, weakref.ref)):
-        shared = True
-    return any(_reaches(part, originals, seen, shared) for part in _parts(value))
-
-
-def _parts(value: Any) -> Iterator[Any]:
-    """The objects that an object refers to."""
-    if isinstance(value, types.FunctionType):
-        if value.__module__ and value.__module__.split(".")[0] in ("torch", "torchvision", "numpy"):
-            return
-        for cell in value.__closure__ or ():
-            try:
-                yield cell.cell_contents
-            except ValueError:  # the cell is empty
-                continue
-        yield from value.__defaults__ or ()
-        yield from (value.__kwdefaults__ or {}).values()
-        yield from vars(value).values()
-        yield from (value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__)
-    elif isinstance(value, types.MethodType):
-        yield from (value.__func__, value.__self__)
-    elif isinstance(value, functools.partial):
-        yield from (value.func, *value.args, *value.keywords.values())
-    elif isinstance(value, weakref.ref):
-        yield value()
-    elif isinstance(value, dict):
-        yield from (*value, *value.values())
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        yield from value
-    elif hasattr(value, "__dict__"):
-        yield from vars(value).values()
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    """The global names that a function's code reads, and those that the functions inside it read."""
-    yield from (step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)

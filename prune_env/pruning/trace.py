@@ -12,9 +12,14 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .groups import Side
+from .groups import Side, named
 from .labels import Labels
-from .modules import refusal
+from .modules import computes, refusal
+
+AUTOCAST = (
+    "computes with a cast copy of its weight, as torch.autocast within forward does; use autocast around calls of the "
+    "network instead"
+)
 
 
 class Trace:
@@ -50,6 +55,8 @@ class Trace:
         self.untraced = None
         self.stack = [""]
         """Paths of the modules that run now, the innermost last."""
+        self.cast = WeakIdKeyDictionary()
+        """Copies of parameters in another precision."""
         self._tensor_labels = WeakIdKeyDictionary()
         self._owner, self._shared = _owners(self.modules)
         self._names = {id(tensor): name for name, tensor in [*network.named_parameters(), *network.named_buffers()]}
@@ -121,16 +128,19 @@ class Trace:
             return self.running, self.why_uncut(self.running)
         paths = {self._owner.get(tensor) for tensor in given}
         if len(paths) > 1 or None in paths:
-            return self.running, f"{self.running or 'the network'} computes its weight ({type(running).__name__})"
+            cast = any(tensor in self.cast for tensor in tensors if tensor is not None)
+            return self.running, f"{named(self.running)} {AUTOCAST if cast else computes('weight', running)}"
         path = str(paths.pop())
-        return path, f"parameters of {path} are used outside of it" if path != self.running else self.why_uncut(path)
+        if path != self.running:
+            return path, f"parameters of {named(path)} are used outside of it"
+        return path, self.why_uncut(path)
 
     def why_uncut(self, path: str) -> str | None:
         """Return why a module cannot be cut, None if it can."""
         if path in self._shared:
-            return f"{path} shares a parameter with {self._shared[path]}"
+            return f"{named(path)} shares a parameter with {named(self._shared[path])}"
         reason = refusal(self.modules[path])
-        return f"{path} {reason}" if reason else None
+        return f"{named(path)} {reason}" if reason else None
 
     def read(self, path: str, side: Side, labels: torch.Tensor) -> None:
         """Record the labels of the channels on a module's side, [C]; those of a second call are tied to the first."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -19,18 +19,20 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .copies import shared_copy
+from ..common.failure import described
 from .errors import PruningError
 from .forward import Example, first_input, inputs_for, output_tensors, progress_bar
 from .groups import Side
 from .modules import ModuleSpec, spec_of
+from .references import OriginalReached, OwnTensors
 from .rules import Call, Rule, rule_of
-from .suitability import check_suitable
+from .suitability import check_hooks, check_suitable
+from .surgery import cut
 from .trace import Trace
 
 
 def trace_network(model: nn.Module, example: Example, progress: bool = False) -> Trace:
-    """Trace a copy of a network, and a second time with the branches that only run in training.
+    """Trace a copy of a network, also for a batch of another size and with the branches that only run in training.
 
     Args:
         model: The network, which does not change.
@@ -38,21 +40,25 @@ def trace_network(model: nn.Module, example: Example, progress: bool = False) ->
         progress: Whether to show a progress bar on stderr.
 
     Raises:
-        PruningError: The network cannot be copied, or does not run on the example.
+        PruningError: The network cannot be copied, a copy computes something else, or it does not run on the example.
+        TypeError: The example is neither a tensor nor a sequence of tensors.
     """
     check_suitable(model)
     if not any(True for _ in model.parameters()):
         raise PruningError(f"the network ({type(model).__name__}) has no parameters, so nothing of it can be pruned")
-    network = shared_copy(model).eval()
+    network = cut(model, {}).eval()  # a copy with its own tensors
     inputs = inputs_for(network, example)
-    trace = Trace(network)
+    check_hooks(model, network, inputs)
+    trace, own = Trace(network), OwnTensors(model)
     try:
         with progress_bar(desc="tracing", unit=" layers", disable=not progress) as bar:
             tracer = _Tracer(trace, bar)
             with tracer.watching_modules():
-                _run(tracer, network, inputs)
+                _run(tracer, own, network, inputs)
+                with suppress(_DoesNotRun):  # some networks take no single images
+                    _run(tracer, own, network, _of_another_size(inputs))
                 if set(trace.modules) - set(trace.called) or any(map(_reads_mode, trace.modules.values())):
-                    _run_training_branches(tracer, network, inputs)
+                    _run_training_branches(tracer, own, network, inputs)
     except RuntimeError as error:  # scripted modules take no hooks
         raise PruningError(f"the network cannot be traced ({error}); prune it before it is scripted") from error
     return trace
@@ -65,30 +71,47 @@ def _reads_mode(module: nn.Module) -> bool:
     return any(code is not None and "training" in code.co_names for code in codes)
 
 
-def _run(tracer: _Tracer, network: nn.Module, inputs: list[torch.Tensor]) -> None:
+class _DoesNotRun(PruningError):
+    """The network does not run on the inputs."""
+
+
+def _of_another_size(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The first example of a batch, or a batch of two if there is only one; some networks have a branch for either."""
+    size = len(inputs[0]) if inputs[0].ndim else 0
+    batched = [images.ndim > 0 and len(images) == size for images in inputs]
+    return [
+        (images[:1] if size > 1 else torch.cat((images, images))) if along else images
+        for images, along in zip(inputs, batched, strict=True)
+    ]
+
+
+def _run(tracer: _Tracer, own: OwnTensors, network: nn.Module, inputs: list[torch.Tensor]) -> None:
     try:
         with torch.inference_mode(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             inputs = [images.clone() for images in inputs]
             tracer.start(inputs)
-            with tracer:
+            with tracer, own:  # the inner one does not see the operations on labels
                 output = network(*inputs)
+    except PruningError:
+        raise
     except Exception as error:
-        raise PruningError(
-            f"the network cannot be traced ({type(error).__name__}: {error}); check that it runs on the example "
-            f"input, of shape {', '.join(str(tuple(images.shape)) for images in inputs)}, and does not change its "
-            "own parameters"
+        raise _DoesNotRun(
+            f"the network cannot be traced ({described(error)}); check that it runs on the example input, of shape "
+            f"{', '.join(str(tuple(images.shape)) for images in inputs)}, and does not change its own parameters"
         ) from error
     for tensor in output_tensors(output):
         tracer.trace.freeze(tensor, "their channels are the network's output")
 
 
-def _run_training_branches(tracer: _Tracer, network: nn.Module, inputs: list[torch.Tensor]) -> None:
+def _run_training_branches(tracer: _Tracer, own: OwnTensors, network: nn.Module, inputs: list[torch.Tensor]) -> None:
     """Trace branches that only run in training (auxiliary heads), with layers in eval mode."""
     for module in network.modules():
         module.training = any(True for _ in module.children())
     try:
-        _run(tracer, network, inputs)
+        _run(tracer, own, network, inputs)
+    except OriginalReached:
+        raise
     except PruningError as error:
         tracer.trace.untraced = str(error)
     finally:
@@ -163,6 +186,8 @@ class _Tracer(TorchDispatchMode):
             with self:
                 return func.decompose(*args, **kwargs)
         output = func(*args, **kwargs)
+        if owners and func.overloadpacket in (torch.ops.aten.to, torch.ops.aten._to_copy):
+            trace.cast[output] = True
         if rule is None or not _applied(trace, rule, Call(func, args, kwargs, output), inputs):
             for tensor in labelled:
                 trace.freeze(tensor, f"they pass through {func.overloadpacket}, which may mix them")

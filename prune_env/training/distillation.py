@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 
@@ -24,6 +23,7 @@ from ..common.expect import expect
 from ..common.fingerprints import function_fingerprint, weights_fingerprint
 from ..common.memory_format import channels_last, in_layout, memory_format
 from ..common.settings import BelowOne, Fraction, Positive, Whole
+from ..common.warn import warn
 from ..data import DataSplits
 from ..data.objective import Loss, Metric, check_loss
 from .config import FitConfig, RunOptions
@@ -135,7 +135,7 @@ class Teacher:
         reason += str(error).partition("\n")[0]
         if self._precision == "bf16":
             raise ValueError(f"precision='bf16', but {reason}; set precision='auto' or 'fp32'") from error
-        warnings.warn(f"{reason}. It answers in float32, which takes longer", stacklevel=5)
+        warn(f"{reason}. It answers in float32, which takes longer")
         self._network, self._dtype = exact, torch.float32
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +28,7 @@ from ..common.files import check_space
 from ..common.fingerprints import function_fingerprint, weights_fingerprint
 from ..common.memory_format import in_layout, memory_format
 from ..common.tensor_files import DamagedFileError, load_state, save_state
+from ..common.warn import warn
 from ..data import DataSplits, check_data
 from ..data.objective import Loss, Metric, check_loss, check_metric
 from ..scoring.batchnorm import even_batches, recalibrate
@@ -225,13 +225,20 @@ class _Training:
         try:
             state = load_state(file)
         except DamagedFileError as error:
-            warnings.warn(f"{error}; {self._options.title} starts again", stacklevel=3)
+            warn(f"{error}; {self._options.title} starts again")
             return
         if state.get("run") != self._identity:
             raise ValueError(
                 f"{file} is the checkpoint of another run (settings, data, network, loss or metric differ); delete it "
                 "to start again"
             )
+        try:
+            self._take_over(state)
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{file} does not fit this training: {reason:.200}; delete it to start again") from error
+
+    def _take_over(self, state: dict[str, Any]) -> None:
         self._step = state["step"]
         self._best_accuracy, self._best = state["best_accuracy"], state["best"]
         self._model.load_state_dict(state["model"])
@@ -239,6 +246,11 @@ class _Training:
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             # Keep this run's settings, as the checkpoint may come from another device.
             optimizer.load_state_dict({**saved, "param_groups": optimizer.state_dict()["param_groups"]})
+            for parameter, kept in optimizer.state.items():
+                if wrong := [
+                    name for name, value in kept.items() if getattr(value, "shape", ()) not in ((), parameter.shape)
+                ]:
+                    raise ValueError(f"{wrong[0]} of a parameter of shape {tuple(parameter.shape)} has another shape")
 
     def _train_epoch(self, take_step: Step, bar: Any) -> None:
         """Take the steps of one epoch, or those that remain."""

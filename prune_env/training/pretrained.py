@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from ..common.files import cache_dir
 from ..common.locks import hold, release
 from ..common.settings import checked
 from ..common.tensor_files import DamagedFileError, load_tensors, save_tensors
+from ..common.torch_files import read_torch
+from ..common.warn import warn
 from ..data import DataSplits, as_splits
 from ..networks.registry import create, image_size, network_entry
 from .fit import FitConfig, RunOptions, fit
@@ -90,7 +91,7 @@ def pretrained(
                 _fill(model, load_tensors(cached), cached)
                 return model
             except DamagedFileError as error:
-                warnings.warn(f"{error}; the network is trained again", stacklevel=2)
+                warn(f"{error}; the network is trained again")
         checkpoint = cached.with_suffix(".checkpoint")
         title = f"training {network} on {splits.name}"
         model = fit(model, splits, recipe, run=RunOptions(device, checkpoint, progress, title))
@@ -162,9 +163,9 @@ def _read_state(file: Path) -> dict[str, torch.Tensor]:
         if file.suffix == ".safetensors":
             state = load_file(file)
         else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's unpickler raises many types on foreign bytes: IndexError, EOFError, ...
-        # torch's own message is left out: it is long, and recommends to load files that run code.
+            with file.open("rb") as stream:
+                state = read_torch(stream)
+    except Exception as error:  # safetensors raises several types, too
         raise ValueError(
             f"weights file {file} cannot be read as a state dict ({type(error).__name__}); write one by "
             "torch.save(model.state_dict(), file) or safetensors"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import warnings
 
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..common.device import DTYPES, Precision, failing_layer, fast_dtype, seeded
 from ..common.memory_format import channels_last, in_layout, memory_format
+from ..common.warn import warn
 from ..scoring.metric import eval_mode
 from .step import first_tensor
 
@@ -88,10 +88,9 @@ def training_dtype(model: nn.Module, example_input: torch.Tensor, precision: Pre
     if reason and precision == "bf16":
         raise ValueError(f"precision='bf16', but in bfloat16 {reason}; set precision='auto' or 'fp32'")
     if reason and not wrong:
-        warnings.warn(
+        warn(
             f"in bfloat16 {reason}. It is trained in float32, which takes longer; precision='fp32' does so without "
-            "this warning",
-            stacklevel=4,
+            "this warning"
         )
     return torch.float32 if reason else dtype
 

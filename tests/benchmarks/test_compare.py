@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from episodes import FAST
 
 from benchmarks.compare import report, rows, statistics
 from benchmarks.compare import run as compare
@@ -22,13 +24,19 @@ from prune_env.game.arguments import ProblemArgs
 from prune_env.training.distillation import DistillationConfig, Teacher
 from qmix_agent import QMIXConfig
 
-BRIEF = DistillationConfig(epochs=2, min_steps=4, batch_size=64)
+BRIEF = DistillationConfig(epochs=0.2, min_steps=4, batch_size=64)
 
 
 def config(out: Path, **settings: object) -> compare.Config:
     """Return a comparison on the tabulated problem, where a search takes no time."""
-    usual = {"methods": ("uniform", "random", "evolution"), "max_plans": 12, "seeds": 2, "finalise": False}
-    return compare.Config(out=out, tabulated=True, distillation=BRIEF, **(usual | settings))
+    usual = {
+        "methods": ("uniform", "random", "evolution"),
+        "max_plans": 12,
+        "seeds": 2,
+        "finalise": False,
+        "short_epochs": 0.2,
+    }
+    return compare.Config(ProblemArgs(tabulated=True), out=out, distillation=BRIEF, **(usual | settings))
 
 
 def without_times(row: rows.Row) -> rows.Row:
@@ -88,7 +96,7 @@ class TestCompare:
             {"finalise": True},
             {"seeds": 2},
             {"methods": ("uniform",)},
-            {"target_macs": (0.3,)},
+            {"env": EnvConfig(target_macs=0.3)},
             {"methods": ("random", "uniform"), "shard": "1/2"},
         ):
             with pytest.raises(
@@ -118,11 +126,11 @@ class TestCompare:
 
     def test_what_is_not_tabulated_is_refused_before_the_first_run(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"target_macs=0\.4"):
-            compare.main(config(tmp_path, target_macs=(0.5, 0.4)))
+            compare.main(config(tmp_path, env=EnvConfig(target_macs=(0.5, 0.4))))
         assert not list(tmp_path.iterdir())
 
     def test_other_settings_are_other_runs(self, tmp_path: Path) -> None:
-        for settings in ({}, {"max_plans": 13}, {"target_macs": (0.3,)}):
+        for settings in ({}, {"max_plans": 13}, {"env": EnvConfig(target_macs=0.3)}):
             compare.main(config(tmp_path, methods=("uniform",), seeds=1, **settings))
         assert len(rows.read([tmp_path])) == 3
 
@@ -141,7 +149,7 @@ class TestCompare:
     def test_runs_of_one_seed_share_a_teacher(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         passes, compute = [], Teacher.compute
         monkeypatch.setattr(Teacher, "compute", lambda teacher, images: passes.append(1) or compute(teacher, images))
-        settings: dict[str, object] = {"seeds": 2, "finalise": True, "finalists": 1, "short_epochs": 0.5}
+        settings: dict[str, object] = {"seeds": 2, "finalise": True, "finalists": 1}
         counts = []
         for number, methods in enumerate([("uniform",), ("uniform",), ("uniform", "random")]):
             before = len(passes)
@@ -184,7 +192,7 @@ class TestCompare:
             ({"shard": "2/2"}, "'2/2'"),
             ({"max_plans": 0}, "max_plans"),
             ({"env": EnvConfig(round_finetune_batches=2)}, "round-finetune-batches"),
-            ({"env": EnvConfig(target_macs=0.3)}, "target-macs 0.3"),
+            ({"env": EnvConfig(target_macs=None)}, "target-macs"),
         ],
     )
     def test_bad_settings(self, tmp_path: Path, settings: dict[str, object], message: str) -> None:
@@ -195,7 +203,7 @@ class TestCompare:
 class TestRows:
     @pytest.mark.parametrize("tabulated", [False, True])
     def test_a_missing_setting_counts_as_its_default(self, tmp_path: Path, tabulated: bool) -> None:
-        settings = compare.Config(tabulated=tabulated, distillation=BRIEF, out=tmp_path)
+        settings = compare.Config(ProblemArgs(tabulated=tabulated), distillation=BRIEF, out=tmp_path)
         row = settings.identity(0, 0.5, "qmix")
         older = {**row, "problem": dict(row["problem"]), "finalisation": dict(row["finalisation"])}
         older["problem"].pop("finetune_batches", None)
@@ -219,7 +227,7 @@ class TestRows:
 
     def test_numbers_may_be_written_as_they_come(self, tmp_path: Path) -> None:
         whole = compare.Config(env=EnvConfig(rates=(0, 0.5)), finalists=2, distillation=BRIEF, out=tmp_path)
-        floating = dataclasses.replace(whole, env=EnvConfig(rates=(0.0, 0.5)), target_macs=(1.0,))
+        floating = dataclasses.replace(whole, env=EnvConfig(rates=(0.0, 0.5), target_macs=1.0))
         row, same = whole.identity(0, 1, "qmix"), json.loads(json.dumps(floating.identity(0, 1.0, "qmix")))
         assert rows.identity(row) == rows.identity(same)
         assert len(comparisons([row, {**same, "seed": 1}])) == 1
@@ -357,10 +365,12 @@ class TestReport:
             assert ("98.76 %" in printed) == (optimum is not None)
             assert (report.OWN in printed) == ("amc_ls" in methods)
 
-    def test_seconds_of_cached_searches_do_not_count(self, tmp_path: Path) -> None:
+    def test_seconds_of_cached_searches_do_not_count(self, tmp_path: Path, trained: torch.nn.Module) -> None:
+        torch.save(trained.state_dict(), tmp_path / "weights.pt")
         for cache in (None, tmp_path / "cache.sqlite"):
+            problem = ProblemArgs(weights=tmp_path / "weights.pt", cache=cache)
             settings = compare.Config(
-                ProblemArgs(cache=cache), max_plans=1, methods=("uniform",), finalise=False, out=tmp_path
+                problem, EnvConfig(**FAST), max_plans=1, methods=("uniform",), finalise=False, out=tmp_path
             )
             row = compare.run(settings, 0, 0.5, "uniform")
             assert (row["search_seconds"] is None) == (cache is not None)

@@ -34,3 +34,11 @@ def test_a_lock_names_its_process_and_ends_with_it(tmp_path: Path) -> None:
     hold(lock)  # the same process may hold it again
     assert str(os.getpid()) in lock.read_text()
     release(lock)
+
+
+def test_a_lock_does_not_follow_a_link(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / ".lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match=r"\.lock"):
+        hold(tmp_path / ".lock")
+    assert (tmp_path / "victim").read_text() == "precious"

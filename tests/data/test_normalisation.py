@@ -98,6 +98,11 @@ def test_mistakes_are_named(make: Maker, options: dict[str, Any]) -> None:
         make(**options)
 
 
+def test_a_mean_of_pixels_up_to_255_is_refused_for_uint8_images(make: Maker) -> None:
+    with pytest.raises(DataError, match=r"mean=.*125"):
+        make(mean=(125.0, 0.5, 0.5), std=(60.0, 0.2, 0.2))
+
+
 def test_names_fit_colour_images_only() -> None:
     with pytest.raises(DataError, match=r"imagenet|1 finite"):
         data.load("digits", mean="imagenet")

@@ -75,6 +75,17 @@ def test_decoded_images_are_cached_and_follow_the_files(
     assert data.load(path).fingerprint != first.fingerprint
 
 
+def test_images_are_read_where_the_cache_cannot_be_written(
+    image_folder: FolderWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = image_folder()
+    monkeypatch.setenv("PRUNE_ENV_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    with pytest.warns(UserWarning, match=r"cache.decoded"):
+        found = data.load(path)
+    assert found.fingerprint == data.load(path, cache=False).fingerprint
+
+
 def test_a_damaged_cache_file_is_written_again(image_folder: FolderWriter, private_cache: Path) -> None:
     path = image_folder(classes=("one", "two"))
     first = data.load(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -84,6 +85,57 @@ class TestTensors:
         from_tensors(**arguments)
         with pytest.raises(DataError, match=named):
             from_tensors(**(arguments | changes))
+
+
+ONE_HOT = torch.eye(3)[LABELS]
+STANDARDISED = (FLOATS - FLOATS.mean()) / FLOATS.std()
+
+
+class TestUnusualData:
+    """A warning names what is probably meant otherwise; ordinary data give none."""
+
+    @staticmethod
+    def load(images: torch.Tensor, labels: torch.Tensor, **options: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", message=".*equal training images")
+            from_tensors(images, labels, images[:9], labels[:9], **options)
+
+    @pytest.mark.parametrize(
+        ("images", "labels", "options", "named"),
+        [
+            (FLOATS, LABELS, {}, "0 to 255"),
+            (FLOATS, LABELS, {"mean": "imagenet"}, "0 to 255"),
+            (FLOATS[:, :1] / 4, LABELS, {}, "0 to 63"),
+            (IMAGES.permute(0, 2, 3, 1), LABELS, {}, r"\(60, 6, 5, 3\)"),
+            (STANDARDISED[:, :1, :5].permute(0, 2, 3, 1), LABELS, {}, r"\(60, 5, 5, 1\)"),
+            (IMAGES, ONE_HOT, {}, r"\(60, 3\)"),
+        ],
+    )
+    def test_it_is_named(self, images: torch.Tensor, labels: torch.Tensor, options: dict[str, Any], named: str) -> None:
+        with pytest.raises(UserWarning, match=named):
+            self.load(images, labels, **options)
+
+    @pytest.mark.parametrize(
+        ("images", "labels", "options"),
+        [
+            (IMAGES, LABELS, {}),
+            (FLOATS / 255, LABELS, {}),
+            (FLOATS / 255, LABELS, {"mean": "imagenet"}),
+            (STANDARDISED, LABELS, {}),
+            (STANDARDISED * 50, LABELS, {}),
+            (FLOATS - 128, LABELS, {}),
+            (FLOATS, LABELS, {"mean": "none"}),
+            (FLOATS, LABELS, {"mean": (128.0,) * 3, "std": (70.0,) * 3}),
+            (STANDARDISED.repeat(1, 3, 1, 1)[:, :, :, :1], LABELS, {}),
+            (STANDARDISED[:, :, :3, :3].repeat(1, 3, 1, 1), LABELS, {}),
+            (IMAGES, (ONE_HOT + ONE_HOT.roll(1, 1)), {}),
+            (IMAGES, ONE_HOT[:, :1], {}),
+            (IMAGES, ONE_HOT / 2, {}),
+        ],
+    )
+    def test_ordinary_data(self, images: torch.Tensor, labels: torch.Tensor, options: dict[str, Any]) -> None:
+        self.load(images, labels, **options)
 
 
 class TestDatasets:

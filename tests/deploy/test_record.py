@@ -84,3 +84,35 @@ def test_an_edited_record_is_refused(folder: Path, change: Callable[[dict[str, A
         read_record(folder)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r["modules"].update({"": "SmallCNM"}),
+        lambda r: r["data"].update(classes=["O", *r["data"]["classes"][1:]]),
+        lambda r: r["data"].update(name="digit3"),
+        lambda r: r["normalisation"].update(mean=[0.125]),
+        lambda r: r["metrics"].update(pruned_accuracy=0.8),
+        lambda r: r["metrics"].update({"added": 1}),
+        lambda r: r.update(added=1),
+        lambda r: r.update(digest="0" * 32),
+    ],
+)
+def test_a_damaged_value_that_a_record_may_have_is_noticed(
+    folder: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    file = folder / "pruned.json"
+    record = json.loads(file.read_text())
+    change(record)
+    file.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="digest") as caught:
+        read_record(folder)
+    assert str(file) in str(caught.value)
+
+
+def test_metrics_are_stored_as_json_has_them(folder: Path) -> None:
+    record = read_record(folder)
+    record["metrics"] = {"by class": {10: 1.0, 2: (0.5, None, True)}, "text": "\u00fc\ud800"}
+    (folder / "pruned.json").write_text(to_json(record))
+    assert read_record(folder)["metrics"] == {"by class": {"10": 1.0, "2": [0.5, None, True]}, "text": "\u00fc\ud800"}

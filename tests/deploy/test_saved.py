@@ -21,6 +21,7 @@ from torch import nn
 
 from prune_env import load_pruned, save_pruned
 from prune_env.data import DataSplits
+from prune_env.deploy.record import to_json
 from prune_env.deploy.saved import file_bytes
 from prune_env.networks import create
 from prune_env.pruning import Member, PruningGroup
@@ -96,7 +97,7 @@ def own(own_problem: PruningProblem, tmp_path: Path) -> Callable[..., tuple[Path
 def edit(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
     record = json.loads((directory / "pruned.json").read_text())
     change(record)
-    (directory / "pruned.json").write_text(json.dumps(record))
+    (directory / "pruned.json").write_text(to_json(record))
 
 
 def test_a_new_process_needs_nothing_but_the_folder(

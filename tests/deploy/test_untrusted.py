@@ -19,6 +19,7 @@ from torch import nn
 from prune_env import load_pruned, save_pruned
 from prune_env.__main__ import main
 from prune_env.data import DataSplits
+from prune_env.deploy.record import to_json
 from prune_env.pruning.problem import ProblemConfig, PruningProblem
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ def folder(trained: nn.Module, digits: DataSplits, tmp_path: Path) -> Path:
 def edit(folder: Path, change: Change) -> None:
     record = json.loads((folder / "pruned.json").read_text())
     change(record)
-    (folder / "pruned.json").write_text(json.dumps(record))
+    (folder / "pruned.json").write_text(to_json(record))
 
 
 def replace_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -144,7 +145,6 @@ def test_the_command_in_the_folder_imports_nothing_from_it(folder: Path, tmp_pat
         (lambda r: r["kept_channels"].append(r["kept_channels"][0]), r"features\.0"),
         (lambda r: r["kept_channels"][0]["kept"].append(2**70), "kept"),
         (lambda r: r["normalisation"].update(std=[0.0]), "std"),
-        (lambda r: r["normalisation"].update(mean=[float("nan")]), "NaN"),
     ],
 )
 def test_values_that_no_network_has(folder: Path, change: Change, named: str) -> None:
@@ -155,7 +155,10 @@ def test_values_that_no_network_has(folder: Path, change: Change, named: str) ->
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 10**5, '{"a": ' * 10**5, '{"format_version": 2, "format_version": 2}', '{"a": Infinity}', "1" * 10**4, "\0"],
+    [
+        *("[" * 10**5, '{"a": ' * 10**5, '{"format_version": 2, "format_version": 2}', "1" * 10**4, "\0"),
+        *('{"a": Infinity}', '{"a": NaN}', '{"format_version": NaN}'),
+    ],
 )
 def test_json_made_to_break_readers(folder: Path, text: str) -> None:
     (folder / "pruned.json").write_text(text)

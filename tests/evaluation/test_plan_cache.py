@@ -164,12 +164,37 @@ class TestCustomFunctions:
 
 
 class TestFile:
-    @pytest.mark.parametrize("content", [b"not a database, but long enough to be read as one" * 30, None])
-    def test_a_file_that_is_not_a_database_is_named(self, tmp_path: Path, content: bytes | None) -> None:
+    @pytest.mark.parametrize(
+        ("content", "error"), [(b"not a database, but long enough to be read as one" * 30, ValueError), (None, OSError)]
+    )
+    def test_a_file_that_is_not_a_database_is_named(
+        self, tmp_path: Path, content: bytes | None, error: type[Exception]
+    ) -> None:
         file = tmp_path / "plans.sqlite"
         file.write_bytes(content) if content else file.mkdir()
-        with pytest.raises(ValueError, match=r"plans\.sqlite"):
+        with pytest.raises(error, match=r"plans\.sqlite"):
             PlanCache(file, "a")
+
+    def test_a_full_disk_is_an_error_that_names_the_file(self, tmp_path: Path) -> None:
+        file = tmp_path / "plans.sqlite"
+        code = f"""
+import resource, signal
+from pathlib import Path
+from prune_env.evaluation.plan_cache import PlanCache
+cache = PlanCache(Path({str(file)!r}), "a")
+cache.put((1, 2), 0.5)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+try:
+    cache.put((1, 3), 0.25)
+except OSError as error:
+    print(error)
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert str(file) in done.stdout
+        assert done.stdout.count("\n") == 1
+        cache = PlanCache(file, "a")
+        assert (cache.get((1, 2)), cache.get((1, 3))) == (0.5, None)
 
     def test_accuracies_are_exact_to_the_bit(self, tmp_path: Path) -> None:
         cache = PlanCache(tmp_path / "plans.sqlite", "a")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,6 +180,32 @@ class TestMainScript:
         assert other.returncode != 0
         assert "seed: 0 in the run, 5 now" in other.stderr
         assert "Traceback" not in other.stderr
+
+    def test_the_checkpoint_of_another_run_is_refused(
+        self, finished: tuple[Path, str], weights: Path, tmp_path: Path
+    ) -> None:
+        """Also where no log is there to compare it with."""
+        shutil.copytree(finished[0], tmp_path / "run")
+        (tmp_path / "run" / "metrics.jsonl").unlink()
+        file = tmp_path / "run" / "checkpoint" / "checkpoint.pt"
+        content = torch.load(file, weights_only=True)
+        content["config"]["gamma"] = 0.5
+        torch.save({**content, "seed": 5}, file)
+        done = run(tmp_path, weights, "--resume")
+        assert done.returncode == 1
+        assert done.stderr.strip().count("\n") == 0
+        for named in (str(file.parent), "seed: 5", "gamma: 0.5"):
+            assert named in done.stderr
+
+    def test_too_little_space_is_an_error_before_the_search(self, weights: Path, tmp_path: Path) -> None:
+        arguments = command(tmp_path, weights)[1:]
+        code = "import runpy, shutil, sys; shutil.disk_usage = lambda _: shutil._ntuple_diskusage(0, 0, 4 * 2**20)"
+        code = f"{code}; sys.argv = {arguments!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500, cwd=ROOT)
+        assert done.returncode == 1
+        assert done.stderr.strip().count("\n") == 0
+        assert str(tmp_path / "run") in done.stderr
+        assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
     @pytest.mark.parametrize(
         ("arguments", "named"),

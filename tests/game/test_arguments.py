@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 from prune_env import EnvConfig
 from prune_env.evaluation.resources import Resources
 from prune_env.game.arguments import ProblemArgs
+from prune_env.networks import list_networks
 
 
 @pytest.fixture
@@ -31,10 +33,29 @@ def test_wrong_values_are_refused_at_once(settings: dict[str, Any], named: str) 
 
 
 def test_a_command_line_becomes_arguments(tmp_path: Path) -> None:
-    line = f"--network resnet20 --data cifar10 --backend processes --cache {tmp_path / 'plans.sqlite'}"
+    line = f"--network resnet20 --data cifar10 --backend processes --workers 3 --cache {tmp_path / 'plans.sqlite'}"
     arguments = tyro.cli(ProblemArgs, args=line.split())
     assert (arguments.network, arguments.data, arguments.weights) == ("resnet20", "cifar10", None)
-    assert arguments.resources == Resources(backend="processes", cache=tmp_path / "plans.sqlite")
+    expected = Resources(backend="processes", workers=3, cache=tmp_path / "plans.sqlite")
+    assert asdict(arguments).items() >= asdict(expected).items()
+
+
+def test_the_tabulated_problem_takes_the_settings_of_the_game_only() -> None:
+    env = ProblemArgs(tabulated=True).make_env(EnvConfig(target_macs=0.2, rounds=2))
+    assert (env.config.target_macs, env.config.rounds) == (0.2, 2)
+    assert env.evaluator.optimum == max(env.evaluator.accuracies.values())
+    for settings in ({"network": "vgg16"}, {"backend": "processes"}, {"device": "cpu:0"}, {"mean": "none"}):
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            ProblemArgs(tabulated=True, **settings)
+    with pytest.raises(ValueError, match=r"target_macs=0\.4"):
+        ProblemArgs(tabulated=True).make_env(EnvConfig(target_macs=0.4))
+
+
+def test_the_help_lists_every_registered_network(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        tyro.cli(ProblemArgs, args=["--help"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in list_networks())
 
 
 def test_they_make_the_environment(weights: Path, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_the_model_does_not_change(make: Any) -> None:
     random = torch.random.get_rng_state()
     seen = {name: set(vars(module)) for name, module in model.named_modules()}
     find_groups(model, images)
-    assert not calls
+    assert calls == [1], "hooks run once, on a copy, to see whether they change something"
     assert hooks(model) == hooks(model.layer1) == 1
     assert not model.layer2.training
     assert model.layer1.training

@@ -19,7 +19,7 @@ from prune_env.export import to_onnx
 from prune_env.pruning import Cost, build, inspect, prove
 from prune_env.pruning.grouping import groups_and_protected
 from prune_env.pruning.problem import ProblemConfig, PruningProblem
-from prune_env.pruning.proof import INVISIBLE, NOT_THE_SAME
+from prune_env.pruning.proof import INVISIBLE, NOT_THE_SAME, proven_and_failed
 
 NETWORKS = int(os.environ.get("PRUNE_ENV_RANDOM_NETWORKS", "40"))
 """Number of random networks."""
@@ -94,20 +94,19 @@ def test_random_networks(kinds: list[str], head: str, seed: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         groups, _ = groups_and_protected(model, images)
-        inspection = inspect(model, images)
-        failed = [e.reason for e in inspection.protected if NOT_THE_SAME in e.reason or INVISIBLE in e.reason]
-        assert len(inspection.groups) + len(failed) == len(groups)
+        proven, failed, _ = proven_and_failed(model, groups, images)
+        assert len(proven) + len(failed) == len(groups)
         if not HARD_CODED & set(kinds):  # tracing alone is correct; some branches are dead, which proves nothing
-            assert all(INVISIBLE in reason for reason in failed)
-        differences = prove(model, inspection.groups, images, seed=seed + 1)
+            assert all(INVISIBLE in entry.reason for entry in failed)
+        differences = prove(model, proven, images, seed=seed + 1)
         assert max(differences.values()) < 1e-4
-        cost = Cost(model, inspection.groups, images)
+        cost = Cost(model, proven, images)
         generator = torch.Generator().manual_seed(seed)
-        plan = tuple(int(torch.randint(1, g.filters + 1, (), generator=generator)) for g in inspection.groups)
-        ranking = {g.name: torch.randperm(g.filters, generator=generator) for g in inspection.groups}
+        plan = tuple(int(torch.randint(1, g.filters + 1, (), generator=generator)) for g in proven)
+        ranking = {g.name: torch.randperm(g.filters, generator=generator) for g in proven}
         for network, of in (
-            (model, tuple(g.filters for g in inspection.groups)),
-            (build(model, inspection.groups, ranking, plan), plan),
+            (model, tuple(g.filters for g in proven)),
+            (build(model, proven, ranking, plan), plan),
         ):
             if "Functional" not in kinds:  # calls that only use a layer's parameters are not counted
                 assert cost.macs(of) == counted_macs(network, images)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import types
-import weakref
+import re
+import threading
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import utils
+from torch.nn.utils import parametrizations
+from torch.utils._pytree import tree_leaves
 from torchvision.models import resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -22,41 +26,6 @@ IMAGES = torch.randn(2, 3, 8, 8)
 def network() -> nn.Sequential:
     layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
-
-
-class Holder(nn.Module):
-    """A network that calls one of its layers through an attribute."""
-
-    def __init__(self, hold: Callable[[nn.Module], object]) -> None:
-        super().__init__()
-        self.inner = network()
-        self.reference = hold(self.inner)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.inner(images)
-
-
-@pytest.mark.parametrize(
-    "hold",
-    [
-        lambda inner: lambda x: inner[1](x),
-        lambda inner: [{"deep": functools.partial(lambda x: inner(x))}],
-        lambda inner: lambda x, inner=inner: inner(x),
-        weakref.ref,
-        lambda inner: types.SimpleNamespace(call=lambda x: inner[0].weight * x),
-    ],
-)
-def test_functions_that_reach_layers_are_refused(hold: Callable[[nn.Module], object]) -> None:
-    model = Holder(hold).train()
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(PruningError, match="reference"):
-        inspect(model, IMAGES)
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-
-
-@pytest.mark.parametrize("hold", [lambda inner: inner.forward, lambda inner: functools.partial(inner[1].forward)])
-def test_bound_methods_are_copied_rightly(hold: Callable[[nn.Module], object]) -> None:
-    assert inspect(Holder(hold), IMAGES).groups
 
 
 def test_a_wrapper_that_delegates_attributes_stays() -> None:
@@ -86,11 +55,41 @@ def test_compiled_networks_and_parts() -> None:
 
 
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
-def test_forward_hooks_are_named(register: str) -> None:
+def test_hooks_that_only_observe_are_dropped_without_a_warning(register: str) -> None:
+    model, seen = network(), []
+    getattr(model[2], register)(lambda *_: seen.append(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert inspect(model, IMAGES).groups
+    assert seen == [1]
+    before = torch.get_rng_state()
+    assert build(model, (), {}, ())(IMAGES) is not None
+    assert seen == [1]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("register", "hook"),
+    [
+        ("register_forward_hook", lambda module, args, output: 2 * output),
+        ("register_forward_hook", lambda module, args, output: output.mul_(2) and None),
+        ("register_forward_pre_hook", lambda module, args: (args[0] + 1,)),
+        ("register_forward_hook", lambda module, args, output: 1 / 0),
+    ],
+)
+def test_hooks_that_change_something_are_refused_by_name(register: str, hook: Callable[..., object]) -> None:
     model = network()
-    getattr(model[2], register)(lambda *_: None)
-    with pytest.warns(UserWarning, match="hooks of 2 "):
+    model[0].register_forward_hook(lambda *_: None)
+    getattr(model[3], register)(hook)
+    with pytest.raises(PruningError, match=r"hooks? of 3 "):
         inspect(model, IMAGES)
+
+
+def test_a_hook_without_which_the_network_does_not_run_is_named() -> None:
+    model = network()
+    model[0].register_forward_pre_hook(lambda module, args: (args[0][:, :3],))
+    with pytest.raises(PruningError, match="hooks of 0,"):
+        inspect(model, torch.randn(2, 4, 8, 8))
 
 
 def test_a_replaced_forward_is_named() -> None:
@@ -110,6 +109,18 @@ def with_nan() -> nn.Module:
     return model
 
 
+def prepared_for_quantisation() -> nn.Module:
+    model = network().train()
+    model.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")  # type: ignore[assignment]
+    return torch.ao.quantization.prepare_qat(model)
+
+
+def with_lock() -> nn.Module:
+    model = network()
+    model[2].lock = threading.Lock()
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "named"),
     [
@@ -120,6 +131,8 @@ def with_nan() -> nn.Module:
         (lazy, "0 .*weight"),
         (with_nan, "3 .*weight"),
         (nn.Flatten, "parameters"),
+        (prepared_for_quantisation, "0.*quantisation"),
+        (with_lock, "lock of 2 "),
     ],
 )
 def test_unsuitable_networks_are_named(make: Callable[[], nn.Module], named: str) -> None:
@@ -127,11 +140,100 @@ def test_unsuitable_networks_are_named(make: Callable[[], nn.Module], named: str
         inspect(make(), IMAGES)
 
 
-def test_a_tensor_of_an_earlier_pass_is_copied_without_its_graph() -> None:
+@pytest.mark.parametrize("hold", [lambda x: x, lambda x: [x], lambda x: {"a": (x,)}, lambda x: Kept(x)])
+def test_a_tensor_of_an_earlier_pass_is_copied_without_its_graph(hold: Callable[[torch.Tensor], Any]) -> None:
     model = network()
-    model.last = model(IMAGES)
+    model.last = hold(output := model(IMAGES))
     assert inspect(model, IMAGES).groups
-    assert model.last.grad_fn is not None
+    (copied,) = tree_leaves(vars(build(model, (), {}, ()))["last"])
+    copied = copied.tensor if isinstance(copied, Kept) else copied
+    assert torch.equal(copied, output)
+    assert copied.grad_fn is None
+    assert output.grad_fn is not None
+
+
+@dataclass
+class Kept:
+    tensor: torch.Tensor
+
+
+class Direct(nn.Module):
+    """A convolution, a normalisation, and a convolution as the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.bn, self.last = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.bn(self.first(x)).relu()).mean((2, 3))
+
+
+@pytest.mark.parametrize("example", ["abc", None, [], [IMAGES, "abc"], 3])
+def test_an_example_that_is_no_tensor_is_named(example: Any) -> None:
+    with pytest.raises(TypeError, match="example"):
+        inspect(network(), example)
+
+
+def test_an_exception_without_a_message_is_shown_with_its_line() -> None:
+    class Refusing(Direct):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise AssertionError
+
+    with pytest.raises(PruningError, match=r"test_suitability.*raise AssertionError"):
+        inspect(Refusing(), IMAGES)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_branch_on_the_batch_size_is_traced(size: int) -> None:
+    class Branching(Direct):
+        def __init__(self) -> None:
+            super().__init__()
+            self.single = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.bn(self.single(x) if len(x) == 1 else self.first(x))
+            return self.last(x).mean((2, 3))
+
+    model = Branching()
+    (group,) = inspect(model, IMAGES[:size]).groups
+    assert set(group.layers) == {"first", "single"}
+    small = build(model, [group], {group.name: torch.arange(8)}, (3,))
+    assert small(IMAGES).shape == (2, 4)
+    assert small(IMAGES[:1]).shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        (lambda model: parametrizations.weight_norm(model[3]), "remove_parametrizations"),
+        (lambda model: utils.weight_norm(model[3]), "remove_weight_norm"),
+        (lambda model: utils.spectral_norm(model[3]), "remove_spectral_norm"),
+        (lambda model: utils.weight_norm(model[3], "bias"), "bias.*remove_weight_norm"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_makes_a_computed_weight_permanent_is_named(change: Callable[[Any], object], remedy: str) -> None:
+    model = network()
+    change(model)
+    try:
+        text = str(inspect(model, IMAGES))
+    except PruningError as error:
+        text = str(error)
+    assert re.search(f"3 .*{remedy}", text)
+
+
+def test_autocast_in_forward_is_named() -> None:
+    class Autocast(Direct):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().forward(x)
+
+    reasons = [entry.reason for entry in inspect(Autocast(), IMAGES).protected]
+    assert any("autocast" in reason for reason in reasons)
+
+
+def test_a_network_that_is_one_layer_has_a_name() -> None:
+    assert "the network" in str(inspect(nn.Conv2d(3, 8, 3), IMAGES))
 
 
 def test_a_structure_that_differs_in_training_is_traced() -> None:
@@ -148,11 +250,6 @@ def test_a_structure_that_differs_in_training_is_traced() -> None:
 
     layers = [set(group.layers) for group in inspect(Skip(), IMAGES, prove=False).groups]
     assert not any(len(found & {"first", "second"}) == 1 for found in layers)
-
-
-def test_a_global_with_the_name_of_an_attribute_is_no_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "inner", network())
-    assert len(inspect(Holder(lambda inner: None).eval(), IMAGES).groups) == 2
 
 
 def test_a_network_in_eval_mode_is_built_in_eval_mode() -> None:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,75 @@ def test_files_of_other_formats_and_versions_are_refused(tmp_path: Path, content
     torch.save(content, tmp_path / checkpoint.FILE_NAME)
     with pytest.raises(CheckpointError, match=named):
         QMIX.load(tmp_path)
+
+
+class Calls:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, function: Callable[..., Any], argument: Any) -> None:
+        self.call = function, (argument,)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rows": Calls(os.mkdir, "canary")},
+        {"rows": Calls(bytearray, 10**8)},
+        {"config": {"hidden_size": 2**31 - 1}},
+        {"config": {"hypernet_hidden": 10**9}},
+        {"spec": {"n_state": 10**12}},
+        {"spec": {"n_state": -1}},
+        {"spec": {"n_actions": (2**62, 2)}},
+        {"learner": {"network": {}}},
+        {"learner": {"updates": torch.zeros(1).expand(10**10)}},
+        {"buffer": {"rewards": torch.zeros(1).expand(10**10)}},
+        {"buffer": {"lengths": torch.tensor([-5, 10**9])}},
+        {"buffer": {"lengths": torch.tensor([10**9])}},
+        {"seed": "text"},
+    ],
+    ids=repr,
+)
+def test_checkpoints_made_to_do_harm_are_refused(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No code runs, and nothing is allocated in the sizes that the file claims."""
+    monkeypatch.chdir(tmp_path)
+    path = QMIX(Ragged(), SMALL).learn(2, progress=False).save(tmp_path)
+    content = torch.load(path, weights_only=True)
+    for key, value in changes.items():
+        content[key] = {**content[key], **value} if isinstance(value, dict) else value
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt"):
+        QMIX.load(tmp_path)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_compressed_checkpoints_are_refused(tmp_path: Path) -> None:
+    """A megabyte could become a gigabyte."""
+    path = QMIX(Ragged(), SMALL).save(tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt"):
+        QMIX.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", [".checkpoint.pt.writing", ".metrics.jsonl.writing", "metrics.jsonl", "checkpoint.pt"])
+def test_links_in_a_folder_do_not_lead_to_files_of_the_user(name: str, tmp_path: Path) -> None:
+    folder, victim = tmp_path / "run", tmp_path / "victim"
+    agent = QMIX(TwoStep(), SMALL).learn(2, folder, folder, progress=False)
+    victim.write_text("precious")
+    for path in (folder / "metrics.jsonl", folder / name):
+        path.unlink(missing_ok=True)
+    (folder / name).symlink_to(victim)
+    agent.learn(4, folder, folder, progress=False)
+    assert victim.read_text() == "precious"
+    assert not (folder / name).is_symlink()
 
 
 @pytest.mark.slow

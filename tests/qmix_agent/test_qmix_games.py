@@ -34,7 +34,7 @@ def two_step_config(**settings: Any) -> QMIXConfig:
     return QMIXConfig(**(defaults | settings))
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 20))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))])
 @pytest.mark.parametrize(("mixer", "best"), [("qmix", 8.0), ("vdn", 7.0)])
 def test_in_the_two_step_game_qmix_reaches_8_and_vdn_7(mixer: str, best: float, seed: int) -> None:
     agent = QMIX(TwoStep(), two_step_config(mixer=mixer), seed=seed).learn(120, progress=False)

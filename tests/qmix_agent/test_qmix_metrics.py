@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import builtins
 import errno
+import io
 import json
 import os
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +20,22 @@ from qmix_agent.metrics import MetricsLog, restore, to_line
 
 
 def test_tensorboard_events_are_written(tmp_path: Path) -> None:
-    QMIX(TwoStep(), SMALL).learn(2, log_dir=tmp_path, progress=False)
-    assert list(tmp_path.glob("events.out.tfevents*"))
+    """A resumed agent replaces the events of episodes that it plays again."""
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = MetricsLog(tmp_path, 0)
+    log.write([{"episode": 1, "return": 0.5, "info/accuracy": 0.25, "loss": None, "seconds": 1.0}])
+    log.write([{"episode": 2, "return": 0.75, "loss": float("nan")}, {"episode": 3, "return": 8.0}])
+    log.close()
+    log = MetricsLog(tmp_path, 2)
+    log.write([{"episode": 3, "return": 1.0}])
+    log.close()
+    events = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
+    assert sorted(events.Tags()["scalars"]) == ["info/accuracy", "train/return"]
+    assert [(one.step, one.value) for one in events.Scalars("train/return")] == [(1, 0.5), (2, 0.75), (3, 1.0)]
 
 
 def test_without_tensorboard_only_rows_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = builtins.__import__
-
-    def without_tensorboard(name: str, *rest: Any, **named: Any) -> Any:
-        if "tensorboard" in name:
-            raise ImportError(name)
-        return original(name, *rest, **named)
-
-    monkeypatch.setattr(builtins, "__import__", without_tensorboard)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     QMIX(TwoStep(), SMALL).learn(2, log_dir=tmp_path, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
@@ -90,19 +95,33 @@ def test_a_resumed_agent_has_its_whole_log(damage: str | None, episodes: int, tm
     assert [row["episode"] for row in rows_of(log)] == list(range(1, episodes + 1))
 
 
-def test_a_full_disk_is_one_error_that_names_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.out.tfevents"])
+def test_a_full_disk_is_one_error_that_names_the_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, full = Path.open, [False]
+
+    class File(io.FileIO):
+        def write(self, content: Any) -> int:
+            return super().write(content[: len(content) // 2] if full[0] else content)
+
+    def opened(path: Path, *arguments: Any, **named: Any) -> Any:
+        found = path.name.startswith(name) and arguments == ("ab",)
+        return File(path, "ab") if found else original(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", opened)
     log = MetricsLog(tmp_path, 0)
-    log.write([{"episode": 1}])
-    before = (tmp_path / "metrics.jsonl").read_text()
-
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
-    with pytest.raises(OSError, match=r"metrics\.jsonl"):
+    log.write([{"episode": 1, "return": 0.5}])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    full[0] = True
+    with pytest.raises(OSError, match=re.escape(f"{tmp_path}{os.sep}{name}")) as caught:
         log.write([{"episode": 2, "return": 1.0}])
+    assert caught.value.errno == errno.ENOSPC
+    assert "\n" not in str(caught.value)
     log.close()
-    assert (tmp_path / "metrics.jsonl").read_text() == before
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before["metrics.jsonl"]
+    if name != "metrics.jsonl":
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:

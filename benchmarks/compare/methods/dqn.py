@@ -35,7 +35,13 @@ class Stepped(gymnasium.ActionWrapper[np.ndarray, int, np.ndarray]):
 
 
 def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
-    """Learn until `max_plans` distinct plans are evaluated or PROPOSALS * `max_plans` episodes are played."""
+    """Learn until `max_plans` distinct plans are evaluated or PROPOSALS * `max_plans` episodes are played.
+
+    Args:
+        env: The environment; its evaluations are counted.
+        max_plans: Distinct plans that may be evaluated.
+        seed: Seed of the search.
+    """
     from stable_baselines3 import DQN
 
     steps = len(env.groups)

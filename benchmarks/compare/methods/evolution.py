@@ -19,7 +19,13 @@ STEP = 0.2
 
 
 def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
-    """Search from the uniform plan, and restart there when CMA-ES has converged and evaluations are left."""
+    """Search from the uniform plan, and restart there when CMA-ES has converged and evaluations are left.
+
+    Args:
+        env: The environment; its evaluations are counted.
+        max_plans: Distinct plans that may be evaluated.
+        seed: Seed of the search.
+    """
     with Counted(env, max_plans) as counted:
         start = np.array(env.budget.uniform()) / env.problem.full_plan
         maximise(lambda keep: counted.accuracy(from_keep_ratios(env, keep)), start, seed)

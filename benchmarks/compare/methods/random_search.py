@@ -11,7 +11,13 @@ from .result import SearchResult
 
 
 def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
-    """Play until `max_plans` distinct plans are evaluated."""
+    """Play until `max_plans` distinct plans are evaluated.
+
+    Args:
+        env: The environment; its evaluations are counted.
+        max_plans: Distinct plans that may be evaluated.
+        seed: Seed of the search.
+    """
     rng = np.random.default_rng(seed)
     with Counted(env, max_plans) as counted:
         while True:

@@ -12,7 +12,13 @@ from .result import SearchResult
 
 
 def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
-    """Search with the default settings, but multivariate, because the best ratios of groups depend on each other."""
+    """Search with the default settings, but multivariate, because the best ratios of groups depend on each other.
+
+    Args:
+        env: The environment; its evaluations are counted.
+        max_plans: Distinct plans that may be evaluated.
+        seed: Seed of the search.
+    """
     import optuna
 
     chatter = optuna.logging.get_verbosity()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..groups import named
 from ..labels import aligned
 from ..trace import Trace
 from .registry import Call, rule
@@ -33,10 +34,10 @@ def convolution(trace: Trace, call: Call) -> None:
     path, reason = trace.owner(call.args[1], call.argument(2, "bias"))
     module: Any = trace.modules.get(path)
     if not isinstance(module, nn.modules.conv._ConvNd):
-        trace.freeze(images, reason or f"{path} calls a convolution and is not one")
+        trace.freeze(images, reason or f"{named(path)} calls a convolution and is not one")
         return
     axis = images.ndim - 1 - len(module.kernel_size)
-    inputs = trace.along(images, axis, f"{path} reads them at different positions")
+    inputs = trace.along(images, axis, f"{named(path)} reads them at different positions")
     filters = trace.produce(path, module.out_channels)
     if reason is not None:
         trace.freeze(images, reason)
@@ -59,9 +60,9 @@ def linear(trace: Trace, call: Call) -> None:
     path, reason = trace.owner(call.args[1], call.argument(2, "bias"))
     module = trace.modules.get(path)
     if not isinstance(module, nn.Linear):
-        trace.freeze(features, reason or f"{path} calls a linear operation and is not a linear layer")
+        trace.freeze(features, reason or f"{named(path)} calls a linear operation and is not a linear layer")
         return
-    inputs = trace.along(features, -1, f"{path} reads them at different positions")
+    inputs = trace.along(features, -1, f"{named(path)} reads them at different positions")
     outputs = trace.produce(path, module.out_features)
     if reason is not None:
         trace.freeze(features, reason)
@@ -82,7 +83,7 @@ def by_channel(trace: Trace, call: Call) -> None:
         tensors = []
     if tensors:
         path, reason = trace.owner(*tensors)
-        channels = trace.along(images, 1, f"{path} reads them at different positions")
+        channels = trace.along(images, 1, f"{named(path)} reads them at different positions")
         if reason is not None:
             trace.freeze(images, reason)
         elif channels is not None:
