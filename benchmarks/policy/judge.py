@@ -114,7 +114,7 @@ def _games(config: Config) -> Iterator[tuple[str, FilterPruneEnv]]:
         chosen = [problem for problem in JUDGING if problem.data in config.families]
         yield from make_games(chosen, config.networks, config.data, config.targets)
         return
-    args = ProblemArgs(config.network, config.data, weights=config.weights, cache=config.cache)
+    args = ProblemArgs(network=config.network, data=config.data, weights=config.weights, cache=config.cache)
     yield config.network, args.make_env(EnvConfig(target_macs=config.targets, rates=RATES))
 
 

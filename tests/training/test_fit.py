@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from prune_env.data import DataSplits, Split
 from prune_env.networks import create
 from prune_env.scoring.metric import accuracy
-from prune_env.training.distillation import DistillationConfig, distill
+from prune_env.training.distillation import DistillationConfig, distil
 from prune_env.training.fit import FitConfig, RunOptions, fit
 
 SHORT = FitConfig(epochs=2, batch_size=128, lr=0.05, ema_decay=0.9, seed=3)
@@ -113,7 +113,7 @@ def test_the_last_of_equally_good_epochs_is_returned(digits: DataSplits) -> None
     assert same(last, fit(model, digits, config, metric=lambda *_: 0.5, run=QUIET))
 
 
-@pytest.mark.parametrize("train", ["fit", "distill"])
+@pytest.mark.parametrize("train", ["fit", "distil"])
 def test_the_warning_of_a_damaged_checkpoint_points_at_the_caller(
     digits: DataSplits, tmp_path: Path, train: str
 ) -> None:
@@ -121,7 +121,7 @@ def test_the_warning_of_a_damaged_checkpoint_points_at_the_caller(
     (tmp_path / "run.pt").write_text("damaged")
     calls = {
         "fit": lambda: fit(model, digits, FitConfig(epochs=0.01), run=run),
-        "distill": lambda: distill(model, model, digits, DistillationConfig(epochs=0.01, min_steps=1), run=run),
+        "distil": lambda: distil(model, model, digits, DistillationConfig(epochs=0.01, min_steps=1), run=run),
     }
     with pytest.warns(UserWarning, match=r"run\.pt") as caught:
         calls[train]()
