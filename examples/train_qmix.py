@@ -25,7 +25,6 @@ from prune_env.common.files import check_space
 from prune_env.common.settings import Count, Positive, Seed, Settings
 from prune_env.finalise import Finaliser, Finalist, accuracy, recalibrated
 from prune_env.game.arguments import ProblemArgs
-from prune_env.game.config import differences
 from prune_env.pruning import Plan
 from prune_env.reporting.plots import plot_front
 from prune_env.reporting.result import Contestant, network_rows, save_result, search_seconds
@@ -152,14 +151,13 @@ def check_agent(config: Config, agent: QMIX, checkpoints: Path) -> None:
     Raises:
         ValueError: It has another seed or other settings; the message names them.
     """
-    loaded, own = {"seed": agent.seed}, {"seed": config.seed}
-    changed = differences(loaded | dataclasses.asdict(agent.config), own | dataclasses.asdict(config.qmix))
-    if changed:
-        changes = "; ".join(f"{name}: {old!r} there, {new!r} in this run" for name, old, new in changed)
+    try:
+        agent.require_settings(config.qmix, config.seed)
+    except ValueError as error:
         raise ValueError(
-            f"{checkpoints} holds the checkpoint of another run ({changes}); put back the right one, or delete the "
+            f"{checkpoints} holds the checkpoint of another run ({error}); put back the right one, or delete the "
             "folder to start again"
-        )
+        ) from error
 
 
 def check_room(config: Config, env: FilterPruneEnv, agent: QMIX, directory: Path) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .agent import QMIX
     from .checkpoint import CheckpointError
     from .subprocess_env import EnvProcessError, SubprocessEnv
-    from .team_policy import TeamPolicy
+    from .team_policy import Interface, TeamPolicy
     from .types import Batch, EnvSpec, Episode, Evaluation
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "EnvSpec",
     "Episode",
     "Evaluation",
+    "Interface",
     "QMIXConfig",
     "SubprocessEnv",
     "TeamPolicy",
@@ -38,6 +39,7 @@ _MODULE_OF = {
     "CheckpointError": "checkpoint",
     "EnvProcessError": "subprocess_env",
     "SubprocessEnv": "subprocess_env",
+    "Interface": "team_policy",
     "TeamPolicy": "team_policy",
     "Batch": "types",
     "EnvSpec": "types",

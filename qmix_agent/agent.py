@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from pettingzoo import ParallelEnv
 
 from . import checkpoint, evaluation
-from .config import LARGEST, QMIXConfig
+from .config import QMIXConfig, check_count
 from .env_pool import EnvPool, OneOrMoreEnvs, wrap_envs
 from .learner import Learner
 from .padding import pad_action_masks, pad_observations, split_observation
@@ -65,7 +66,7 @@ class QMIX:
         self._set_trainer(Trainer(EnvPool(envs, envs[0].spec), config or QMIXConfig(), int(seed), device))
         if policy is not None:
             policy.interface.require_equal(Interface.of(envs[0].env), type(envs[0].env).__name__)
-            policy.start(self.learner)
+            policy.initialise(self.learner)
 
     def _set_trainer(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -148,8 +149,8 @@ class QMIX:
             FileExistsError: A new agent would overwrite the checkpoint of another run.
         """
         n_envs = max(1, self.trainer.envs.n_given) if n_envs is None else n_envs
-        _check_count("total_episodes", total_episodes)
-        _check_count("n_envs", n_envs)
+        check_count("total_episodes", total_episodes)
+        check_count("n_envs", n_envs)
         if checkpoint_dir is not None:  # found now, not at the first checkpoint
             Path(checkpoint_dir).mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(prefix=".qmix-", dir=checkpoint_dir):
@@ -215,7 +216,7 @@ class QMIX:
         Raises:
             ValueError: The environment has another specification, or there is none.
         """
-        _check_count("episodes", episodes)
+        check_count("episodes", episodes)
         team_env = self.trainer.envs.take(1)[0] if env is None else TeamEnv(env)
         self.spec.require_equal(team_env.spec)
         return evaluation.evaluate(team_env, self.trainer.new_policy(), self.seed, episodes)
@@ -225,6 +226,15 @@ class QMIX:
         from .export import export_onnx
 
         return export_onnx(self.learner.network, self.spec, path)
+
+    def require_settings(self, config: QMIXConfig, seed: int) -> None:
+        """Raise ValueError that names what differs unless the agent, loaded from a file, has these settings."""
+        mine, other = ({"seed": one, **asdict(two)} for one, two in ((self.seed, self.config), (seed, config)))
+        changed = [
+            f"{name}: {mine[name]!r} there, {other[name]!r} in this run" for name in mine if mine[name] != other[name]
+        ]
+        if changed:
+            raise ValueError("; ".join(changed))
 
     def policy(self) -> TeamPolicy:
         """Return what the team has learned, for teams of any size in environments of the same kind.
@@ -293,8 +303,3 @@ class QMIX:
     def checkpoint_exists(directory: str | Path) -> bool:
         """Return whether `load` would find a file."""
         return bool(checkpoint.list_files(Path(directory)))
-
-
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
-        raise ValueError(f"{name} must be an integer from 1 up to {LARGEST}, got {value!r}")

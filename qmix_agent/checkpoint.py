@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import shutil
 import warnings
 import zipfile
 from pathlib import Path
@@ -13,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from .files import write_beside
 
 FILE_NAME = "checkpoint.pt"
 FORMAT = "qmix_agent"
@@ -47,21 +47,9 @@ def write(directory: Path, content: dict[str, Any], keep: int) -> Path:
         OSError: The file cannot be written, for example on a full disk. All existing files are unchanged.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    path, temporary = directory / FILE_NAME, directory / f".{FILE_NAME}.writing"
-    try:
-        temporary.unlink(missing_ok=True)
-        with temporary.open("xb") as file:  # never through a link
-            torch.save({"format": FORMAT, "version": VERSION, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch wraps the file's own error
-        if not isinstance(cause, OSError):
-            raise
-        raise write_error(path, cause, "earlier checkpoints are unchanged") from error
+    path = directory / FILE_NAME
+    content = {"format": FORMAT, "version": VERSION, **content}
+    temporary = write_beside(path, lambda file: torch.save(content, file), "earlier checkpoints are unchanged")
     for number, old in reversed(list(enumerate(list_files(directory), start=1))):
         if number < keep:
             os.replace(old, directory / f"checkpoint.{number}.pt")
@@ -69,13 +57,6 @@ def write(directory: Path, content: dict[str, Any], keep: int) -> Path:
     for surplus in list_files(directory)[keep:]:
         surplus.unlink()
     return path
-
-
-def write_error(path: Path, error: OSError, remains: str) -> OSError:
-    """Return an error of one line that names the file, the reason, the free space, and what remains."""
-    free = shutil.disk_usage(path.parent).free / 2**20
-    reason = error.strerror or str(error)
-    return OSError(error.errno, f"cannot write {path}: {reason} ({free:.1f} MiB are free); {remains}")
 
 
 def read_newest(directory: Path) -> tuple[Path, dict[str, Any]]:

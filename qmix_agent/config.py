@@ -166,6 +166,12 @@ def _check_positive(config: QMIXConfig, name: str) -> None:
         _refuse(name, value, f"a number above 0 and up to {LARGEST}")
 
 
+def check_count(name: str, value: object) -> None:
+    """Raise ValueError unless an argument is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
+        raise ValueError(f"{name} must be an integer from 1 up to {LARGEST}, got {value!r}")
+
+
 def _refuse(name: str, value: object, allowed: str) -> NoReturn:
     shown = " ".join(repr(value).split())  # one short line, also for arrays
     raise ValueError(f"{name} must be {allowed}; got {shown if len(shown) <= 80 else shown[:80] + '...'}")

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import write_error
+from .files import write_beside, write_error
 from .interrupts import deferred_interrupt
 from .types import MetricsRow
 
@@ -61,18 +61,7 @@ def restore(directory: Path, lines: Sequence[str]) -> None:
             f"{path} and the checkpoint are of different runs: no row of the file is of the agent; put back the right "
             f"one, or move {FILE_NAME} away, and it is made again from the checkpoint"
         )
-    temporary = path.with_name(f".{FILE_NAME}.writing")
-    try:
-        temporary.unlink(missing_ok=True)
-        with temporary.open("xb") as file:  # never through a link
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise write_error(path, error, "the file is unchanged") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    os.replace(write_beside(path, lambda file: file.write(text), "the file is unchanged"), path)
 
 
 class MetricsLog:

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from gymnasium.vector.utils import CloudpickleWrapper
 from pettingzoo import ParallelEnv
 
-from .team_env import state_of
+from .team_env import NAMES, state_of
 
 ParallelStep = tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, Any]]
 """What `ParallelEnv.step` returns: observations, rewards, terminations, truncations and infos."""
@@ -58,6 +58,8 @@ class SubprocessEnv(ParallelEnv[str, Any, Any]):
         self.possible_agents: list[str] = properties["possible_agents"]
         self.observation_spaces, self.action_spaces = properties["observation_spaces"], properties["action_spaces"]
         self.metadata = properties["metadata"]
+        for attribute in properties.keys() & set(NAMES):
+            setattr(self, attribute, properties[attribute])
         self.agents: list[str] = []
         self._state: Any = None
 
@@ -208,6 +210,7 @@ def _properties(env: ParallelEnv[str, Any, Any]) -> dict[str, Any]:
         "observation_spaces": {agent: env.observation_space(agent) for agent in agents},
         "action_spaces": {agent: env.action_space(agent) for agent in agents},
         "metadata": dict(getattr(env, "metadata", {})),
+        **{attribute: getattr(env, attribute) for attribute in NAMES if hasattr(env, attribute)},
     }
 
 

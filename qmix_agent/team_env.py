@@ -19,6 +19,8 @@ from pettingzoo import ParallelEnv
 from .padding import MASK_KEY, pad_action_masks, pad_observations, space_spec, split_observation
 from .types import EnvSpec, JointObservation, StepResult
 
+NAMES = ("observation_names", "action_names")
+"""Attributes of an environment that name its observation features and actions."""
 _STEP_DICTS = ("observations", "rewards", "terminations", "truncations", "infos")
 
 
@@ -91,8 +93,8 @@ class TeamEnv:
         """
         if not _class_has_method(self.env, "imagine"):
             raise ValueError(
-                f"imagined_episodes needs an environment with the methods imagine() and episode_options(), and "
-                f"{type(self.env).__name__} has none; set imagined_episodes to 0"
+                f"planning needs an environment with the method imagine() and the attributes episode_options and known, "
+                f"and {type(self.env).__name__} has none of them; in training, set imagined_episodes to 0"
             )
         return TeamEnv(self.env.imagine(), self.spec)
 

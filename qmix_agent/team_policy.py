@@ -23,8 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from .checkpoint import CheckpointError, write_error
-from .config import QMIXConfig
+from .checkpoint import CheckpointError
+from .config import QMIXConfig, check_count
+from .files import write_beside
 from .learner import Learner
 from .mixers import make_mixer
 from .networks import AgentNetwork
@@ -32,7 +33,7 @@ from .planning import epsilons_of, final_values
 from .policy import EpsilonGreedyPolicy
 from .rollout import EpisodeSettings, play_episodes
 from .seeding import Stream, make_generator
-from .team_env import TeamEnv
+from .team_env import NAMES, TeamEnv
 from .types import EnvSpec, SpaceSpec
 
 FORMAT = "qmix_agent policy"
@@ -69,7 +70,7 @@ class Interface:
         shape, n_actions = shapes.pop()
         numbers = tuple(map(str, range(int(np.prod(shape))))), tuple(map(str, range(n_actions)))
         names = []
-        for attribute, count in zip(("observation_names", "action_names"), numbers, strict=True):
+        for attribute, count in zip(NAMES, numbers, strict=True):
             own = tuple(getattr(env, attribute, count))
             names.append(own if len(own) == len(count) else count)
         return cls(*names)
@@ -87,7 +88,7 @@ class Interface:
 
 
 class TeamPolicy:
-    """The networks of a team without agent ids, which act in teams of any size.
+    """The networks of a team without agent ids. They propose plans for teams of any size.
 
     Args:
         network: The agent network.
@@ -125,18 +126,18 @@ class TeamPolicy:
             imagined_episodes: 1 for the greedy episode. Otherwise so many are played with some exploration, and the
                 plan of the one with the highest Q_tot is returned.
             seed: Seed of the exploration.
-            **options: Options for the environment's reset, such as target_macs=0.4.
+            **options: Options for the environment's reset, such as target_macs=0.4. What is left out is as in the
+                environment's current episode.
 
         Raises:
             ValueError: The environment does not fit the policy.
         """
         self.interface.require_equal(Interface.of(env), type(env).__name__)
-        if isinstance(imagined_episodes, bool) or not isinstance(imagined_episodes, int) or imagined_episodes < 1:
-            raise ValueError(f"imagined_episodes must be an integer from 1, got {imagined_episodes!r}")
-        spec = _spec(tuple(env.possible_agents), self.interface)
-        first = TeamEnv(env, spec)
-        games = [first.imagine() for _ in range(imagined_episodes)]
-        epsilons = [0.0, *epsilons_of(imagined_episodes - 1)] if imagined_episodes > 1 else [0.0]
+        check_count("imagined_episodes", imagined_episodes)
+        team = TeamEnv(env, _spec(env, self.interface))
+        options = team.episode_options | options  # equal for all, so that their values compare
+        games = [team.imagine() for _ in range(imagined_episodes)]
+        epsilons = [0.0, *epsilons_of(imagined_episodes - 1)]
         rngs = make_generator(seed, Stream.PLANNING).spawn(imagined_episodes)
         settings = [EpisodeSettings(seed, epsilon, rng, options) for epsilon, rng in zip(epsilons, rngs, strict=True)]
         device = next(self.network.parameters()).device
@@ -162,13 +163,7 @@ class TeamPolicy:
         }
         content = save(weights, {"policy": json.dumps(description)})
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.writing")
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise write_error(path, error, "an earlier file is unchanged") from error
+        os.replace(write_beside(path, lambda file: file.write(content), "an earlier file is unchanged"), path)
         return path
 
     @classmethod
@@ -192,7 +187,7 @@ class TeamPolicy:
             interface = Interface(*(tuple(description["interface"][name]) for name in ("observations", "actions")))
             config = QMIXConfig(**description["settings"], agent_id=False)
             with torch.device("meta"):  # sizes are compared before anything is allocated
-                spec = _spec(("agent",), interface)
+                spec = _team_spec(("agent",), (0,), interface)
                 policy = cls(AgentNetwork(spec, config), make_mixer(spec, config), config, interface)
             policy._load_state(weights)
         except CheckpointError:
@@ -201,7 +196,7 @@ class TeamPolicy:
             raise CheckpointError(f"cannot read {path}: it is damaged, or not a {FORMAT}; write it again") from error
         return policy
 
-    def start(self, learner: Learner) -> None:
+    def initialise(self, learner: Learner) -> None:
         """Give a new learner the weights of the policy.
 
         Raises:
@@ -225,6 +220,8 @@ class TeamPolicy:
     def _load_state(self, weights: Mapping[str, torch.Tensor]) -> None:
         if set(weights) != set(self._state()):
             raise ValueError("wrong names of tensors")
+        if any(weights[name].dtype != tensor.dtype for name, tensor in self._state().items()):
+            raise ValueError("wrong types of tensors")
         for part, module in (("network", self.network), ("mixer", self.mixer)):
             own = {name.removeprefix(f"{part}."): one for name, one in weights.items() if name.startswith(f"{part}.")}
             module.load_state_dict(own, assign=True)
@@ -245,12 +242,18 @@ def _plain(observation: spaces.Space, action: spaces.Space) -> bool:
     return isinstance(observation, spaces.Box) and isinstance(action, spaces.Discrete)
 
 
-def _spec(agents: tuple[str, ...], interface: Interface) -> EnvSpec:
-    """Return the specification of a team whose agents have this interface. The policy's networks need no state."""
+def _spec(env: ParallelEnv[str, Any, Any], interface: Interface) -> EnvSpec:
+    """Return the specification of an environment with this interface. The policy's networks need no state."""
+    agents = tuple(env.possible_agents)
+    starts = tuple(int(env.action_space(agent).start) for agent in agents)  # type: ignore[attr-defined]
+    return _team_spec(agents, starts, interface)
+
+
+def _team_spec(agents: tuple[str, ...], starts: tuple[int, ...], interface: Interface) -> EnvSpec:
     n_observation, n_actions, count = len(interface.observations), len(interface.actions), len(agents)
     space = SpaceSpec("Box", (n_observation,), n_observation)
     n_state = count * n_observation
-    return EnvSpec(agents, (space,) * count, (n_actions,) * count, (0,) * count, n_state, has_state=False)
+    return EnvSpec(agents, (space,) * count, (n_actions,) * count, starts, n_state, has_state=False)
 
 
 def _check_version(path: Path, description: Mapping[str, Any]) -> None:

@@ -3,13 +3,14 @@
     python -m benchmarks.policy.judge --policy runs/policy/policy.safetensors
     python -m benchmarks.policy.judge --policy FILE --network resnet56 --data cifar10 --weights WEIGHTS
 
-Every look at an accuracy counts as an evaluation. Without a network by name, the networks of `problems.JUDGING` are
+Every look at an accuracy counts as an evaluation. Without a network by name, the networks of `games.JUDGING` are
 used; they are trained first if they are not in `networks`. One row per network, budget, method and seed is appended to
 rows.jsonl in `out`; finished rows are skipped. Prints accuracies on the reward images, means over budgets and seeds.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ import tyro
 
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.common.command import check_writable, one_line_errors, require_packages
+from prune_env.common.fingerprints import weights_fingerprint
 from prune_env.common.settings import Count, Settings
 from prune_env.game.arguments import ProblemArgs
 from prune_env.game.budget import TargetMacs
@@ -31,13 +33,15 @@ from ..compare.methods.counted import PROPOSALS, Counted
 from ..compare.methods.plans import from_keep_ratios
 from ..compare.methods.result import SearchResult
 from ..front.methods import insides, uniform
-from .problems import JUDGING, RATES, make_games
+from .games import JUDGING, RATES, RECIPES, make_games
 from .train import settings
 
 IMAGINED = 64
 """Imagined episodes, of which the one with the highest Q_tot is evaluated."""
 FEW, MORE = 30, 100
 """Evaluations of the searches."""
+NEVER = 10_000
+"""More episodes than any search here plays: after so many, learning would start or exploration would change."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +49,17 @@ class Config(Settings):
     policy: Path = Path("runs/policy/policy.safetensors")
     """The policy to judge."""
     network: str | None = None
-    """Registered network to judge it on, instead of those of `problems.JUDGING`."""
+    """Registered network to judge it on, instead of those of `games.JUDGING`."""
     data: str = "cifar10"
-    """Data of the network, or the CIFAR-10 of `problems.JUDGING`: cifar10, or a folder PATH/{train,test}/<class>/*."""
+    """Data of the network, or the CIFAR-10 of `games.JUDGING`: cifar10, or a folder PATH/{train,test}/<class>/*."""
     weights: Path | None = None
     """Trained weights of the network."""
     cache: Path | None = None
     """SQLite file that keeps accuracies for later runs on the same network."""
     networks: Path = Path("runs/policy-networks")
-    """Folder of the trained networks of `problems.JUDGING`."""
-    families: tuple[str, ...] = ("digits", "cifar16")
-    """Data sets of `problems.JUDGING` to use."""
+    """Folder of the trained networks of `games.JUDGING`."""
+    data_sets: tuple[str, ...] = ("digits", "cifar16")
+    """Data sets of `games.JUDGING` to use."""
     targets: tuple[TargetMacs, ...] = (0.3, 0.5, 0.7)
     """Budgets."""
     seeds: Count = 3
@@ -65,6 +69,12 @@ class Config(Settings):
     out: Path = Path("runs/policy-judged")
     """Folder of the results."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in (("methods", METHODS), ("data_sets", RECIPES)):
+            if unknown := set(getattr(self, name)) - set(known):
+                raise ValueError(f"{name}: {min(unknown)!r} is unknown; choose among {', '.join(known)}")
+
 
 Method = Callable[[FilterPruneEnv, TeamPolicy, int], dict[int, float]]
 """method(env, policy, seed) -> {evaluations: best accuracy}; the environment has one budget"""
@@ -72,21 +82,27 @@ Method = Callable[[FilterPruneEnv, TeamPolicy, int], dict[int, float]]
 
 def main(config: Config) -> None:
     """Evaluate what has no row yet, and print the table."""
-    require_packages(["cma"], "CMA-ES", "benchmarks")
-    check_writable("out", config.out, folder=True)
+    if {"cma", "cma_insides"} & set(config.methods):
+        require_packages(["cma"], "CMA-ES", "benchmarks")
+    for name in ("out", "networks"):
+        check_writable(name, getattr(config, name), folder=True)
     policy, file = TeamPolicy.load(config.policy), config.out / "rows.jsonl"
+    digest = hashlib.blake2b(config.policy.read_bytes(), digest_size=8).hexdigest()
     done = {_key(row) for row in rows.read_file(file)}
     for name, game in _games(config):
+        weights = weights_fingerprint(game.problem.model)
         for target in config.targets:
             env = game.clone(target_macs=target)
             for method in config.methods:
                 for seed in range(config.seeds if method in RANDOM else 1):
-                    row = {"network": name, "target_macs": target, "method": method, "seed": seed}
+                    row = {"network": name, "weights_fingerprint": weights, "target_macs": target}
+                    row |= {"method": method, "seed": seed, "policy": digest if method.startswith("policy") else None}
                     if _key(row) in done:
                         continue
                     best = METHODS[method](env, policy, seed)
                     rows.append(file, row | {"best": {str(count): accuracy for count, accuracy in best.items()}})
-        print(table([row for row in rows.read_file(file) if row["network"] == name]), flush=True)
+        found = [row for row in rows.read_file(file) if row["weights_fingerprint"] == weights]
+        print(table([row for row in found if row["policy"] in (None, digest)]), flush=True)
 
 
 def table(found: Sequence[rows.Row]) -> str:
@@ -106,12 +122,14 @@ def table(found: Sequence[rows.Row]) -> str:
 
 
 def _key(row: dict[str, Any]) -> str:
-    return rows.canonical([row[name] for name in ("network", "target_macs", "method", "seed")])
+    return rows.canonical(
+        [row[name] for name in ("network", "weights_fingerprint", "target_macs", "method", "seed", "policy")]
+    )
 
 
 def _games(config: Config) -> Iterator[tuple[str, FilterPruneEnv]]:
     if config.network is None:
-        chosen = [problem for problem in JUDGING if problem.data in config.families]
+        chosen = [spec for spec in JUDGING if spec.data in config.data_sets]
         yield from make_games(chosen, config.networks, config.data, config.targets)
         return
     args = ProblemArgs(network=config.network, data=config.data, weights=config.weights, cache=config.cache)
@@ -130,7 +148,7 @@ def _policy_imagined(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict
 
 def _policy_around(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
     """Play the policy with a tenth of the actions random, without learning."""
-    return _few_shot(env, policy, seed, epsilon_start=0.1, epsilon_end=0.1, learning_starts=10_000)
+    return _few_shot(env, policy, seed, epsilon_start=0.1, epsilon_end=0.1, learning_starts=NEVER)
 
 
 def _policy_learning(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
@@ -140,7 +158,7 @@ def _policy_learning(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict
 
 
 def _few_shot(env: FilterPruneEnv, policy: TeamPolicy, seed: int, **fields: Any) -> dict[int, float]:
-    agent_settings = settings(10_000, policy.config.mixer, **fields)
+    agent_settings = settings(NEVER, policy.config.mixer, **fields)
     with Counted(env, FEW) as counted:
         agent = QMIX(counted.env, agent_settings, seed, policy=policy)
         agent.learn(PROPOSALS * FEW, progress=False)

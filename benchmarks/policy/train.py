@@ -2,7 +2,7 @@
 
     python -m benchmarks.policy.train --out runs/policy
 
-Trains the networks of `problems.LEARNING` first, if they are not in `networks`: minutes for those on digits, and hours
+Trains the networks of `games.LEARNING` first, if they are not in `networks`: minutes for those on digits, and hours
 on two processors for those on CIFAR-10, which `data` switches on. Then plays `episodes` episodes, each on another
 network and budget, and writes policy.safetensors to `out`. The same command resumes after an interruption.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -21,7 +21,7 @@ from prune_env.common.settings import Count, Seed, Settings
 from qmix_agent import QMIX, QMIXConfig
 from qmix_agent.config import Mixer
 
-from .problems import LEARNING, make_games
+from .games import LEARNING, make_games
 
 PARALLEL = 8
 """Episodes that are played together, so that the agent network computes all their actions in one pass."""
@@ -38,7 +38,7 @@ class Config(Settings):
     the policy learns on digits alone."""
     episodes: Count = 20_000
     """Episodes to play."""
-    mixer: Mixer = "pooled"
+    mixer: Literal["pooled", "vdn"] = "pooled"
     """How agent values combine: pooled or vdn."""
     seed: Seed = 0
     """Seed of the agent."""
@@ -47,13 +47,19 @@ class Config(Settings):
 def main(config: Config) -> None:
     """Train networks and policy."""
     check_writable("out", config.out, folder=True)
-    problems = [problem for problem in LEARNING if config.data is not None or problem.data == "digits"]
-    suite = FilterPruneSuite(dict(make_games(problems, config.networks, config.data or "cifar10")))
+    check_writable("networks", config.networks, folder=True)
+    specs = [spec for spec in LEARNING if config.data is not None or spec.data == "digits"]
+    suite = FilterPruneSuite(dict(make_games(specs, config.networks, config.data or "cifar10")))
     checkpoints = config.out / "checkpoints"
+    own = settings(config.episodes, config.mixer)
     if QMIX.checkpoint_exists(checkpoints):
         agent = QMIX.load(checkpoints, suite)
+        try:
+            agent.require_settings(own, config.seed)
+        except ValueError as error:
+            raise ValueError(f"{checkpoints} is of another run ({error}); give another --out") from error
     else:
-        agent = QMIX(suite, settings(config.episodes, config.mixer), config.seed)
+        agent = QMIX(suite, own, config.seed)
     agent.learn(config.episodes, log_dir=config.out, checkpoint_dir=checkpoints, n_envs=PARALLEL)
     print(f"The policy is in {agent.save_policy(config.out / 'policy.safetensors')}")
 

@@ -370,10 +370,19 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         Raises:
             ValueError: The state belongs to other settings, weights, images, ranking or functions.
         """
-        saved_state.load(state, self._origin(), self.archive, self.budgets.deck)
+        self.check_state(state)
+        saved_state.load(state, self.archive, self.budgets.deck)
         if not self.config.round_finetune_batches:
             for entry in self.archive:
                 self.evaluator.remember(entry.plan, entry.accuracy)
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Check that a `state_dict` belongs to the same game.
+
+        Raises:
+            ValueError: It belongs to other settings, weights, images, ranking or functions.
+        """
+        saved_state.check(state, self._origin())
 
     def _origin(self) -> dict[str, Any]:
         return saved_state.origin(self.fingerprint, self.reward_function, self.config)

@@ -24,12 +24,14 @@ def save(source: Mapping[str, Any], archive: Archive, deck: Deck) -> dict[str, A
     return {**source, "archive": archive.state_dict(), "targets_left": list(deck.left)}
 
 
-def load(state: Mapping[str, Any], source: Mapping[str, Any], archive: Archive, deck: Deck) -> None:
-    """Fill archive and deck of a game with this origin from a saved state.
+def check(state: Mapping[str, Any], source: Mapping[str, Any]) -> None:
+    """Check that a saved state belongs to a game with this origin.
 
     Raises:
         ValueError: The state belongs to another game; the message names the settings that differ.
     """
+    if missing := {"problem", "settings", "archive", "targets_left"} - state.keys():
+        raise ValueError(f"this is not the saved state of a game: it lacks {', '.join(sorted(missing))}")
     changes = [f"{name} from {old} to {new}" for name, old, new in differences(state["settings"], source["settings"])]
     if state.get("reward") != source["reward"]:
         changes.append(f"the reward function from {state.get('reward', NOT_SET)} to {source['reward']}")
@@ -39,5 +41,9 @@ def load(state: Mapping[str, Any], source: Mapping[str, Any], archive: Archive, 
             f"{', '.join(changes) or 'weights, images, ranking or a function'}); start a new run, or restore what "
             "changed"
         )
+
+
+def load(state: Mapping[str, Any], archive: Archive, deck: Deck) -> None:
+    """Fill archive and deck from a saved state that `check` has accepted."""
     archive.load_state_dict(state["archive"])
     deck.left = list(state["targets_left"])

@@ -18,6 +18,7 @@ from ..common.expect import expect
 from ..common.settings import Seed, checked
 from ..pruning import Plan
 from .budget import Budget
+from .config import EnvConfig
 from .env import FilterPruneEnv, StepResult
 from .observation import GLOBAL
 from .reward import RewardInput
@@ -38,11 +39,14 @@ class FilterPruneSuite(ParallelEnv[str, np.ndarray, int]):
 
     Args:
         games: The games by name.
-        relative: Compare returns with the uniform plan. It costs one evaluation for each game and target.
+        relative: Compare returns with the uniform plan, played in one round. It costs one evaluation for each game and
+            target.
 
     Raises:
         TypeError: A game is no `FilterPruneEnv`.
-        ValueError: There is no game, the games differ in their rates, or `relative` meets a game without a budget.
+        ValueError: There is no game, the games differ in their rates, or `relative` meets a game in which the uniform
+            plan has no return: without a budget, with weights carried between rounds, or truncated before the last
+            round.
 
     Example:
         >>> suite = FilterPruneSuite({"resnet20": make_env("resnet20", "cifar10"), "digits": make_env("small_cnn")})
@@ -63,7 +67,7 @@ class FilterPruneSuite(ParallelEnv[str, np.ndarray, int]):
         """Deals the games of the episodes."""
         self.game = next(iter(self.games.values()))
         """The game of the current episode."""
-        self.name = next(iter(self.games))
+        self.game_name = next(iter(self.games))
         """The name of the current game."""
         largest = max(self.games.values(), key=lambda game: len(game.possible_agents))
         self.possible_agents = list(largest.possible_agents)
@@ -103,8 +107,8 @@ class FilterPruneSuite(ParallelEnv[str, np.ndarray, int]):
             name = self.deck.deal(self.np_random)
         elif name not in self.games:
             raise ValueError(f"game {name!r} is unknown; choose one of {', '.join(self.games)}")
-        self.name, self.game = name, self.games[name]
-        if "target_macs" not in rest and None not in self.game.config.targets:
+        self.game_name, self.game = name, self.games[name]
+        if rest.get("target_macs") is None and None not in self.game.config.targets:
             rest["target_macs"] = self.game.budgets.deal(self.np_random).target_macs
         result = self.game.reset(options=rest)
         self.agents = list(self.game.agents)
@@ -149,7 +153,7 @@ class FilterPruneSuite(ParallelEnv[str, np.ndarray, int]):
     @property
     def episode_options(self) -> dict[str, Any]:
         """The options with which `reset` repeats the current episode."""
-        return {"game": self.name, **self.game.episode_options}
+        return {"game": self.game_name, **self.game.episode_options}
 
     @property
     def known(self) -> bool:
@@ -188,17 +192,19 @@ class FilterPruneSuite(ParallelEnv[str, np.ndarray, int]):
         Raises:
             ValueError: The state belongs to other games.
         """
-        for name, now in (("relative", self.relative), ("games", list(self.games))):
-            before = list(state[name]) if name == "games" else state[name]
-            if before != now:
-                raise ValueError(f"the state belongs to another suite: {name} was {before} and is {now}")
+        own = {"relative": self.relative, "games": list(self.games)}
+        before = {"relative": state.get("relative"), "games": list(state.get("games", ()))}
+        if changes := [f"{name} from {before[name]} to {own[name]}" for name in own if before[name] != own[name]]:
+            raise ValueError(f"the saved state belongs to another suite (changed since: {', '.join(changes)})")
+        for name, game in self.games.items():
+            game.check_state(state["games"][name])
         for name, game in self.games.items():
             game.load_state_dict(state["games"][name])
         self.deck.left = list(state["games_left"])
 
     def _with_games(self, games: dict[str, FilterPruneEnv]) -> FilterPruneSuite:
         other = copy.copy(self)
-        other.games, other.name, other.game = games, self.name, games[self.name]
+        other.games, other.game_name, other.game = games, self.game_name, games[self.game_name]
         other.observation_spaces, other.action_spaces = copy.deepcopy((self.observation_spaces, self.action_spaces))
         other.np_random, other.np_random_seed = seeding.np_random()
         other.agents = []
@@ -208,7 +214,7 @@ class FilterPruneSuite(ParallelEnv[str, np.ndarray, int]):
         """Return what the uniform plan of the current game and budget would have paid."""
         game, budget = self.game, self.game.budget
         assert budget.target_macs is not None
-        key = self.name, budget.target_macs
+        key = self.game_name, budget.target_macs
         if key not in self._uniform_returns:
             plan, original = budget.uniform(), game.evaluator.original_accuracy
             step = RewardInput(
@@ -233,8 +239,19 @@ def _check_games(games: Mapping[str, FilterPruneEnv], relative: bool) -> None:
                     f"games[{name!r}] has the {attribute} {theirs}, but games[{first_name!r}] has {expected}; all "
                     "games of a suite need equal rates"
                 )
-        if relative and None in game.config.targets:
+        if relative and (obstacle := _obstacle(game.config)):
             raise ValueError(
-                f"games[{name!r}] has no target_macs, so there is no uniform plan to compare it with; set target_macs, "
-                "or relative=False"
+                f"games[{name!r}] has {obstacle}, so its returns cannot be compared with the uniform plan's; change "
+                "that, or set relative=False"
             )
+
+
+def _obstacle(config: EnvConfig) -> str | None:
+    """Return why the return of the uniform plan cannot be computed from its accuracy, or None if it can."""
+    if None in config.targets:
+        return "no target_macs"
+    if config.round_finetune_batches:
+        return f"round_finetune_batches={config.round_finetune_batches}"
+    if config.max_cycles is not None and config.max_cycles < config.rounds:
+        return f"max_cycles={config.max_cycles} below rounds={config.rounds}"
+    return None

@@ -49,7 +49,7 @@ def test_games_and_their_targets_are_played_equally_often(suite: FilterPruneSuit
     played: Counter[Any] = Counter()
     for seed in range(8):
         suite.reset(seed=seed)
-        played[suite.name, suite.budget.target_macs] += 1
+        played[suite.game_name, suite.budget.target_macs] += 1
     assert played == {(name, target): 2 for name in ("tiny", "small") for target in (0.4, 0.6)}
 
 
@@ -91,7 +91,7 @@ def test_an_imagined_episode_measures_nothing_and_deals_no_card(suite: FilterPru
     left, imagined = list(suite.deck.left), suite.imagine()
     for _ in range(3):
         imagined.reset(options=suite.episode_options)
-        assert (imagined.name, imagined.budget.target_macs) == (suite.name, suite.budget.target_macs)
+        assert (imagined.game_name, imagined.budget.target_macs) == (suite.game_name, suite.budget.target_macs)
         while imagined.agents:
             imagined.step(dict.fromkeys(imagined.agents, 1))
     assert suite.deck.left == left

@@ -1,4 +1,4 @@
-"""The problems that a policy learns on, and those that it is judged on.
+"""The games that a policy learns on, and those that it is judged on.
 
 The two have no network in common. Kept out of the learning set are a family (grouped convolutions), all networks with
 more than eight blocks, and the full-size images of CIFAR-10.
@@ -25,6 +25,9 @@ from .architectures import Architecture
 TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 """Budgets of every game, as fractions of the original MACs."""
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+"""Three rounds of the highest rate keep 6 % of the filters, enough for the smallest budget."""
+REWARD_IMAGES = 500
+"""Reward images of every game, so that an evaluation takes milliseconds."""
 RECIPES = {
     "digits": FitConfig(epochs=25, batch_size=64, lr=0.3, ema_decay=0.98),
     "cifar16": FitConfig(epochs=4, batch_size=128, lr=0.2, ema_decay=0.99),
@@ -33,7 +36,7 @@ RECIPES = {
 
 
 @dataclass(frozen=True)
-class Problem:
+class GameSpec:
     """An architecture and the data it is trained on."""
 
     architecture: Architecture
@@ -46,12 +49,12 @@ class Problem:
         return f"{self.data}-{self.architecture.name}"
 
 
-def _problems(data: str, *architectures: tuple[str, tuple[int, ...], tuple[int, ...]]) -> list[Problem]:
-    return [Problem(Architecture(*architecture), data) for architecture in architectures]
+def _games(data: str, *architectures: tuple[str, tuple[int, ...], tuple[int, ...]]) -> list[GameSpec]:
+    return [GameSpec(Architecture(*architecture), data) for architecture in architectures]
 
 
 LEARNING = [
-    *_problems(
+    *_games(
         "digits",
         ("plain", (16, 32), (1, 2)),
         ("plain", (32, 32), (2, 2)),
@@ -73,7 +76,7 @@ LEARNING = [
         ("dense", (12, 16), (2, 4)),
         ("dense", (16, 8), (2, 2)),
     ),
-    *_problems(
+    *_games(
         "cifar16",
         ("plain", (24, 48), (2, 2)),
         ("plain", (16, 32, 64), (1, 2, 2)),
@@ -87,14 +90,14 @@ LEARNING = [
 """Networks that the policy learns on."""
 
 JUDGING = [
-    *_problems(
+    *_games(
         "digits",
         ("grouped", (16, 32), (1, 2)),
         ("grouped", (24, 24), (2, 2)),
         ("plain", (16, 24, 32), (4, 4, 4)),
         ("residual", (8, 16, 32), (3, 3, 3)),
     ),
-    *_problems("cifar16", ("grouped", (16, 32), (2, 2)), ("plain", (16, 24, 32), (3, 3, 3))),
+    *_games("cifar16", ("grouped", (16, 32), (2, 2)), ("plain", (16, 24, 32), (3, 3, 3))),
 ]
 """Networks that the policy never sees while it learns."""
 
@@ -114,31 +117,31 @@ def load_data(name: str, cifar10: str | Path = "cifar10") -> DataSplits:
 
 
 def make_games(
-    problems: Sequence[Problem], folder: Path, cifar10: str | Path = "cifar10", targets: Sequence[float] = TARGETS
+    specs: Sequence[GameSpec], folder: Path, cifar10: str | Path = "cifar10", targets: Sequence[float] = TARGETS
 ) -> Iterator[tuple[str, FilterPruneEnv]]:
-    """Yield name and game of every problem. Networks are trained once and kept.
+    """Yield name and game of every specification. Networks are trained once and kept.
 
     Args:
-        problems: The problems.
+        specs: What to make.
         folder: Where trained networks are kept.
         cifar10: CIFAR-10 by its name or as an image folder.
         targets: Budgets of every game.
     """
-    config = EnvConfig(target_macs=tuple(targets), rates=RATES, reward_images=500)
-    data = {name: load_data(name, cifar10) for name in dict.fromkeys(problem.data for problem in problems)}
-    for problem in problems:
-        splits = data[problem.data]
-        yield problem.name, FilterPruneEnv.from_model(_network(problem, splits, folder), splits, config)
+    config = EnvConfig(target_macs=tuple(targets), rates=RATES, reward_images=REWARD_IMAGES)
+    data = {name: load_data(name, cifar10) for name in dict.fromkeys(spec.data for spec in specs)}
+    for spec in specs:
+        splits = data[spec.data]
+        yield spec.name, FilterPruneEnv.from_model(_network(spec, splits, folder), splits, config)
 
 
-def _network(problem: Problem, data: DataSplits, folder: Path) -> nn.Module:
-    """Return the trained network of a problem."""
-    model = problem.architecture.build(len(data.classes), data.image_shape[0])
-    file = folder / f"{problem.name}.safetensors"
+def _network(spec: GameSpec, data: DataSplits, folder: Path) -> nn.Module:
+    """Return the trained network of a game."""
+    model = spec.architecture.build(len(data.classes), data.image_shape[0])
+    file = folder / f"{spec.name}.safetensors"
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        run = RunOptions(checkpoint=file.with_suffix(".checkpoint"), title=f"training {problem.name}")
-        model = fit(model, data, RECIPES[problem.data], run=run)
+        run = RunOptions(checkpoint=file.with_suffix(".checkpoint"), title=f"training {spec.name}")
+        model = fit(model, data, RECIPES[spec.data], run=run)
         save_tensors(file, {name: tensor.contiguous() for name, tensor in model.state_dict().items()})
         file.with_suffix(".checkpoint").unlink(missing_ok=True)
     load_weights(model, file)
