@@ -91,10 +91,10 @@ class TeamEnv:
         Raises:
             ValueError: The environment has no method `imagine`.
         """
-        if not _class_has_method(self.env, "imagine"):
+        if not _class_has_method(self.env, "imagine") or not hasattr(self.env, "episode_options"):
             raise ValueError(
-                f"planning needs an environment with the method imagine() and the attributes episode_options and known, "
-                f"and {type(self.env).__name__} has none of them; in training, set imagined_episodes to 0"
+                "planning needs an environment with the method imagine() and the attributes episode_options and known, "
+                f"and {type(self.env).__name__} lacks them; in training, set imagined_episodes to 0"
             )
         return TeamEnv(self.env.imagine(), self.spec)
 

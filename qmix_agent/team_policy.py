@@ -135,8 +135,8 @@ class TeamPolicy:
         self.interface.require_equal(Interface.of(env), type(env).__name__)
         check_count("imagined_episodes", imagined_episodes)
         team = TeamEnv(env, _spec(env, self.interface))
-        options = team.episode_options | options  # equal for all, so that their values compare
         games = [team.imagine() for _ in range(imagined_episodes)]
+        options = team.episode_options | options  # equal for all, so that their values compare
         epsilons = [0.0, *epsilons_of(imagined_episodes - 1)]
         rngs = make_generator(seed, Stream.PLANNING).spawn(imagined_episodes)
         settings = [EpisodeSettings(seed, epsilon, rng, options) for epsilon, rng in zip(epsilons, rngs, strict=True)]
@@ -245,7 +245,7 @@ def _plain(observation: spaces.Space, action: spaces.Space) -> bool:
 def _spec(env: ParallelEnv[str, Any, Any], interface: Interface) -> EnvSpec:
     """Return the specification of an environment with this interface. The policy's networks need no state."""
     agents = tuple(env.possible_agents)
-    starts = tuple(int(env.action_space(agent).start) for agent in agents)  # type: ignore[attr-defined]
+    starts = tuple(int(env.action_space(agent).start) for agent in agents)
     return _team_spec(agents, starts, interface)
 
 

@@ -44,6 +44,10 @@ NEVER = 10_000
 """More episodes than any search here plays: after so many, learning would start or exploration would change."""
 
 
+IDENTITY = ("network", "weights_fingerprint", "target_macs", "method", "seed", "policy")
+"""Entries that identify a row."""
+
+
 @dataclass(frozen=True)
 class Config(Settings):
     policy: Path = Path("runs/policy/policy.safetensors")
@@ -122,9 +126,7 @@ def table(found: Sequence[rows.Row]) -> str:
 
 
 def _key(row: dict[str, Any]) -> str:
-    return rows.canonical(
-        [row[name] for name in ("network", "weights_fingerprint", "target_macs", "method", "seed", "policy")]
-    )
+    return rows.canonical([row[name] for name in IDENTITY])
 
 
 def _games(config: Config) -> Iterator[tuple[str, FilterPruneEnv]]:

@@ -143,6 +143,31 @@ def test_games_of_other_rates_or_without_a_budget_are_refused(make_env: EnvMaker
     FilterPruneSuite({"free": free}, relative=False).reset()
 
 
+@pytest.mark.parametrize("settings", [{"round_finetune_batches": 1}, {"max_cycles": 2}])
+def test_games_whose_uniform_return_is_not_known_are_refused(make_env: EnvMaker, settings: dict[str, int]) -> None:
+    env = make_env(**settings)
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        FilterPruneSuite({"game": env})
+    FilterPruneSuite({"game": env}, relative=False)
+
+
+def test_clones_play_at_the_same_time(suite: FilterPruneSuite) -> None:
+    config = QMIXConfig(mixer="pooled", agent_id=False, batch_size=4, learning_starts=4, hidden_size=8, eval_every=0)
+    QMIX(suite, config).learn(8, n_envs=4, progress=False)
+    assert all(len(game.archive) for game in suite.games.values())
+
+
+def test_a_plan_of_a_policy_meets_the_budget_and_leaves_the_suite_as_it_is(suite: FilterPruneSuite) -> None:
+    agent = QMIX(suite, QMIXConfig(mixer="pooled", agent_id=False, hidden_size=8))
+    suite.reset(seed=3)
+    decks = [list(suite.deck.left), *(list(game.budgets.deck.left) for game in suite.games.values())]
+    for imagined in (1, 5):
+        plan = agent.policy().plan(suite, imagined_episodes=imagined)
+        assert suite.budget.meets(plan)
+    assert decks == [list(suite.deck.left), *(list(game.budgets.deck.left) for game in suite.games.values())]
+    assert not any(len(game.archive) for game in suite.games.values())
+
+
 def test_an_unknown_game_is_refused(suite: FilterPruneSuite) -> None:
     with pytest.raises(ValueError, match="'large'"):
         suite.reset(options={"game": "large"})
@@ -150,5 +175,9 @@ def test_an_unknown_game_is_refused(suite: FilterPruneSuite) -> None:
 
 def test_the_state_of_another_suite_is_refused(suite: FilterPruneSuite) -> None:
     other = FilterPruneSuite({"tiny": suite.games["tiny"]})
-    with pytest.raises(ValueError, match="games"):
-        suite.load_state_dict(other.state_dict())
+    plain = FilterPruneSuite(suite.games, relative=False)
+    for wrong, name in ((other, "games"), (plain, "relative"), (suite.games["tiny"], "games")):
+        with pytest.raises(ValueError, match=name):
+            suite.load_state_dict(wrong.state_dict())
+    with pytest.raises(ValueError, match="archive"):
+        suite.games["tiny"].load_state_dict(suite.state_dict())

@@ -15,7 +15,7 @@ from gymnasium import spaces
 from pettingzoo import ParallelEnv
 from safetensors.torch import load_file, save_file
 
-from qmix_agent import QMIX, CheckpointError, QMIXConfig, TeamPolicy
+from qmix_agent import QMIX, CheckpointError, QMIXConfig, SubprocessEnv, TeamPolicy
 
 ANY_TEAM = QMIXConfig(mixer="pooled", agent_id=False, hidden_size=8, batch_size=4, learning_starts=4, eval_every=0)
 
@@ -32,6 +32,7 @@ class Sites(ParallelEnv):
         self.agents: list[str] = []
         self.picked: dict[str, int] = {}
         self.imagined = False
+        self.prices_seed: int | None = 0
 
     def observation_space(self, agent: str) -> spaces.Box:
         return spaces.Box(0, 1, (3,), np.float32)
@@ -40,7 +41,8 @@ class Sites(ParallelEnv):
         return spaces.Discrete(3)
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
-        rng = np.random.default_rng((options or {}).get("prices", seed))
+        self.prices_seed = (options or {}).get("prices", seed)
+        rng = np.random.default_rng(self.prices_seed)
         self.prices = {agent: rng.random(3).astype(np.float32) for agent in self.possible_agents}
         self.agents = list(self.possible_agents)
         return dict(self.prices), {agent: {} for agent in self.agents}
@@ -61,6 +63,10 @@ class Sites(ParallelEnv):
         other = Sites(len(self.possible_agents))
         other.imagined = True
         return other
+
+    @property
+    def episode_options(self) -> dict[str, Any]:
+        return {"prices": self.prices_seed}
 
     @property
     def plan(self) -> tuple[int, ...]:
@@ -105,6 +111,34 @@ def test_the_plan_is_that_of_the_agent(learned: QMIX) -> None:
     env = Sites(3)
     observations, _ = env.reset(options={"prices": 4})
     assert learned.policy().plan(env, prices=4) == tuple(learned.act(observations, reset=True).values())
+
+
+def test_what_options_leave_out_is_as_in_the_current_episode(learned: QMIX) -> None:
+    env = Sites(4)
+    env.reset(seed=11)
+    for imagined in (1, 9):
+        assert learned.policy().plan(env, imagined_episodes=imagined) == learned.policy().plan(
+            env, imagined_episodes=imagined, prices=11
+        )
+
+
+def test_actions_that_start_at_another_number_are_those_of_the_agent(learned: QMIX) -> None:
+    class FromFive(Sites):
+        def action_space(self, agent: str) -> spaces.Discrete:
+            return spaces.Discrete(3, start=5)
+
+        def step(self, actions: dict[str, int]) -> tuple[Any, ...]:
+            return super().step({agent: action - 5 for agent, action in actions.items()})
+
+        def imagine(self) -> Sites:
+            return FromFive(len(self.possible_agents))
+
+    assert learned.policy().plan(FromFive(4), prices=6) == learned.policy().plan(Sites(4), prices=6)
+
+
+def test_a_policy_learned_in_another_process_fits(learned: QMIX) -> None:
+    with SubprocessEnv(lambda: Sites(2)) as env:
+        assert QMIX(env, learned.config).policy().interface == learned.policy().interface
 
 
 def test_an_agent_starts_from_a_policy(learned: QMIX) -> None:
