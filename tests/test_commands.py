@@ -21,6 +21,7 @@ COMPARE, REPORT, FRONT = "benchmarks.compare", "benchmarks.compare.report", "ben
 ABLATION, STRENGTH, QMIX_SPEED = "benchmarks.qmix.ablation", "benchmarks.qmix.strength", "benchmarks.qmix.speed"
 SPEED, ACCURACY, MEMORY = (f"benchmarks.speed.evaluator{name}" for name in ("", "_accuracy", "_memory"))
 WORKERS, SURGERY, AMC = "benchmarks.speed.workers", "benchmarks.speed.surgery", "benchmarks.speed.amc"
+LEARN, JUDGE = "benchmarks.policy.train", "benchmarks.policy.judge"
 ZOO, TABULATE = "benchmarks.make.zoo", "benchmarks.make.tabulate"
 Run = Callable[[str, str], str]
 NOWHERE = "/proc/x"
@@ -71,6 +72,14 @@ MISTAKES = [
     (COMPARE, "--methods nomethod", "nomethod"),
     (STRENGTH, "--games nogame", "nogame"),
     (ABLATION, "--only nofield", "nofield"),
+    *[(command, f"--out {NOWHERE}", NOWHERE) for command in (LEARN, JUDGE)],
+    *[(command, f"--networks {NOWHERE}", NOWHERE) for command in (LEARN, JUDGE)],
+    (LEARN, "--mixer qmix", "mixer"),
+    (LEARN, "--episodes 0", "episodes"),
+    (JUDGE, "--policy nofile", "nofile"),
+    (JUDGE, "--methods never", "never"),
+    (JUDGE, "--data-sets never", "never"),
+    (JUDGE, "--network nonet --policy nofile", "nofile"),
     (REPORT, "norows", "norows"),
     ("prune_env", "export norun", "norun"),
 ]
@@ -79,6 +88,7 @@ PACKAGES = [
     *[(command, "", "matplotlib") for command in (TRAIN, STRENGTH, SPEED, WORKERS)],
     (REPORT, "rows", "matplotlib"),
     (COMPARE, "", "optuna"),
+    (JUDGE, "", "cma"),
     (STRENGTH, "", "mpe2"),
     (WORKERS, "--ray", "ray"),
     *[(command, "--backend ray", "ray") for command in (TRAIN, COMPARE)],
