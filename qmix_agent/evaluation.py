@@ -16,6 +16,9 @@ from .types import Evaluation
 def evaluate(env: TeamEnv, policy: EpsilonGreedyPolicy, seed: int, episodes: int) -> Evaluation:
     """Play greedy episodes, on the same environment seeds in every call.
 
+    An environment with several kinds of episodes lists their options in `all_episode_options`. They are played in turn,
+    so that every call plays the same ones.
+
     Args:
         env: The environment; its lasting state may change.
         policy: The policy that acts.
@@ -26,9 +29,11 @@ def evaluate(env: TeamEnv, policy: EpsilonGreedyPolicy, seed: int, episodes: int
         Returns, lengths and action counts of the episodes.
     """
     spec, rng = env.spec, make_generator(seed, Stream.ACTING)
+    kinds = env.all_episode_options
     played, counts = [], np.zeros((spec.n_agents, spec.max_actions), dtype=np.int64)
     for index in range(episodes):
-        settings = EpisodeSettings(make_seed(seed, Stream.EVALUATION, index), epsilon=0.0, rng=rng)
+        options = kinds[index % len(kinds)]
+        settings = EpisodeSettings(make_seed(seed, Stream.EVALUATION, index), epsilon=0.0, rng=rng, options=options)
         played += [one.episode for one in play_episodes([env], policy, [settings])]
         counts += env.action_counts
     returns = [episode.total_reward for episode in played]

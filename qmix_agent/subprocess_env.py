@@ -23,6 +23,10 @@ class EnvProcessError(RuntimeError):
     """The environment's process raised an error or died."""
 
 
+FORWARDED = (*NAMES, "all_episode_options")
+"""Attributes of the environment that are read once, at the start."""
+
+
 class SubprocessEnv(ParallelEnv[str, Any, Any]):
     """Runs the environment that `env_fn()` makes in its own process.
 
@@ -58,7 +62,7 @@ class SubprocessEnv(ParallelEnv[str, Any, Any]):
         self.possible_agents: list[str] = properties["possible_agents"]
         self.observation_spaces, self.action_spaces = properties["observation_spaces"], properties["action_spaces"]
         self.metadata = properties["metadata"]
-        for attribute in properties.keys() & set(NAMES):
+        for attribute in properties.keys() & set(FORWARDED):
             setattr(self, attribute, properties[attribute])
         self.agents: list[str] = []
         self._state: Any = None
@@ -210,7 +214,7 @@ def _properties(env: ParallelEnv[str, Any, Any]) -> dict[str, Any]:
         "observation_spaces": {agent: env.observation_space(agent) for agent in agents},
         "action_spaces": {agent: env.action_space(agent) for agent in agents},
         "metadata": dict(getattr(env, "metadata", {})),
-        **{attribute: getattr(env, attribute) for attribute in NAMES if hasattr(env, attribute)},
+        **{attribute: getattr(env, attribute) for attribute in FORWARDED if hasattr(env, attribute)},
     }
 
 

@@ -104,6 +104,11 @@ class TeamEnv:
         return dict(self.env.episode_options)
 
     @property
+    def all_episode_options(self) -> list[dict[str, Any] | None]:
+        """The options of reset() for every kind of episode; [None] if the environment does not list them."""
+        return list(getattr(self.env, "all_episode_options", ())) or [None]
+
+    @property
     def known(self) -> bool:
         """Whether the outcome of the last imagined episode has been paid before."""
         return bool(self.env.known)
@@ -206,7 +211,7 @@ class TeamEnv:
                     "discretise the actions in a wrapper"
                 )
         observations = tuple(space_spec(agent, env.observation_space(agent)) for agent in agents)
-        env.reset(seed=0)
+        env.reset(seed=0, options=self.all_episode_options[0])
         state = state_of(env)
         n_state = len(agents) * max(1, *(space.size for space in observations))
         if state is not None:

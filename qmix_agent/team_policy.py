@@ -77,13 +77,12 @@ class Interface:
 
     def require_equal(self, other: Interface, name: str) -> None:
         """Raise ValueError that names the first difference unless `other`, an environment's interface, is equal."""
-        for kind in ("observations", "actions"):
+        for kind in ("actions", "observations"):
             mine, theirs = getattr(self, kind), getattr(other, kind)
             if mine != theirs:
-                odd = sorted(set(mine) ^ set(theirs)) or "the order"
                 raise ValueError(
-                    f"the policy does not fit {name}: it has {len(mine)} {kind}, the environment {len(theirs)}; they "
-                    f"differ in {odd}"
+                    f"the policy does not fit {name}: its {kind} are {', '.join(mine)}; those of the environment are "
+                    f"{', '.join(theirs)}. Make the environment with the settings that the policy was learned with"
                 )
 
 
@@ -159,9 +158,9 @@ class TeamPolicy:
             "version": VERSION,
             "settings": {name: getattr(self.config, name) for name in NETWORK_SETTINGS},
             "interface": dataclasses.asdict(self.interface),
-            "digest": _digest(weights),
         }
-        content = save(weights, {"policy": json.dumps(description)})
+        text = json.dumps(description)
+        content = save(weights, {"policy": text, "digest": _digest(text, weights)})
         path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(write_beside(path, lambda file: file.write(content), "an earlier file is unchanged"), path)
         return path
@@ -179,11 +178,14 @@ class TeamPolicy:
             raise FileNotFoundError(f"no policy at {path}; write one with QMIX.save_policy")
         try:
             with safe_open(path, framework="pt") as file:
-                description = json.loads((file.metadata() or {})["policy"])
+                metadata = file.metadata() or {}
+                description = json.loads(metadata["policy"])
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             _check_version(path, description)
-            if description["digest"] != _digest(weights):
+            if metadata["digest"] != _digest(metadata["policy"], weights):
                 raise ValueError("wrong digest")
+            if not all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in weights.values()):
+                raise ValueError("weights that are not finite float32")
             interface = Interface(*(tuple(description["interface"][name]) for name in ("observations", "actions")))
             config = QMIXConfig(**description["settings"], agent_id=False)
             with torch.device("meta"):  # sizes are compared before anything is allocated
@@ -220,8 +222,6 @@ class TeamPolicy:
     def _load_state(self, weights: Mapping[str, torch.Tensor]) -> None:
         if set(weights) != set(self._state()):
             raise ValueError("wrong names of tensors")
-        if any(weights[name].dtype != tensor.dtype for name, tensor in self._state().items()):
-            raise ValueError("wrong types of tensors")
         for part, module in (("network", self.network), ("mixer", self.mixer)):
             own = {name.removeprefix(f"{part}."): one for name, one in weights.items() if name.startswith(f"{part}.")}
             module.load_state_dict(own, assign=True)
@@ -266,9 +266,9 @@ def _check_version(path: Path, description: Mapping[str, Any]) -> None:
         )
 
 
-def _digest(weights: Mapping[str, torch.Tensor]) -> str:
-    """Return a hash of names, shapes and values."""
-    digest = hashlib.blake2b(digest_size=16)
+def _digest(description: str, weights: Mapping[str, torch.Tensor]) -> str:
+    """Return a hash of the description and of names, shapes and values of the weights."""
+    digest = hashlib.blake2b(description.encode(), digest_size=16)
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().data)

@@ -32,6 +32,7 @@ from .budget import Budget
 from .config import EnvConfig, completed
 from .episode import Episode
 from .evaluators import ImaginedEvaluator, live_evaluator
+from .exchange import reset_options
 from .fingerprint import game_fingerprint
 from .observation import Observer
 from .reward import REWARDS, RewardFunction
@@ -201,11 +202,12 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
                 all of them get equally many episodes.
 
         Raises:
-            ValueError: The target is no fraction in (0, 1] or out of reach, or the game has no budget.
+            ValueError: An option is unknown, the target is no fraction in (0, 1] or out of reach, or the game has no
+                budget.
         """
         if seed is not None:
             self.np_random, self.np_random_seed = seeding.np_random(checked("seed", seed, Seed))
-        target = (options or {}).get("target_macs")
+        target = reset_options(options, "target_macs").get("target_macs")
         self._start(self.budgets.deal(self.np_random) if target is None else self.budgets.of(target))
         self.agents = list(self.possible_agents)
         return self._observe()
@@ -350,6 +352,11 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     def episode_options(self) -> dict[str, Any]:
         """The options with which `reset` repeats the current episode."""
         return {} if self.budget.target_macs is None else {"target_macs": self.budget.target_macs}
+
+    @property
+    def all_episode_options(self) -> list[dict[str, Any]]:
+        """The options of every kind of episode, one for each target; evaluations that use them move no deck."""
+        return [{} if target is None else {"target_macs": target} for target in self.config.targets]
 
     @property
     def known(self) -> bool:

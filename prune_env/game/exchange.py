@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,3 +33,15 @@ def infos(agents: Sequence[str], state: RoundState, totals: dict[str, float]) ->
         agent: {"action_mask": mask, "applied_rate": float(rate), **totals}
         for agent, mask, rate in zip(agents, state.masks.copy(), state.last_rates, strict=True)
     }
+
+
+def reset_options(options: Mapping[str, Any] | None, *known: str) -> dict[str, Any]:
+    """Return a copy of the options of a reset.
+
+    Raises:
+        ValueError: An option is not among the known ones.
+    """
+    given = dict(options or {})
+    if unknown := [name for name in given if name not in known]:
+        raise ValueError(f"option {unknown[0]!r} of reset is unknown; choose among {', '.join(known)}")
+    return given

@@ -18,10 +18,10 @@ from ..common.expect import expect
 from ..common.settings import Seed, checked
 from ..pruning import Plan
 from .budget import Budget
-from .config import EnvConfig
 from .env import FilterPruneEnv, StepResult
+from .exchange import reset_options
 from .observation import GLOBAL
-from .reward import RewardInput
+from .reward import REWARDS, RewardInput
 from .targets import Deck
 
 
@@ -35,7 +35,8 @@ class FilterPruneSuite(ParallelEnv[str, np.ndarray, int]):
     - Reward: that of the game. With `relative`, the last round pays the return minus that of the uniform plan of the
       same budget, so that a return means the same in every game: how much better than uniform pruning.
 
-    All games are played equally often, each with its own targets. Every game keeps its own archive.
+    All games are played equally often, each with its own targets. Every game keeps its own archive:
+    `suite.games[name].archive`.
 
     Args:
         games: The games by name.
@@ -43,10 +44,10 @@ class FilterPruneSuite(ParallelEnv[str, np.ndarray, int]):
             target.
 
     Raises:
-        TypeError: A game is no `FilterPruneEnv`.
+        TypeError: `games` is no dict, or a game is no `FilterPruneEnv`.
         ValueError: There is no game, the games differ in their rates, or `relative` meets a game in which the uniform
-            plan has no return: without a budget, with weights carried between rounds, or truncated before the last
-            round.
+            plan has no return: without a budget, with weights carried between rounds, truncated before the last round,
+            or with rewards of several rounds.
 
     Example:
         >>> suite = FilterPruneSuite({"resnet20": make_env("resnet20", "cifar10"), "digits": make_env("small_cnn")})
@@ -57,6 +58,7 @@ class FilterPruneSuite(ParallelEnv[str, np.ndarray, int]):
     render_mode = None
 
     def __init__(self, games: Mapping[str, FilterPruneEnv], *, relative: bool = True) -> None:
+        expect(games, Mapping, "games must be a dict of FilterPruneEnv by name", 'write {"name": env}')
         if not games:
             raise ValueError("games must name at least one FilterPruneEnv, got none")
         for name, game in games.items():
@@ -101,17 +103,17 @@ class FilterPruneSuite(ParallelEnv[str, np.ndarray, int]):
         """
         if seed is not None:
             self.np_random, self.np_random_seed = seeding.np_random(checked("seed", seed, Seed))
-        rest = dict(options or {})
+        rest = reset_options(options, "game", "target_macs")
         name = rest.pop("game", None)
         if name is None:
             name = self.deck.deal(self.np_random)
-        elif name not in self.games:
+        elif name not in list(self.games):
             raise ValueError(f"game {name!r} is unknown; choose one of {', '.join(self.games)}")
-        self.game_name, self.game = name, self.games[name]
-        if rest.get("target_macs") is None and None not in self.game.config.targets:
-            rest["target_macs"] = self.game.budgets.deal(self.np_random).target_macs
-        result = self.game.reset(options=rest)
-        self.agents = list(self.game.agents)
+        game = self.games[name]
+        if rest.get("target_macs") is None and None not in game.config.targets:
+            rest["target_macs"] = game.budgets.deal(self.np_random).target_macs
+        result = game.reset(options=rest)
+        self.game_name, self.game, self.agents = name, game, list(game.agents)
         return result
 
     def step(self, actions: Mapping[str, int]) -> StepResult:
@@ -154,6 +156,11 @@ class FilterPruneSuite(ParallelEnv[str, np.ndarray, int]):
     def episode_options(self) -> dict[str, Any]:
         """The options with which `reset` repeats the current episode."""
         return {"game": self.game_name, **self.game.episode_options}
+
+    @property
+    def all_episode_options(self) -> list[dict[str, Any]]:
+        """The options of every kind of episode, one for each game and target."""
+        return [{"game": name, **one} for name, game in self.games.items() for one in game.all_episode_options]
 
     @property
     def known(self) -> bool:
@@ -239,15 +246,18 @@ def _check_games(games: Mapping[str, FilterPruneEnv], relative: bool) -> None:
                     f"games[{name!r}] has the {attribute} {theirs}, but games[{first_name!r}] has {expected}; all "
                     "games of a suite need equal rates"
                 )
-        if relative and (obstacle := _obstacle(game.config)):
+        if relative and (obstacle := _obstacle(game)):
             raise ValueError(
                 f"games[{name!r}] has {obstacle}, so its returns cannot be compared with the uniform plan's; change "
                 "that, or set relative=False"
             )
 
 
-def _obstacle(config: EnvConfig) -> str | None:
+def _obstacle(game: FilterPruneEnv) -> str | None:
     """Return why the return of the uniform plan cannot be computed from its accuracy, or None if it can."""
+    config = game.config
+    if config.every_round and game.reward_function is not REWARDS["budget"]:
+        return f"every_round={config.every_round} with another reward than 'budget'"
     if None in config.targets:
         return "no target_macs"
     if config.round_finetune_batches:

@@ -127,6 +127,7 @@ def test_a_resumed_agent_ends_as_the_uninterrupted_one(suite: FilterPruneSuite, 
     [
         ({}, ValueError, "games"),
         ({"a": "small_cnn"}, TypeError, "'a'"),
+        (["small_cnn"], TypeError, "games"),
     ],
 )
 def test_wrong_games_are_refused(games: Any, error: type[Exception], match: str) -> None:
@@ -143,7 +144,9 @@ def test_games_of_other_rates_or_without_a_budget_are_refused(make_env: EnvMaker
     FilterPruneSuite({"free": free}, relative=False).reset()
 
 
-@pytest.mark.parametrize("settings", [{"round_finetune_batches": 1}, {"max_cycles": 2}])
+@pytest.mark.parametrize(
+    "settings", [{"round_finetune_batches": 1}, {"max_cycles": 2}, {"every_round": True, "reward": "amc"}]
+)
 def test_games_whose_uniform_return_is_not_known_are_refused(make_env: EnvMaker, settings: dict[str, int]) -> None:
     env = make_env(**settings)
     with pytest.raises(ValueError, match=next(iter(settings))):
@@ -166,6 +169,34 @@ def test_a_plan_of_a_policy_meets_the_budget_and_leaves_the_suite_as_it_is(suite
         assert suite.budget.meets(plan)
     assert decks == [list(suite.deck.left), *(list(game.budgets.deck.left) for game in suite.games.values())]
     assert not any(len(game.archive) for game in suite.games.values())
+
+
+@pytest.mark.parametrize("several", [True, False], ids=["suite", "one_game"])
+def test_evaluations_play_every_kind_of_episode_and_take_none_from_training(
+    suite: FilterPruneSuite, several: bool
+) -> None:
+    env = suite if several else suite.games["small"]
+    agent = QMIX(env, QMIXConfig(mixer="pooled", agent_id=False, hidden_size=8, learning_starts=8, eval_every=0))
+    kinds = len(env.all_episode_options)
+    one, two = (agent.evaluate(episodes=kinds) for _ in range(2))
+    assert one == two
+    assert len(set(one.returns)) > 1
+    decks = [game.budgets.deck for game in suite.games.values()] + [suite.deck]
+    assert not any(deck.left for deck in decks)
+
+
+def test_unknown_options_are_refused(suite: FilterPruneSuite) -> None:
+    for env in (suite, suite.games["tiny"]):
+        with pytest.raises(ValueError, match="target_mac'"):
+            env.reset(options={"target_mac": 0.4})
+
+
+def test_a_refused_reset_changes_nothing(suite: FilterPruneSuite) -> None:
+    suite.reset(options={"game": "small"})
+    with pytest.raises(ValueError, match="target_macs"):
+        suite.reset(options={"game": "tiny", "target_macs": 0.0001})
+    assert suite.game_name == "small"
+    assert suite.agents == suite.game.agents
 
 
 def test_an_unknown_game_is_refused(suite: FilterPruneSuite) -> None:

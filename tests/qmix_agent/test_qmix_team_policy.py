@@ -200,7 +200,7 @@ class TestFiles:
     def file(self, tmp_path: Path) -> Path:
         return QMIX(Sites(3), ANY_TEAM).save_policy(tmp_path / "policy.safetensors")
 
-    @pytest.mark.parametrize("place", [0, 9, 200, 900, -1])
+    @pytest.mark.parametrize("place", [0, 9, 60, 200, 900, -1])
     def test_a_flipped_bit_is_found(self, file: Path, place: int) -> None:
         content = bytearray(file.read_bytes())
         content[place] ^= 1
@@ -222,16 +222,17 @@ class TestFiles:
             {"settings": {"hidden_size": 2**30}},
             {"settings": {"unknown": 1}},
             {"interface": {"observations": [], "actions": []}},
-            {"digest": "0"},
+            {"settings": {"layer_norm": True}},
         ],
     )
     def test_other_descriptions_are_refused(self, file: Path, change: dict[str, Any]) -> None:
         weights = load_file(file)
         length = int.from_bytes(file.read_bytes()[:8], "little")
-        description = json.loads(json.loads(file.read_bytes()[8 : 8 + length])["__metadata__"]["policy"])
+        metadata = json.loads(file.read_bytes()[8 : 8 + length])["__metadata__"]
+        description = json.loads(metadata["policy"])
         for name, value in change.items():
             description[name] = {**description[name], **value} if isinstance(value, dict) else value
-        save_file(weights, file, {"policy": json.dumps(description)})
+        save_file(weights, file, metadata | {"policy": json.dumps(description)})
         with pytest.raises(CheckpointError, match=file.name):
             TeamPolicy.load(file)
 
