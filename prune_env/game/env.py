@@ -202,8 +202,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
                 all of them get equally many episodes.
 
         Raises:
-            ValueError: An option is unknown, the target is no fraction in (0, 1] or out of reach, or the game has no
-                budget.
+            ValueError: The target is no fraction in (0, 1] or out of reach, or the game has no budget.
         """
         if seed is not None:
             self.np_random, self.np_random_seed = seeding.np_random(checked("seed", seed, Seed))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from ..common.warn import warn
 from ..pruning import PruningGroup
 from .observation import Observer
 from .transition import RoundState
@@ -36,12 +37,8 @@ def infos(agents: Sequence[str], state: RoundState, totals: dict[str, float]) ->
 
 
 def reset_options(options: Mapping[str, Any] | None, *known: str) -> dict[str, Any]:
-    """Return a copy of the options of a reset.
-
-    Raises:
-        ValueError: An option is not among the known ones.
-    """
+    """Return the known options of a reset. Warn of others: PettingZoo's own tests pass some, so they are no error."""
     given = dict(options or {})
     if unknown := [name for name in given if name not in known]:
-        raise ValueError(f"option {unknown[0]!r} of reset is unknown; choose among {', '.join(known)}")
-    return given
+        warn(f"option {unknown[0]!r} of reset is unknown and has no effect; the options are {', '.join(known)}")
+    return {name: given[name] for name in known if name in given}

@@ -166,7 +166,7 @@ def test_a_plan_of_a_policy_meets_the_budget_and_leaves_the_suite_as_it_is(suite
     decks = [list(suite.deck.left), *(list(game.budgets.deck.left) for game in suite.games.values())]
     for imagined in (1, 5):
         plan = agent.policy().plan(suite, imagined_episodes=imagined)
-        assert suite.budget.meets(plan)
+        assert suite.game.cost_ratios(plan)[0] <= (suite.budget.target_macs or 0)
     assert decks == [list(suite.deck.left), *(list(game.budgets.deck.left) for game in suite.games.values())]
     assert not any(len(game.archive) for game in suite.games.values())
 
@@ -185,9 +185,9 @@ def test_evaluations_play_every_kind_of_episode_and_take_none_from_training(
     assert not any(deck.left for deck in decks)
 
 
-def test_unknown_options_are_refused(suite: FilterPruneSuite) -> None:
+def test_unknown_options_are_named(suite: FilterPruneSuite) -> None:
     for env in (suite, suite.games["tiny"]):
-        with pytest.raises(ValueError, match="target_mac'"):
+        with pytest.warns(UserWarning, match="target_mac'"):
             env.reset(options={"target_mac": 0.4})
 
 
