@@ -192,7 +192,6 @@ class Calls:
         {"buffer": {"lengths": torch.tensor([10**9])}},
         {"seed": "text"},
     ],
-    ids=repr,
 )
 def test_checkpoints_made_to_do_harm_are_refused(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
