@@ -33,8 +33,13 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def untouched_rngs() -> Iterator[None]:
-    """Fail the test if it changes the global random state of Python, NumPy or torch."""
+def untouched_rngs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail the test if it changes the global random state of Python, NumPy or torch, or reseeds all GPUs."""
+
+    def reseed(seed: int) -> None:
+        raise AssertionError(f"torch.manual_seed({seed}) reseeds GPUs, which torch.random.fork_rng does not restore")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseed)
     states = random.getstate(), np.random.get_state()[1].tobytes(), torch.random.get_rng_state()  # noqa: NPY002
     yield
     assert random.getstate() == states[0], "Python's global random state changed"
