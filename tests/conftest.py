@@ -16,8 +16,7 @@ import torch
 from episodes import FAST
 
 from prune_env import EnvConfig, FilterPruneEnv, data
-from prune_env.training.fit import FitConfig
-from prune_env.training.pretrained import pretrained
+from prune_env.game.tabulated import Table
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -96,10 +95,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def trained(digits: data.DataSplits) -> torch.nn.Module:
-    """A small network that classifies digits well; training takes a few seconds."""
-    recipe = FitConfig(epochs=20, batch_size=64, lr=0.1)
-    return pretrained("small_cnn", digits, recipe=recipe, progress=False)
+def trained() -> torch.nn.Module:
+    """A small network that classifies digits well: that of the tabulated problem, which needs no training."""
+    return Table.load().network()
 
 
 @pytest.fixture
