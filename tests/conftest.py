@@ -32,18 +32,23 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def untouched_rngs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail the test if it changes the global random state of Python, NumPy or torch, or reseeds all GPUs."""
-
-    def reseed(seed: int) -> None:
-        raise AssertionError(f"torch.manual_seed({seed}) reseeds GPUs, which torch.random.fork_rng does not restore")
-
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseed)
+def untouched_rngs() -> Iterator[None]:
+    """Fail the test if it changes the global random state of Python, NumPy or torch."""
     states = random.getstate(), np.random.get_state()[1].tobytes(), torch.random.get_rng_state()  # noqa: NPY002
     yield
     assert random.getstate() == states[0], "Python's global random state changed"
     assert np.random.get_state()[1].tobytes() == states[1], "NumPy's global random state changed"  # noqa: NPY002
     assert torch.equal(torch.random.get_rng_state(), states[2]), "torch's global random state changed"
+
+
+@pytest.fixture
+def untouched_gpus(untouched_rngs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test also if it calls `torch.manual_seed`, which reseeds all GPUs."""
+
+    def reseed(seed: int) -> None:
+        raise AssertionError(f"torch.manual_seed({seed}) reseeds GPUs, which torch.random.fork_rng does not restore")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseed)
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ def test_compiled_networks_and_parts() -> None:
 
 
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
-def test_hooks_that_only_observe_are_dropped_without_a_warning(register: str, untouched_rngs: None) -> None:
+def test_hooks_that_only_observe_are_dropped_without_a_warning(register: str, untouched_gpus: None) -> None:
     model, seen = network(), []
     getattr(model[2], register)(lambda *_: seen.append(1))
     with warnings.catch_warnings():
