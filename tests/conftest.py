@@ -42,8 +42,8 @@ def untouched_rngs() -> Iterator[None]:
 
 
 @pytest.fixture
-def untouched_gpus(untouched_rngs: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail the test also if it calls `torch.manual_seed`, which reseeds all GPUs."""
+def untouched_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test if it calls `torch.manual_seed`, which reseeds all GPUs."""
 
     def reseed(seed: int) -> None:
         raise AssertionError(f"torch.manual_seed({seed}) reseeds GPUs, which torch.random.fork_rng does not restore")

@@ -54,7 +54,9 @@ def test_hooks_that_only_observe_are_dropped_without_a_warning(register: str, un
     getattr(model[2], register)(lambda *_: seen.append(1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        before = torch.get_rng_state()
         assert inspect(model, IMAGES).groups
+    assert torch.equal(before, torch.get_rng_state())
     assert seen == [1]
     assert build(model, (), {}, ())(IMAGES) is not None
     assert seen == [1]
