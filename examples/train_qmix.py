@@ -93,6 +93,7 @@ def main(config: Config) -> None:
     data = config.problem.load_data()
     print(f"Data {data.summary}")
     settings = dataclasses.asdict(replace(config, resume=False, name=None))
+    del settings["out"]  # the folder of a run may be moved
     settings["normalisation"] = {"mean": data.mean, "std": data.std}
     stem = f"{config.problem.network}-{data.name}"
     directory = open_folder(config.out, config.name, stem, settings, config.resume)

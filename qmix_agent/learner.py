@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -92,11 +92,7 @@ class Learner:
 
     def q_and_targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the values of the actions taken and their targets, both [B, T, M]; only the former have a gradient."""
-        last_actions = functional.pad(batch.actions, (0, 0, 1, 0), value=-1)  # [B, T+1, N]
-        inputs = self.network.inputs(batch.observations, last_actions)  # [T+1, B, N, I], shared with the target network
-        online_q, hidden = self.network.values(inputs[:-1])  # [T, B, N, A]
-        taken = _taken(online_q.transpose(0, 1), batch.actions)  # [B, T, N]
-        q_tot = self.mixer(taken, batch.before)  # [B, T, M]
+        q_tot, inputs, online_q, hidden = team_values(self.network, self.mixer, batch)
         with torch.no_grad():
             # The values after the last step only take part in the argmax, so they need no gradient.
             final_q, _ = self.network.values(inputs[-1:], hidden)
@@ -229,13 +225,26 @@ class Learner:
         )
 
 
-def q_tot(network: AgentNetwork, mixer: nn.Module, batch: Batch) -> torch.Tensor:
-    """Return the values of the actions taken, [B, T, M]."""
+class TeamValues(NamedTuple):
+    """The values of a batch's actions, and what they were computed from."""
+
+    q_tot: torch.Tensor
+    """Values of the actions taken, [B, T, M]."""
+    inputs: torch.Tensor
+    """The agents' inputs, also those after the last step, [T+1, B, N, I]."""
+    agent_values: torch.Tensor
+    """Values of all actions before each step, [T, B, N, A]."""
+    hidden: torch.Tensor | None
+    """Recurrent state after the last step."""
+
+
+def team_values(network: AgentNetwork, mixer: nn.Module, batch: Batch) -> TeamValues:
+    """Return the values of the actions taken, and what they were computed from."""
     last_actions = functional.pad(batch.actions, (0, 0, 1, 0), value=-1)  # [B, T+1, N]
-    inputs = network.inputs(batch.observations, last_actions)  # [T+1, B, N, I]
-    taken = _taken(network.values(inputs[:-1])[0].transpose(0, 1), batch.actions)  # [B, T, N]
-    mixed: torch.Tensor = mixer(taken, batch.before)
-    return mixed
+    inputs = network.inputs(batch.observations, last_actions)
+    agent_values, hidden = network.values(inputs[:-1])
+    taken = _taken(agent_values.transpose(0, 1), batch.actions)  # [B, T, N]
+    return TeamValues(mixer(taken, batch.before), inputs, agent_values, hidden)
 
 
 def _taken(q: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:

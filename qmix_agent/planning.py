@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .learner import Learner, q_tot
+from .learner import Learner, team_values
 from .networks import AgentNetwork
 from .replay_buffer import make_batch
 from .rollout import EpisodeSettings, Policy, play_episodes
@@ -107,6 +107,6 @@ class ScriptedPolicy:
 def final_values(network: AgentNetwork, mixer: nn.Module, episodes: Sequence[Episode]) -> np.ndarray:
     """Return the value of each episode's last joint action, [K]; the mean over the agents for iql."""
     batch = make_batch(episodes, next(network.parameters()).device)
-    values = q_tot(network, mixer, batch).mean(-1)  # [K, T]
+    values = team_values(network, mixer, batch).q_tot.mean(-1)  # [K, T]
     last = batch.filled.sum(1).long() - 1  # [K]
     return values.gather(1, last.unsqueeze(1)).squeeze(1).double().cpu().numpy()

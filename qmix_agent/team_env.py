@@ -30,9 +30,8 @@ class TeamEnv:
     An agent leaves when it is terminated or truncated, or when `env.agents` no longer lists it (it has terminated); it
     is back when `env.agents` lists it without either flag. Agents that `env.agents` does not list after a reset do not
     play in the episode. An absent agent observes zeros and can only take action 0, which is not sent to the
-    environment. The state of an environment without state() is the concatenation of
-    all observations. An environment that has both step_async(actions) and step_wait(), as Gymnasium's vector
-    environments have, is stepped with these.
+    environment. The state of an environment without state() is the concatenation of all observations. An environment
+    that has both step_async(actions) and step_wait(), as Gymnasium's vector environments have, is stepped with these.
 
     Args:
         env: The environment.

@@ -16,8 +16,7 @@ import torch
 from episodes import FAST
 
 from prune_env import EnvConfig, FilterPruneEnv, data
-from prune_env.training.fit import FitConfig
-from prune_env.training.pretrained import pretrained
+from prune_env.game.tabulated import Table
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,6 +39,16 @@ def untouched_rngs() -> Iterator[None]:
     assert random.getstate() == states[0], "Python's global random state changed"
     assert np.random.get_state()[1].tobytes() == states[1], "NumPy's global random state changed"  # noqa: NPY002
     assert torch.equal(torch.random.get_rng_state(), states[2]), "torch's global random state changed"
+
+
+@pytest.fixture
+def untouched_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test if it calls `torch.manual_seed`, which reseeds all GPUs."""
+
+    def reseed(seed: int) -> None:
+        raise AssertionError(f"torch.manual_seed({seed}) reseeds GPUs, which torch.random.fork_rng does not restore")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseed)
 
 
 @pytest.fixture(scope="session")
@@ -91,10 +100,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def trained(digits: data.DataSplits) -> torch.nn.Module:
-    """A small network that classifies digits well; training takes a few seconds."""
-    recipe = FitConfig(epochs=20, batch_size=64, lr=0.1)
-    return pretrained("small_cnn", digits, recipe=recipe, progress=False)
+def trained() -> torch.nn.Module:
+    """A small network that classifies digits well: that of the tabulated problem, which needs no training."""
+    return Table.load().network()
 
 
 @pytest.fixture

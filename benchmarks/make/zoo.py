@@ -91,7 +91,7 @@ def make(name: str) -> tuple[nn.Module, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         if name in list_networks():
             model, size = create(name), image_size(name)
         elif name.startswith("timm/"):

@@ -38,7 +38,7 @@ class Architecture:
             seed: Seed of the weights.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             return _Stages(FAMILIES[self.family], self, classes, in_channels)
 
 

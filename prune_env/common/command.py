@@ -9,6 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+FAULTS = (RuntimeError, NotImplementedError, RecursionError)
+"""Errors of the program or of torch, not of the user. Other subclasses of RuntimeError have messages for the user."""
+
 
 @contextmanager
 def one_line_errors(interrupted: str = "Interrupted.") -> Iterator[None]:
@@ -22,7 +25,7 @@ def one_line_errors(interrupted: str = "Interrupted.") -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
-        if type(error) is RuntimeError:  # not a class of its own: a fault of the program or of torch, not of its user
+        if type(error) in FAULTS:
             raise
         print("error:", one_line(error), file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""What an environment needs to know about plans, whoever finds it out."""
+"""The `Evaluator` protocol, and a base class that forwards to another evaluator."""
 
 from __future__ import annotations
 

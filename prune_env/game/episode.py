@@ -16,7 +16,9 @@ from .transition import RoundState
 
 
 class Episode:
-    """Carries weights, evaluates, pays, and archives finished plans. Call `start` first; every call starts anew.
+    """Carries weights, evaluates, pays, and archives finished plans.
+
+    Call `start` first; every call returns to the original network.
 
     Args:
         problem: The network, its data and its groups.

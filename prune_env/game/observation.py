@@ -48,7 +48,10 @@ GLOBAL = ("macs_ratio", "params_ratio", "target_macs", "budget_distance", "round
 
 
 class Observer:
-    """Turns (budget, plan, last rates, rounds left) into arrays. Constant entries are computed once."""
+    """Turns (budget, plan, last rates, rounds left) into arrays. Constant entries are computed once.
+
+    `feature_map` measures the output of a group's first layer, but the input of a transposed convolution.
+    """
 
     def __init__(self, problem: PruningProblem, rates: Sequence[float]) -> None:
         groups, cost, self.rates = problem.groups, problem.cost, tuple(rates)

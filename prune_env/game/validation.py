@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
@@ -10,6 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from ..common.fingerprints import qualified_name
+from ..common.warn import warn
 from ..data import DataSplits
 from ..data.objective import Loss, Metric, check_loss
 from ..evaluation.config import EvaluationConfig
@@ -54,32 +54,30 @@ def check_problem(config: EnvConfig, problem: PruningProblem) -> None:
     check_training(config, problem.loss, problem.data)
 
 
-def warn_coarse(budget: Budget, stacklevel: int = 3) -> None:
+def warn_coarse(budget: Budget) -> None:
     """Warn if filters are so coarse that no plan was found within the budget's tolerance."""
     if budget.target_macs is None or budget.meets(budget.uniform()):
         return
     below, above = (f"{ratio:.4f}" for ratio in budget.ratios_around_target())
     smaller = ", or a smaller round_to," if budget.round_to > 1 else ""
-    warnings.warn(
+    warn(
         f"target_macs={budget.target_macs} cannot be met within {budget.tolerance} of the MACs: groups of "
         f"{min(budget.full_plan)} to {max(budget.full_plan)} filters and round_to={budget.round_to} are too coarse. "
         f"The plans next to it have {below} and {above} of the MACs, so finished plans lie as far below it; "
-        f"choose target_macs={above}{smaller} if that is too far",
-        stacklevel=stacklevel,
+        f"choose target_macs={above}{smaller} if that is too far"
     )
 
 
-def warn_missed(budget: Budget, plan: Sequence[int], stacklevel: int = 5) -> None:
+def warn_missed(budget: Budget, plan: Sequence[int]) -> None:
     """Warn if a finished plan lies further below the target than the budget's tolerance.
 
     The text is the same for every plan, so that Python shows it once.
     """
     if int(budget.macs(np.asarray(plan))) < budget.macs_range[0]:
-        warnings.warn(
+        warn(
             f"a finished plan has over {budget.tolerance} of the MACs less than target_macs={budget.target_macs}: one "
             "filter of a group, or round_to of them, has more MACs than that. Its macs_ratio is in the infos and in "
             "the archive; a smaller round_to comes closer",
-            stacklevel=stacklevel,
         )
 
 

@@ -18,9 +18,9 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
-import torch
 from torch import nn
 
+from ..common.device import seeded
 from ..common.fingerprints import qualified_name
 from ..common.settings import Count, Range, Seed, checked
 
@@ -137,6 +137,5 @@ def create(name: str, num_classes: int = 10, in_channels: int = 3, seed: int = 0
     num_classes = checked("num_classes", num_classes, Annotated[int, Range(2)])
     in_channels = checked("in_channels", in_channels, Count)
     seed = checked("seed", seed, Seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded("cpu", seed):
         return entry.constructor(num_classes, in_channels)

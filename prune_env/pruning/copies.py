@@ -23,6 +23,7 @@ from .groups import named
 from .references import CONTENTS, reference_to
 
 FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+"""Attributes of a module whose hooks can change what it computes."""
 HOOKS = (
     *FORWARD_HOOKS,
     "_forward_hooks_with_kwargs",
@@ -31,6 +32,7 @@ HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+"""All attributes of a module that hold hooks; copies have them empty."""
 COMPILED = "_compiled_call_impl"
 """Attribute of `Module.compile`: code for the sizes of the original, which `Module.__getstate__` leaves out as well."""
 IMMUTABLE = frozenset((int, float, complex, bool, str, bytes, type(None), torch.Size, torch.dtype, torch.device))

@@ -5,7 +5,6 @@ Filters that are tied share a label. Labels that occur on the same sides of the 
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from ..common.warn import warn
 from .errors import PruningError
 from .forward import Example
 from .groups import Member, Protected, PruningGroup, Side
@@ -45,10 +45,10 @@ def find_groups(model: nn.Module, example_input: Example) -> list[PruningGroup]:
     return groups
 
 
-def warn_protected(protected: Sequence[Protected], stacklevel: int = 3) -> None:
+def warn_protected(protected: Sequence[Protected]) -> None:
     """Warn of all layers that cannot be pruned."""
     for entry in protected:
-        warnings.warn(str(entry), stacklevel=stacklevel)
+        warn(str(entry))
 
 
 def require_groups(groups: Sequence[PruningGroup], protected: Sequence[Protected]) -> None:

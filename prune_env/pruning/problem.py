@@ -20,7 +20,7 @@ from .cost import Cost
 from .errors import PruningError
 from .groups import Plan, PruningGroup
 from .inspection import Inspection, inspect
-from .references import OwnTensors
+from .own_tensors import OwnTensors
 from .suitability import check_suitable
 from .surgery import build
 

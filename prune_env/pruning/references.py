@@ -18,10 +18,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-
-from .errors import PruningError
 
 OTHERS = frozenset((*sys.stdlib_module_names, "torch", "torchvision", "numpy"))
 """Top-level packages whose functions and objects hold no layers of a network, containers aside."""
@@ -35,61 +31,15 @@ WRAPPERS = (
     functools.cached_property,
     functools._lru_cache_wrapper,
 )
+"""Types that hold one or more functions, and nothing else that is searched."""
 LEAVES = (str, bytes, int, float, complex, type(None), torch.Tensor, torch.dtype, torch.device, type, types.ModuleType)
+"""Types, with their subclasses, whose values refer to nothing that is searched."""
 PLAIN = frozenset((*LEAVES, bool))
+"""The exact types that nearly all attributes have, for a fast check."""
 CONTAINERS = frozenset((dict, OrderedDict, tuple, list, set))
+"""The exact types of containers that need no search if they are empty or, dicts aside, hold `PLAIN` values only."""
 CONTENTS = frozenset(("_parameters", "_buffers", "_modules"))
 """Attributes whose values are copied, so they need no search."""
-
-
-class OriginalReached(PruningError):
-    """A copy of a network computes with a tensor of the original."""
-
-
-class OwnTensors(TorchDispatchMode):
-    """Refuse every operation on a parameter or buffer of the original while a copy with tensors of its own runs.
-
-    Args:
-        original: The original network.
-
-    Raises:
-        OriginalReached: The copy computed with a tensor of the original; the message names it.
-    """
-
-    def __init__(self, original: nn.Module) -> None:
-        super().__init__()
-        self._reached: str | None = None
-        self._names = {_storage(t): name for name, t in (*original.named_parameters(), *original.named_buffers())}
-        self._names.pop(None, None)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, torch.Tensor) and (name := self._names.get(_storage(leaf))) is not None:
-                self._reached = name
-                self._refuse()
-        return func(*args, **kwargs)
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        super().__exit__(kind, error, trace)
-        if error is None or not isinstance(error, OriginalReached):  # the network may have caught it
-            self._refuse()
-
-    def _refuse(self) -> None:
-        if self._reached is not None:
-            raise OriginalReached(
-                f"a copy of the network computes with {self._reached.rpartition('.')[0] or self._reached} of the "
-                "original, which it reaches through an object that copies share, such as a function, a class attribute "
-                "or an object with a __deepcopy__ of its own; call the layer through self"
-            )
-
-
-def _storage(tensor: torch.Tensor) -> int | None:
-    """Identity of a tensor's memory; None if it has none, as sparse tensors."""
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):
-        return None
 
 
 def reference_to(originals: set[int], copies: Mapping[nn.Module, str]) -> tuple[str, str] | None:

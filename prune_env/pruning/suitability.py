@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ..common.device import seeded
 from ..common.failure import described
 from .copies import FORWARD_HOOKS, HOOKS, is_compiled
 from .errors import PruningError
@@ -69,8 +70,7 @@ def check_hooks(model: nn.Module, network: nn.Module, inputs: list[torch.Tensor]
 
 
 def _outputs(network: nn.Module, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the same random numbers in every call
+    with torch.inference_mode(), seeded(inputs[0].device, 0):  # the same random numbers in every call
         return output_tensors(network(*(images.clone() for images in inputs)))
 
 

@@ -24,7 +24,7 @@ from .errors import PruningError
 from .forward import Example, first_input, inputs_for, output_tensors, progress_bar
 from .groups import Side
 from .modules import ModuleSpec, spec_of
-from .references import OriginalReached, OwnTensors
+from .own_tensors import OriginalReached, OwnTensors
 from .rules import Call, Rule, rule_of
 from .suitability import check_hooks, check_suitable
 from .surgery import cut

@@ -30,7 +30,8 @@ def accuracy(
 ) -> float:
     """Return the top-1 accuracy of a network on a split, or its score by a metric.
 
-    The network runs in eval mode and in its own precision. Its modes and its device are restored afterwards.
+    The network runs in eval mode and in its own precision. Its modes and its device are restored afterwards, also
+    after an error.
 
     Args:
         network: The network.
@@ -53,15 +54,15 @@ def accuracy(
     def inputs(images: torch.Tensor) -> torch.Tensor:
         return data.normalise(images.to(device)).to(dtype)
 
-    with eval_mode(network.to(device)):
-        if metric is not None:
-            found = apply_metric(metric, network, Split(inputs(split.images), split.labels.to(device)))
-        else:
+    try:
+        with eval_mode(network.to(device)):
+            if metric is not None:
+                return apply_metric(metric, network, Split(inputs(split.images), split.labels.to(device)))
             parts = zip(split.images.split(BATCH_SIZE), split.labels.split(BATCH_SIZE), strict=True)
             batches = ((inputs(images), labels.to(device)) for images, labels in parts)
-            found = count_correct(network, batches) / len(split)
-    network.to(home)
-    return found
+            return count_correct(network, batches) / len(split)
+    finally:
+        network.to(home)
 
 
 @torch.inference_mode()

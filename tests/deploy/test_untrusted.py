@@ -94,7 +94,9 @@ def test_code_that_a_record_names_does_not_run(
     edit(folder, lambda record: record["network"].update(name=name, base=base))
     with pytest.raises(ValueError, match=(base or trust or name or "").partition(":")[0]):
         load_pruned(folder, trust_base=trust)
-    assert main(["export", str(folder), *(["--trust-base", trust] if trust else [])]) == 2
+    with pytest.raises(SystemExit) as end:
+        main(["export", str(folder), *(["--trust-base", trust] if trust else [])])
+    assert end.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not canary.exists()
 
@@ -186,5 +188,7 @@ def test_wide_heads_and_numbers_of_another_kind_in_the_weights(folder: Path) -> 
 def test_control_characters_do_not_reach_the_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit(folder, lambda record: record["kept_channels"][0].update({"module": "\x1b]0;title\x07\ud800"}))
     edit(folder, lambda record: record["plan"].update({"\x1b[2J": 1.5}))
-    assert main(["export", str(folder)]) == 2
+    with pytest.raises(SystemExit) as end:
+        main(["export", str(folder)])
+    assert end.value.code == 2
     assert capsys.readouterr().err.strip().isprintable()

@@ -165,19 +165,19 @@ class TestMainScript:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
-        assert process.returncode != 0
+        assert process.returncode == 130
         assert "--resume" in errors.decode()
         assert "Traceback" not in errors.decode()
         assert list((tmp_path / "run" / "checkpoint").iterdir())
 
     def test_a_run_is_never_overwritten(self, finished: tuple[Path, str], weights: Path) -> None:
         again = run(finished[0].parent, weights)
-        assert again.returncode != 0
+        assert again.returncode == 2
         assert str(finished[0]) in again.stderr
         assert "--resume" in again.stderr
         assert "Traceback" not in again.stderr
         other = run(finished[0].parent, weights, "--resume", "--seed=5")
-        assert other.returncode != 0
+        assert other.returncode == 2
         assert "seed: 0 in the run, 5 now" in other.stderr
         assert "Traceback" not in other.stderr
 
@@ -192,7 +192,7 @@ class TestMainScript:
         content["config"]["gamma"] = 0.5
         torch.save({**content, "seed": 5}, file)
         done = run(tmp_path, weights, "--resume")
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert done.stderr.strip().count("\n") == 0
         for named in (str(file.parent), "seed: 5", "gamma: 0.5"):
             assert named in done.stderr
@@ -202,7 +202,7 @@ class TestMainScript:
         code = "import runpy, shutil, sys; shutil.disk_usage = lambda _: shutil._ntuple_diskusage(0, 0, 4 * 2**20)"
         code = f"{code}; sys.argv = {arguments!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500, cwd=ROOT)
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert done.stderr.strip().count("\n") == 0
         assert str(tmp_path / "run") in done.stderr
         assert not (tmp_path / "run" / "metrics.jsonl").exists()
@@ -232,6 +232,6 @@ class TestMainScript:
             env=os.environ,
             timeout=300,
         )
-        assert done.returncode != 0
+        assert done.returncode == 2
         assert named in " ".join(done.stderr.replace("│", " ").split())  # tyro frames its own errors
         assert "Traceback" not in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 
 import numpy as np
@@ -36,10 +37,12 @@ def coarse(digits: DataSplits, filters: int, target: float, **settings: int) -> 
 def test_a_target_between_two_coarse_plans_is_named(
     digits: DataSplits, filters: int, target: float, settings: dict[str, int], reached: tuple[str, str]
 ) -> None:
-    with pytest.warns(UserWarning, match=f"target_macs={target}.*{reached[0]}.*{reached[1]}"):
+    with pytest.warns(UserWarning, match=f"target_macs={target}.*{reached[0]}.*{reached[1]}") as created:
         env = coarse(digits, filters, target, **settings)
-    with pytest.warns(UserWarning, match=f"target_macs={target}"):
+    with pytest.warns(UserWarning, match=f"target_macs={target}") as played:
         record = play(env)
+    assert {one.filename for one in created} == {__file__}
+    assert {one.filename for one in played} == {inspect.getfile(play)}
     assert f"{record[-1][-1]['conv_0']['macs_ratio']:.4f}" == reached[0]
 
 

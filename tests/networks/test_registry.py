@@ -34,7 +34,7 @@ def test_every_recipe_consists_of_training_settings(name: str) -> None:
     FitConfig(**network_entry(name).recipe)
 
 
-@pytest.mark.usefixtures("untouched_rngs")
+@pytest.mark.usefixtures("untouched_rngs", "untouched_gpus")
 def test_creating_a_network_does_not_change_the_global_random_state() -> None:
     create("small_cnn", 10, 1, seed=3)
 

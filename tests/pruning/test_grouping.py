@@ -225,6 +225,7 @@ class TiedWeights(Net):
 def test_layers_that_cannot_be_cut_are_protected_with_a_warning(model: nn.Module, names_in_reason: list[str]) -> None:
     with pytest.warns(UserWarning, match="first") as caught:
         groups = find_groups(model, IMAGES)
+    assert {warning.filename for warning in caught} == {__file__}
     _, protected = groups_and_protected(model, IMAGES)
     (entry,) = [entry for entry in protected if "first" in entry.layers]
     assert all(name in entry.reason for name in names_in_reason)

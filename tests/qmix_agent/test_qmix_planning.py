@@ -14,7 +14,7 @@ from qmix_helpers import SMALL, rows_of, weights
 from qmix_agent import QMIX
 
 CONFIG = dataclasses.replace(
-    SMALL, imagined_episodes=16, learning_starts=8, standardise_returns=True, eval_every=0, updates_per_episode=8
+    SMALL, imagined_episodes=8, learning_starts=4, standardise_returns=True, eval_every=0, updates_per_episode=4
 )
 
 
@@ -73,7 +73,15 @@ def returns(agent: QMIX, episodes: int) -> list[float]:
 @pytest.mark.slow
 def test_planning_finds_more_in_as_many_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Locks, "may_repeat", True)
-    config = dataclasses.replace(CONFIG, imagined_episodes=32, hidden_size=32, batch_size=16, learning_rate=3e-3)
+    config = dataclasses.replace(
+        CONFIG,
+        imagined_episodes=32,
+        hidden_size=32,
+        batch_size=16,
+        learning_rate=3e-3,
+        learning_starts=8,
+        updates_per_episode=8,
+    )
     plain = dataclasses.replace(config, imagined_episodes=0, epsilon_episodes=50)
     planned, played = (
         [max(returns(QMIX(Locks(), one, seed=seed), 100)) for seed in range(3)] for one in (config, plain)
@@ -84,25 +92,25 @@ def test_planning_finds_more_in_as_many_episodes(monkeypatch: pytest.MonkeyPatch
 def test_only_played_episodes_count(tmp_path: Path) -> None:
     env = Locks()
     env.may_repeat = True
-    agent = QMIX(env, CONFIG).learn(20, log_dir=tmp_path, progress=False)
-    assert env.episodes == 21, "one reset reads the specification"
-    assert (agent.episode, agent.env_steps) == (20, 40)
-    assert [row["length"] for row in rows_of(tmp_path)] == [2] * 20
+    agent = QMIX(env, CONFIG).learn(10, log_dir=tmp_path, progress=False)
+    assert env.episodes == 11, "one reset reads the specification"
+    assert (agent.episode, agent.env_steps) == (10, 20)
+    assert [row["length"] for row in rows_of(tmp_path)] == [2] * 10
 
 
 def test_equal_seeds_give_equal_runs_and_a_resumed_run_ends_the_same(tmp_path: Path) -> None:
-    whole, again = (QMIX(Locks(), CONFIG, seed=5).learn(24, progress=False) for _ in range(2))
+    whole, again = (QMIX(Locks(), CONFIG, seed=5).learn(12, progress=False) for _ in range(2))
     assert weights(whole) == weights(again)
     env = Locks()
-    QMIX(env, CONFIG, seed=5).learn(15, checkpoint_dir=tmp_path, progress=False)
-    resumed = QMIX.load(tmp_path, Locks(paid=env.paid)).learn(24, progress=False)
+    QMIX(env, CONFIG, seed=5).learn(7, checkpoint_dir=tmp_path, progress=False)
+    resumed = QMIX.load(tmp_path, Locks(paid=env.paid)).learn(12, progress=False)
     assert weights(resumed) == weights(whole)
 
 
 def test_several_environments_plan_in_turn() -> None:
     env = Locks()
     env.may_repeat = True
-    assert QMIX([env, Locks()], CONFIG).learn(24, n_envs=2, progress=False).episode == 24
+    assert QMIX([env, Locks()], CONFIG).learn(12, n_envs=2, progress=False).episode == 12
 
 
 def test_an_environment_that_cannot_be_imagined_is_refused_at_once() -> None:

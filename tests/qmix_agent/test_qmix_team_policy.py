@@ -83,7 +83,7 @@ def best(env: Sites, prices: int) -> tuple[int, ...]:
 def learned() -> QMIX:
     settings = {"recurrent": False, "gamma": 1.0, "hidden_size": 32, "learning_rate": 3e-3, "batch_size": 32}
     config = dataclasses.replace(ANY_TEAM, **settings, learning_starts=32)
-    return QMIX(Sites(3), config, seed=0).learn(150, progress=False)
+    return QMIX(Sites(3), config, seed=0).learn(80, progress=False)
 
 
 def test_what_a_team_learned_holds_in_a_larger_team(learned: QMIX) -> None:

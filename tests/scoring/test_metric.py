@@ -62,6 +62,22 @@ def test_modes_and_hooks_are_restored_after_an_error(trained: nn.Module, digits:
     assert network(digits.example_input.bfloat16()).dtype == torch.bfloat16, "the hook to float32 is removed"
 
 
+def test_the_device_is_restored_after_an_error(trained: nn.Module, digits: DataSplits) -> None:
+    moves: list[torch.device] = []
+
+    class Recorded(nn.Sequential):
+        def to(self, device: Any) -> Any:
+            moves.append(torch.device(device))
+            return self
+
+    def fails(network: nn.Module, split: Split) -> float:
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        accuracy(Recorded(trained), digits, digits.reward, fails, device="cpu:0")
+    assert moves == [torch.device("cpu:0"), torch.device("cpu")]
+
+
 def test_eval_mode_ends_with_the_block() -> None:
     network = nn.Sequential(nn.ReLU(), nn.Dropout()).train()
     network[0].eval()

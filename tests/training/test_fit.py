@@ -81,8 +81,8 @@ def test_dropout_depends_only_on_seed_and_epoch(digits: DataSplits, tmp_path: Pa
     model = nn.Sequential(create("small_cnn", 10, 1), nn.Dropout(0.3))
     run = dataclasses.replace(QUIET, checkpoint=tmp_path / "run.pt")
     expected = fit(model, digits, SHORT, run=QUIET)
-    with torch.random.fork_rng():
-        torch.manual_seed(123)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(123)
         assert same(expected, fit(model, digits, SHORT, run=QUIET))
     with killed_after_a_checkpoint():
         fit(model, digits, SHORT, run=run)
