@@ -21,14 +21,13 @@ from torch import nn
 
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.common.command import check_writable, one_line_errors, require_packages
-from prune_env.common.files import check_space
 from prune_env.common.settings import Count, Positive, Seed, Settings
 from prune_env.finalise import Finaliser, Finalist, accuracy, recalibrated
 from prune_env.game.arguments import ProblemArgs
 from prune_env.pruning import Plan
 from prune_env.reporting.plots import plot_front
 from prune_env.reporting.result import Contestant, network_rows, save_result, search_seconds
-from prune_env.reporting.run_folder import open_folder
+from prune_env.reporting.run_folder import check_room, open_folder
 from prune_env.reporting.summary import summary
 from prune_env.training.distillation import DistillationConfig
 from qmix_agent import QMIX, QMIXConfig
@@ -134,46 +133,13 @@ def main(config: Config) -> None:
 
 def search(config: Config, env: FilterPruneEnv, directory: Path) -> list[dict[str, Any]]:
     """Play QMIX, and return the rows of metrics.jsonl. The environment's archive keeps every finished plan."""
-    checkpoints, device = directory / "checkpoint", config.problem.device
-    if config.resume and QMIX.checkpoint_exists(checkpoints):
-        agent = QMIX.load(checkpoints, env, device=device)
-        check_agent(config, agent, checkpoints)
-    else:
-        agent = QMIX(env, config.qmix, seed=config.seed, device=device)
-    check_room(config, env, agent, directory)
+    checkpoints = directory / "checkpoint"
+    agent = QMIX.load_or_new(checkpoints, env, config.qmix, config.seed, config.problem.device)
+    agent_bytes = agent.checkpoint_bytes(config.episodes, config.env.rounds) * (config.qmix.keep_checkpoints + 2)
+    check_room(directory, env, config.finalists, agent_bytes)
     agent.learn(config.episodes, directory, checkpoints, n_envs=config.n_envs)
     env.close()
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-
-
-def check_agent(config: Config, agent: QMIX, checkpoints: Path) -> None:
-    """Check that a loaded agent is the one of this run.
-
-    Raises:
-        ValueError: It has another seed or other settings; the message names them.
-    """
-    try:
-        agent.require_settings(config.qmix, config.seed)
-    except ValueError as error:
-        raise ValueError(
-            f"{checkpoints} holds the checkpoint of another run ({error}); put back the right one, or delete the "
-            "folder to start again"
-        ) from error
-
-
-def check_room(config: Config, env: FilterPruneEnv, agent: QMIX, directory: Path) -> None:
-    """Check that the disk has room for about all that the run will write.
-
-    Raises:
-        OSError: It has less; the message names the folder and the sizes.
-    """
-    # One checkpoint more while the newest is written, and the log about as large as the rows in a checkpoint.
-    size = float(agent.checkpoint_bytes(config.episodes, config.env.rounds) * (config.qmix.keep_checkpoints + 2))
-    # Checkpoints of the distillations hold four times the weights; the network is saved twice.
-    copies = 4 * (config.finalists + 2) + 2
-    for target in env.config.targets:
-        size += 4 * copies * env.problem.cost.params(env.clone(target_macs=target).budget.uniform())
-    check_space(directory, size - sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()))
 
 
 def prune(config: Config, env: FilterPruneEnv, target: float, directory: Path) -> Pruning:

@@ -227,15 +227,6 @@ class QMIX:
 
         return export_onnx(self.learner.network, self.spec, path)
 
-    def require_settings(self, config: QMIXConfig, seed: int) -> None:
-        """Raise ValueError that names what differs unless the agent, loaded from a file, has these settings."""
-        mine, other = ({"seed": one, **asdict(two)} for one, two in ((self.seed, self.config), (seed, config)))
-        changed = [
-            f"{name}: {mine[name]!r} there, {other[name]!r} in this run" for name in mine if mine[name] != other[name]
-        ]
-        if changed:
-            raise ValueError("; ".join(changed))
-
     def policy(self) -> TeamPolicy:
         """Return what the team has learned, for teams of any size in environments of the same kind.
 
@@ -297,6 +288,39 @@ class QMIX:
         envs = wrap_envs(env) if env is not None else []
         agent = cls.__new__(cls)
         agent._set_trainer(Trainer.load(Path(directory), envs, device))
+        return agent
+
+    @classmethod
+    def load_or_new(
+        cls,
+        directory: str | Path,
+        env: OneOrMoreEnvs,
+        config: QMIXConfig | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> QMIX:
+        """Load the agent of a run if `directory` has a checkpoint, and make a new one otherwise.
+
+        Args:
+            directory: Directory of the checkpoints.
+            env: One environment or a list.
+            config: All settings.
+            seed: Seed of the agent.
+            device: Device of the networks.
+
+        Raises:
+            ValueError: The checkpoint has another seed or other settings; the message names them.
+        """
+        if not cls.checkpoint_exists(directory):
+            return cls(env, config, seed, device)
+        agent, own = cls.load(directory, env, device), {"seed": seed, **asdict(config or QMIXConfig())}
+        loaded = {"seed": agent.seed, **asdict(agent.config)}
+        changed = [f"{name}: {loaded[name]!r} there, {own[name]!r} now" for name in own if loaded[name] != own[name]]
+        if changed:
+            raise ValueError(
+                f"{directory} holds the checkpoint of another run ({'; '.join(changed)}); put back the right one, or "
+                "delete the folder to start again"
+            )
         return agent
 
     @staticmethod

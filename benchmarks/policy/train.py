@@ -51,15 +51,7 @@ def main(config: Config) -> None:
     specs = [spec for spec in LEARNING if config.data is not None or spec.data == "digits"]
     suite = FilterPruneSuite(dict(make_games(specs, config.networks, config.data or "cifar10")))
     checkpoints = config.out / "checkpoints"
-    own = settings(config.episodes, config.mixer)
-    if QMIX.checkpoint_exists(checkpoints):
-        agent = QMIX.load(checkpoints, suite)
-        try:
-            agent.require_settings(own, config.seed)
-        except ValueError as error:
-            raise ValueError(f"{checkpoints} is of another run ({error}); give another --out") from error
-    else:
-        agent = QMIX(suite, own, config.seed)
+    agent = QMIX.load_or_new(checkpoints, suite, settings(config.episodes, config.mixer), config.seed)
     agent.learn(config.episodes, log_dir=config.out, checkpoint_dir=checkpoints, n_envs=PARALLEL)
     print(f"The policy is in {agent.save_policy(config.out / 'policy.safetensors')}")
 

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..common.files import replacing, sweep
+from ..common.files import check_space, replacing, sweep
 from ..common.locks import hold
 from ..game.config import NOT_SET, differences
+from ..game.env import FilterPruneEnv
 
 SETTINGS = "config.json"
 LOCK = ".lock"
@@ -83,3 +84,22 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in settings.items():
         fields |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return fields
+
+
+def check_room(directory: Path, env: FilterPruneEnv, finalists: int, agent_bytes: int) -> None:
+    """Check that the disk has room for about all that a run will write.
+
+    Args:
+        directory: The folder of the run.
+        env: The environment.
+        finalists: Number of finalists for each budget.
+        agent_bytes: Size of all files of the agent.
+
+    Raises:
+        OSError: The disk has less room; the message names the folder and the sizes.
+    """
+    # Checkpoints of the distillations hold four times the weights; the network is saved twice.
+    copies, size = 4 * (finalists + 2) + 2, float(agent_bytes)
+    for budget in env.budgets:
+        size += 4 * copies * env.problem.cost.params(budget.uniform())
+    check_space(directory, size - sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()))
