@@ -42,7 +42,7 @@ class Config(Settings):
     out: Path = Path("runs")
     """Folder of all runs."""
     resume: bool = False
-    """Resume the run of this name, or the latest run of this network and data."""
+    """Resume the run of this name, or the latest unnamed run of this network and data."""
     episodes: Count = 400
     """Episodes of the search; each ends with one plan."""
     finalists: Count = 4
