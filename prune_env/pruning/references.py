@@ -11,7 +11,7 @@ import functools
 import sys
 import types
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, UserList, deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -32,12 +32,14 @@ WRAPPERS = (
     functools._lru_cache_wrapper,
 )
 """Types that hold one or more functions, and nothing else that is searched."""
-LEAVES = (str, bytes, int, float, complex, type(None), torch.Tensor, torch.dtype, torch.device, type, types.ModuleType)
+LEAVES = (str, bytes, int, float, complex, type(None), torch.Tensor, torch.dtype, torch.device, types.ModuleType)
 """Types, with their subclasses, whose values refer to nothing that is searched."""
 PLAIN = frozenset((*LEAVES, bool))
 """The exact types that nearly all attributes have, for a fast check."""
 CONTAINERS = frozenset((dict, OrderedDict, tuple, list, set))
 """The exact types of containers that need no search if they are empty or, dicts aside, hold `PLAIN` values only."""
+COLLECTIONS = (list, tuple, set, frozenset, deque, UserList, weakref.WeakSet)
+"""Types whose values are searched one by one."""
 CONTENTS = frozenset(("_parameters", "_buffers", "_modules"))
 """Attributes whose values are copied, so they need no search."""
 
@@ -106,10 +108,12 @@ def _parts(value: Any) -> Iterable[Any]:
         return [getattr(value, name, None) for name in ("fget", "__func__", "func", "__wrapped__")]
     if isinstance(value, weakref.ref):
         return (value(),)
-    if isinstance(value, dict):
+    if isinstance(value, type):
+        return vars(value).values() if _is_own(value) else ()
+    if isinstance(value, Mapping):  # also WeakValueDictionary, UserDict and ChainMap
         return *value, *value.values()
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return value
+    if isinstance(value, COLLECTIONS):
+        return list(value)
     if not isinstance(value, (types.SimpleNamespace, nn.Module)) and not _is_own(type(value)):
         return ()
     slots = (name for kind in type(value).__mro__ for name in vars(kind).get("__slots__", ()))

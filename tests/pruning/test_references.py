@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import functools
 import logging
@@ -58,6 +59,14 @@ class Holder(nn.Module):
         lambda inner: types.SimpleNamespace(call=lambda x: inner[0].weight * x),
         lambda inner: functools.lru_cache(lambda: inner[1]),
         lambda inner: Shared(inner[1]),
+        lambda inner: weakref.WeakValueDictionary({"norm": inner[1]}),
+        lambda inner: weakref.WeakSet([inner[1]]),
+        lambda inner: collections.deque([lambda x: inner[1](x)]),
+        lambda inner: collections.UserList([weakref.ref(inner[1])]),
+        lambda inner: collections.UserDict(norm=lambda x: inner[1](x)),
+        lambda inner: collections.ChainMap({"norm": lambda x: inner[1](x)}),
+        lambda inner: type("Held", (), {"norm": staticmethod(lambda x: inner[1](x))}),
+        lambda inner: type("Held", (), {"layers": [inner[1]]}),
     ],
 )
 def test_functions_that_reach_layers_are_refused(hold: Callable[[nn.Module], object]) -> None:
