@@ -407,3 +407,8 @@ class TestStatistics:
     def test_ranks_share_and_use_common_seeds(self) -> None:
         ranks = statistics.mean_ranks({"a": {0: 0.9, 1: 0.9, 2: 0.0}, "b": {0: 0.9, 1: 0.8}, "c": {0: 0.1, 1: 0.95}})
         assert ranks == {"a": 1.75, "b": 2.25, "c": 2.0}
+
+
+def test_the_rows_of_the_repository_can_be_read() -> None:
+    folder = Path(__file__).parents[2] / "benchmarks" / "results"
+    assert len(rows.read([folder])) > 300
