@@ -17,8 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from qmix_single_file import Args, train
 
 EPISODES, LAST, SEEDS = 200, 50, 3
-MARGIN = 0.02
-"""Allowed difference of mean accuracies."""
+MARGIN = 0.03
+"""Allowed difference of mean accuracies: three seeds scatter by about so much."""
+GAIN = 0.05
+"""Least difference that learning makes."""
 
 
 def accuracies_of(play: Callable[[FilterPruneEnv, int], object]) -> np.ndarray:
@@ -59,4 +61,4 @@ def test_it_learns_as_well_as_the_package_and_better_than_without_learning() -> 
     ours, theirs = accuracies_of(single_file), accuracies_of(package)
     without = accuracies_of(lambda env, seed: single_file(env, seed, learning_rate=1e-12))
     assert (ours > theirs - MARGIN).all()
-    assert (without < theirs - 2 * MARGIN).all()
+    assert (without < theirs - GAIN).all()

@@ -54,6 +54,7 @@ def results(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return everything that two equal runs have in common."""
     record = json.loads((folder / "pruned.json").read_text())
     record["metrics"].pop("search_seconds")
+    record.pop("digest")  # of the seconds, too
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         row.pop("seconds")
