@@ -15,6 +15,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow  # each of some 160 cases imports a command
 TRAIN, OWN, SINGLE = "examples/train_qmix.py", "examples/prune_your_model.py", "examples/qmix_single_file.py"
 PLUG_IN = "examples/plug_in_your_own.py"
 COMPARE, REPORT, FRONT = "benchmarks.compare", "benchmarks.compare.report", "benchmarks.front"

@@ -52,6 +52,7 @@ class TestRuns:
         monkeypatch.setattr(judge, "JUDGING", [TINY])
         return tmp_path
 
+    @pytest.mark.slow
     def test_a_policy_is_learned_and_judged_once(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         config = train.Config(folder / "policy", folder / "networks", episodes=12)
         train.main(config)

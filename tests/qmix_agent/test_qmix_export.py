@@ -58,6 +58,7 @@ def test_an_onnxruntime_session_plays_what_the_agent_plays(
             reset = False
 
 
+@pytest.mark.slow
 def test_a_network_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_module, "TOLERANCE", -1.0)
     with pytest.raises(RuntimeError, match="onnxruntime"):
