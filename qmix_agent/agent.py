@@ -65,7 +65,7 @@ class QMIX:
         envs = wrap_envs(env)
         self._set_trainer(Trainer(EnvPool(envs, envs[0].spec), config or QMIXConfig(), int(seed), device))
         if policy is not None:
-            policy.interface.require_equal(Interface.of(envs[0].env), type(envs[0].env).__name__)
+            policy.interface.require_equal(envs[0].env)
             policy.initialise(self.learner)
 
     def _set_trainer(self, trainer: Trainer) -> None:

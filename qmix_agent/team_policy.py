@@ -75,14 +75,15 @@ class Interface:
             names.append(own if len(own) == len(count) else count)
         return cls(*names)
 
-    def require_equal(self, other: Interface, name: str) -> None:
-        """Raise ValueError that names the first difference unless `other`, an environment's interface, is equal."""
+    def require_equal(self, env: ParallelEnv[str, Any, Any]) -> None:
+        """Raise ValueError that names the first difference unless the agents of an environment have this interface."""
+        other = Interface.of(env)
         for kind in ("actions", "observations"):
             mine, theirs = getattr(self, kind), getattr(other, kind)
             if mine != theirs:
                 raise ValueError(
-                    f"the policy does not fit {name}: its {kind} are {', '.join(mine)}; those of the environment are "
-                    f"{', '.join(theirs)}. Make the environment with the settings that the policy was learned with"
+                    f"the policy does not fit {type(env).__name__}: its {kind} are {', '.join(mine)}; those of the "
+                    f"environment are {', '.join(theirs)}. Make the environment with the settings that the policy was learned with"
                 )
 
 
@@ -131,7 +132,7 @@ class TeamPolicy:
         Raises:
             ValueError: The environment does not fit the policy.
         """
-        self.interface.require_equal(Interface.of(env), type(env).__name__)
+        self.interface.require_equal(env)
         check_count("imagined_episodes", imagined_episodes)
         team = TeamEnv(env, _spec(env, self.interface))
         games = [team.imagine() for _ in range(imagined_episodes)]

@@ -67,10 +67,8 @@ class FilterPruneSuite(ParallelEnv[str, np.ndarray, int]):
         self.games, self.relative = dict(games), relative
         self.deck = Deck(tuple(games))
         """Deals the games of the episodes."""
-        self.game = next(iter(self.games.values()))
-        """The game of the current episode."""
         self.game_name = next(iter(self.games))
-        """The name of the current game."""
+        """The name of the game of the current episode."""
         largest = max(self.games.values(), key=lambda game: len(game.possible_agents))
         self.possible_agents = list(largest.possible_agents)
         self.observation_names, self.action_names = largest.observation_names, largest.action_names
@@ -113,7 +111,7 @@ class FilterPruneSuite(ParallelEnv[str, np.ndarray, int]):
         if rest.get("target_macs") is None and None not in game.config.targets:
             rest["target_macs"] = game.budgets.deal(self.np_random).target_macs
         result = game.reset(options=rest)
-        self.game_name, self.game, self.agents = name, game, list(game.agents)
+        self.game_name, self.agents = name, list(game.agents)
         return result
 
     def step(self, actions: Mapping[str, int]) -> StepResult:
@@ -141,6 +139,11 @@ class FilterPruneSuite(ParallelEnv[str, np.ndarray, int]):
         state, totals = self.game.state(), len(GLOBAL)
         padding = np.zeros(len(self.state_names) - len(state), np.float32)
         return np.concatenate((state[:-totals], padding, state[-totals:]))
+
+    @property
+    def game(self) -> FilterPruneEnv:
+        """The game of the current episode."""
+        return self.games[self.game_name]
 
     @property
     def plan(self) -> Plan:
@@ -211,7 +214,7 @@ class FilterPruneSuite(ParallelEnv[str, np.ndarray, int]):
 
     def _with_games(self, games: dict[str, FilterPruneEnv]) -> FilterPruneSuite:
         other = copy.copy(self)
-        other.games, other.game_name, other.game = games, self.game_name, games[self.game_name]
+        other.games = games
         other.observation_spaces, other.action_spaces = copy.deepcopy((self.observation_spaces, self.action_spaces))
         other.np_random, other.np_random_seed = seeding.np_random()
         other.agents = []
