@@ -83,7 +83,8 @@ class Interface:
             if mine != theirs:
                 raise ValueError(
                     f"the policy does not fit {type(env).__name__}: its {kind} are {', '.join(mine)}; those of the "
-                    f"environment are {', '.join(theirs)}. Make the environment with the settings that the policy was learned with"
+                    f"environment are {', '.join(theirs)}. Make the environment with the settings "
+                    "that the policy was learned with"
                 )
 
 
