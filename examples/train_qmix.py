@@ -113,9 +113,10 @@ def main(config: Config) -> None:
             contestants.append(Contestant(name + pruning.suffix, network, plan, test(network), before))
         three = [contestants[0], *contestants[-2:]]
         save_result(pruning.folder, pruning.env, three, episodes, env.config.targets, base=config.problem.network)
-    if config.env.round_to > 1:  # for latencies: the same budgets without rounding, without distillation
+    if rounded := config.env.round_to != 1:  # for latencies: the same budgets without rounding, without distillation
         for pruning in prunings:
-            plan = replace(pruning.env.budget, round_to=1).uniform()
+            budget = pruning.env.budget
+            plan = replace(budget, limits=replace(budget.limits, round_to=1)).uniform()
             contestants.append(Contestant(f"L1, unrounded{pruning.suffix}", recalibrated(env, plan), plan))
     rows = network_rows(env, contestants, {f"QMIX{pruning.suffix}": pruning.folder for pruning in prunings})
     if len(prunings) > 1:
@@ -126,7 +127,7 @@ def main(config: Config) -> None:
         print(f"  {100 * one.recalibrated_accuracy:6.2f} {100 * one.distilled_accuracy:6.2f}  {one.plan}")
     print(f"\nTest accuracy on {data.name}, {len(data.test)} images: one image is {100 / len(data.test):.2f} points\n")
     print(summary(rows))
-    if config.env.round_to > 1:
+    if rounded:
         print("L1, unrounded: the uniform plan of the same budget with round-to 1, to compare latencies")
     print(f"\nSearch: {len(env.archive)} plans in {search_seconds(episodes):.0f} s. All files: {directory}")
 

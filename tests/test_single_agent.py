@@ -163,7 +163,7 @@ class TestLayerByLayer:
         self, shared: FilterPruneEnv, wanted: list[float], target: float, round_to: int
     ) -> None:
         """With the bound the target is met if later groups keep their minimum; with one step more it is not."""
-        budget = replace(shared.budget, target_macs=target, round_to=round_to)
+        budget = replace(shared.budget, target_macs=target, limits=replace(shared.budget.limits, round_to=round_to))
         least = [budget.kept(group, 0.0) for group in range(GROUPS)]
         plan = list(budget.full_plan)
         for group, ratio in enumerate(wanted):

@@ -17,6 +17,7 @@ from prune_env.common.figure_style import BLUE, FAINT, GREEN, GREY, INK, ORANGE,
 from prune_env.game.budget import Budget
 from prune_env.networks import create
 from prune_env.pruning import Cost, Plan, find_groups
+from prune_env.pruning.limits import Limits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +84,7 @@ def draw_budget(file: Path) -> None:
     groups = find_groups(network, example)
     cost = Cost(network, groups, example)
     full = tuple(group.filters for group in groups)
-    budget = Budget(cost.macs, full, (0.0, 0.25, 0.5), 0.5, min_filters=2)
+    budget = Budget(cost.macs, full, (0.0, 0.25, 0.5), 0.5, Limits(min_filters=2))
     overshoot = full, tuple(round(count * share) for count, share in zip(full, (0.4, 0.8, 0.5, 0.3, 0.6), strict=True))
     before = tuple(round(0.9 * count) for count in full)
     short = before, tuple(round(count * share) for count, share in zip(before, (0.9, 0.8, 1, 0.9, 0.7), strict=True))

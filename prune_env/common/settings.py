@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from .fingerprints import function_fingerprint
 
 LARGEST = 2**31 - 1
 """The largest number that a setting takes unless its range says otherwise; larger numbers are mistakes."""
@@ -65,6 +67,11 @@ class Settings:
             if (found := checked(field.name, value, hints[field.name])) is not value:
                 object.__setattr__(self, field.name, found)
 
+    def texts(self) -> dict[str, str]:
+        """Return the name of every field and its value as text, the same in every process."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return {name: function_fingerprint(value) if callable(value) else repr(value) for name, value in values.items()}
+
 
 def checked(name: str, value: Any, kind: Any) -> Any:
     """Return a setting or an argument, converted to its type.
@@ -111,6 +118,9 @@ def _converted(value: Any, kind: Any) -> Any:
     elif origin is Sequence:
         if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
             return tuple(_converted(one, arguments[0]) for one in value)
+    elif origin is Mapping:
+        if isinstance(value, Mapping):
+            return {_converted(key, arguments[0]): _converted(one, arguments[1]) for key, one in value.items()}
     elif kind is Path and isinstance(value, (str, os.PathLike)):
         if (text := os.fspath(value)) and isinstance(text, str) and "\0" not in text:
             return Path(text) if isinstance(value, str) else value
@@ -145,6 +155,8 @@ def _described(kind: Any) -> str:
     if origin in (tuple, Sequence):
         inside = [_described(one) for one in arguments if one is not Ellipsis]
         return f"a tuple (every item {inside[0]})" if len(inside) == 1 else f"a tuple ({', '.join(inside)})"
+    if origin is Mapping:
+        return f"a mapping from {_described(arguments[0])} to {_described(arguments[1])}"
     if kind is float and limits == Range():
         return "a finite number"
     if kind in (int, float):

@@ -8,8 +8,8 @@ less. `Budget.project` ensures this by four rules, in this order:
 1. Overshoot. If a plan lies below the target, the round's removals are scaled by the smallest factor s in [0, 1] that
    still reaches the target.
 2. Shortfall. If the last round ends above the target, all removals since the original network are scaled by the
-   smallest sufficient s >= 1, at most down to `min_filters`. If that is not enough, every group loses the same further
-   fraction.
+   smallest sufficient s >= 1, at most down to the fewest filters that may stay. If that is not enough, every group
+   loses the same further fraction.
 3. Give back. Rounding to integers leaves a gap below the target. Filters are given back one step at a time while one
    fits, first to the group that has lost the largest part of its removals.
 4. Exchange. If more than one percentage point is still missing, filters are exchanged between two groups, or between
@@ -35,13 +35,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common.settings import Count, Range, Settings
+from ..pruning.limits import ROUNDING, IntArray, Limits
 
-IntArray = NDArray[np.int64]
 TargetMacs = Annotated[float, Range(0, 1, above=True)]
 """Fraction of the original MACs that may stay."""
-
-# Far above the rounding error of rate * filters and far below a decimal's step: 0.29 of 100 filters are 29.
-_ROUNDING = 1e-9
 
 
 @runtime_checkable
@@ -93,10 +90,8 @@ class Budget(Settings):
     """Pruning rates, [A]: the fraction of a group's remaining filters that is removed. rates[0] is 0."""
     target_macs: TargetMacs | None
     """Fraction of the original MACs that may stay, in (0, 1]; None for no budget."""
-    min_filters: Count = 1
-    """Filters that stay in every group; a group with fewer keeps all of them."""
-    round_to: Count = 1
-    """Kept counts are rounded up to a multiple of this; the full count of a group is always allowed."""
+    limits: Limits = field(default_factory=Limits)
+    """What must stay of each group."""
 
     tolerance: ClassVar[float] = 0.01
     """How far below the target a finished plan may lie, as a fraction of the original MACs."""
@@ -107,15 +102,16 @@ class Budget(Settings):
         if not self.full_plan:
             raise ValueError("full_plan must have at least one group, got none")
         check_rates(self.rates)
+        self.limits.check_groups(len(self.full_plan))
         if self.target_macs is None:
             return
         lowest = int(self.macs(self._minimum))
         if lowest > self._most:
             fraction = ceil(Fraction(10_000 * lowest, self._full_macs)) / 10_000  # rounded up, so that it is in reach
             raise ValueError(
-                f"target_macs={self.target_macs} is out of reach: with min_filters={self.min_filters} and "
-                f"round_to={self.round_to} at least {fraction:.4f} of the MACs stay. Raise target_macs to that or "
-                "more, or lower min_filters or round_to"
+                f"target_macs={self.target_macs} is out of reach: with {self.limits} at least {fraction:.4f} of the "
+                "MACs stay. Raise target_macs to that or more, lower min_filters or round_to, raise max_rate, or "
+                "exclude fewer layers"
             )
 
     def with_target(self, target_macs: float | None) -> Budget:
@@ -143,7 +139,7 @@ class Budget(Settings):
             Two fractions of the original MACs: at most the target, and above it (1 if there is none).
         """
         plan = np.array(self.uniform(), np.int64)
-        up = np.minimum(self._rounded_up(plan + 1), self._full) - plan  # [G]
+        up = np.minimum(self.limits.rounded_up(plan + 1), self._full) - plan  # [G]
         larger = self.macs(plan + np.diag(up))
         above = larger[larger > self._most].min(initial=self._full_macs)
         return int(self.macs(plan)) / self._full_macs, int(above) / self._full_macs
@@ -165,7 +161,7 @@ class Budget(Settings):
     def action_masks(self, plan: Sequence[int]) -> NDArray[np.int8]:
         """Return 1 where a rate is legal, int8 [G, A]. Action 0 is always legal.
 
-        Any other rate must remove something, must not be limited by `min_filters`, and must not take the plan below the
+        Any other rate must remove something, must not be limited by `limits`, and must not take the plan below the
         target on its own. A legal action therefore removes exactly what its rate says. Two rates may remove the same
         number of filters.
         """
@@ -225,7 +221,7 @@ class Budget(Settings):
             last: Whether it is the last round of the episode, which must end at or below the target.
 
         Raises:
-            ValueError: `wanted` adds filters to a group or keeps fewer than `min_filters`.
+            ValueError: `wanted` adds filters to a group or keeps fewer than its limits allow.
         """
         before, after = np.array(previous, np.int64), np.array(wanted, np.int64)
         if before.shape != self._full.shape or after.shape != before.shape:
@@ -249,8 +245,8 @@ class Budget(Settings):
     def kept(self, group: int, ratio: float) -> int:
         """Return how many filters a group keeps for a keep ratio, rounded up as for rates."""
         full = self.full_plan[group]
-        wanted = self._rounded_up(np.array(ceil(ratio * full - _ROUNDING)))
-        return int(np.clip(wanted, self._minimum[group], full))
+        wanted, multiple = ceil(ratio * full - ROUNDING), int(self._multiples[group])
+        return int(np.clip(-(-wanted // multiple) * multiple, self._minimum[group], full))
 
     def most_kept(self, plan: Sequence[int], group: int) -> int:
         """Return the most filters that a group may keep if all later groups keep their minimum.
@@ -263,7 +259,7 @@ class Budget(Settings):
         full, fewest = self.full_plan[group], int(self._minimum[group])
         if self.target_macs is None:
             return full
-        counts = np.append(np.arange(fewest, full, self.round_to), full)  # [K]
+        counts = np.append(np.arange(fewest, full, self._multiples[group]), full)  # [K]
         plans = np.repeat(np.asarray(plan, np.int64)[None], len(counts), 0)  # [K, G]
         plans[:, group], plans[:, group + 1 :] = counts, self._minimum[group + 1 :]
         fits = self.macs(plans) <= self._most
@@ -296,7 +292,11 @@ class Budget(Settings):
 
     @cached_property
     def _minimum(self) -> IntArray:
-        return np.minimum(self._full, -(-self.min_filters // self.round_to) * self.round_to)
+        return self.limits.fewest(self.full_plan)
+
+    @cached_property
+    def _multiples(self) -> IntArray:
+        return np.broadcast_to(np.array(self.limits.round_to, np.int64), self._full.shape)
 
     @property
     def _enough(self) -> int:
@@ -307,13 +307,10 @@ class Budget(Settings):
         return self.macs_range[1]
 
     def _kept_by_rate(self, plan: Sequence[int]) -> IntArray:
-        """Return how many filters each rate keeps if `min_filters` is ignored: [G, A]."""
-        now = np.asarray(plan, np.int64)[:, None]
-        removed = np.floor(np.array(self.rates) * now + _ROUNDING).astype(np.int64)
-        return np.minimum(now, self._rounded_up(now - removed))
-
-    def _rounded_up(self, counts: IntArray) -> IntArray:
-        return self._steps(counts) * self.round_to
+        """Return how many filters each rate keeps if the fewest that may stay are ignored: [G, A]."""
+        now = np.asarray(plan, np.int64)
+        removed = np.floor(np.array(self.rates)[:, None] * now + ROUNDING).astype(np.int64)  # [A, G]
+        return np.minimum(now, self.limits.rounded_up(now - removed)).T
 
     def _fit(self, start: IntArray, removals: IntArray, most: IntArray, ceiling: IntArray) -> tuple[int, ...]:
         """Apply the rules 1 to 4 to a start plan. Rules 1 to 3 stay at or below `most`, rule 4 at or below
@@ -333,7 +330,7 @@ class Budget(Settings):
         factors = np.unique(np.concatenate(steps))
 
         def scaled(factor: float) -> IntArray:
-            kept = self._rounded_up(start - np.floor(factor * removals + _ROUNDING).astype(np.int64))
+            kept = self.limits.rounded_up(start - np.floor(factor * removals + ROUNDING).astype(np.int64))
             return np.minimum(np.maximum(kept, self._minimum), most)
 
         found = bisect_left(factors, True, key=lambda factor: bool(self.macs(scaled(factor)) <= self._most))
@@ -342,7 +339,7 @@ class Budget(Settings):
     def _give_back(self, plan: IntArray, start: IntArray, removals: IntArray, most: IntArray) -> IntArray:
         """Add single steps while one fits, each to the group that has lost the largest part of its removals."""
         while True:
-            up = np.minimum(self._rounded_up(plan + 1), most) - plan  # [G]
+            up = np.minimum(self.limits.rounded_up(plan + 1), most) - plan  # [G]
             fits = (up > 0) & (self.macs(plan + np.diag(up)) <= self._most)
             if not fits.any():
                 return plan
@@ -362,15 +359,15 @@ class Budget(Settings):
     def _exchange_pairs(self, plan: IntArray, ceiling: IntArray, reach: int) -> IntArray:
         """Climb by the best change of two groups at a time. Small networks need such combinations."""
         macs = int(self.macs(plan))
-        lowest, highest = self._steps(self._minimum), self._steps(ceiling)
+        lowest, highest = self.limits.steps(self._minimum), self.limits.steps(ceiling)
         moves = np.stack(np.meshgrid(*2 * [np.arange(-reach, reach + 1)]), -1).reshape(-1, 2)  # [M, 2]
         improved = True
         while improved and macs < self._enough:
-            improved, centre = False, self._steps(plan)
+            improved, centre = False, self.limits.steps(plan)
             for pair in combinations(range(len(plan)), 2):
                 steps = np.repeat(centre[None], len(moves), 0)  # [M, G]
                 steps[:, pair] += moves
-                plans = np.minimum(np.clip(steps, lowest, highest) * self.round_to, ceiling)
+                plans = np.minimum(np.clip(steps, lowest, highest) * self._multiples, ceiling)
                 costs = self.macs(plans)
                 best = int(np.argmax(np.where(costs <= self._most, costs, -1)))
                 if macs < costs[best] <= self._most:
@@ -385,12 +382,9 @@ class Budget(Settings):
             if macs >= self._enough:
                 break
             start, others = plan.copy(), plan.copy()
-            start[group] = min((self._steps(plan)[group] + reach) * self.round_to, ceiling[group])
+            start[group] = min((self.limits.steps(plan)[group] + reach) * self._multiples[group], ceiling[group])
             others[group] = 0
             candidate = self._give_back(self._scale(start, others, start), start, others, start)
             if macs < (cost := int(self.macs(candidate))) <= self._most:
                 plan, macs = candidate, cost
         return plan
-
-    def _steps(self, counts: IntArray) -> IntArray:
-        return -(-counts // self.round_to)

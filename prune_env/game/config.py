@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ..common.settings import Count, Whole
 from ..evaluation.config import EvaluationConfig
+from ..pruning.limits import LimitsConfig
 from ..pruning.problem import ProblemConfig
 from .budget import check_rates
 from .reward import REWARDS
@@ -17,7 +18,7 @@ DEFAULT_RATES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45)
 
 
 @dataclass(frozen=True)
-class EnvConfig(EvaluationConfig):
+class EnvConfig(EvaluationConfig, LimitsConfig):
     """Settings of `FilterPruneEnv`: the rules of the game, and how problem and accuracies are made.
 
     Raises:
@@ -40,10 +41,6 @@ class EnvConfig(EvaluationConfig):
     a budget."""
     every_round: bool = False
     """Evaluate after every round. Otherwise only the last round is evaluated, and earlier rounds pay 0."""
-    min_filters: Count = 2
-    """Filters that stay in every group."""
-    round_to: Count = 1
-    """Numbers of kept filters are multiples of this; 8 suits most hardware."""
     round_finetune_batches: Whole = 0
     """Batches of distillation after every round. The weights are carried to the next round, so a plan no longer names
     one network, and accuracies are not remembered."""
@@ -84,7 +81,7 @@ class EnvConfig(EvaluationConfig):
 
 def completed(config: ProblemConfig) -> EnvConfig:
     """Return the settings of a problem, completed by defaults."""
-    return config if isinstance(config, EnvConfig) else EnvConfig(**asdict(config))
+    return config if isinstance(config, EnvConfig) else EnvConfig(**vars(config))
 
 
 class _NotSet:

@@ -96,8 +96,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             validation.check_evaluator(config, problem, evaluator, resources)
         self.problem, self.config, self.render_mode = problem, config, render_mode
         self.max_cycles = config.max_cycles or config.rounds
-        limits = config.min_filters, config.round_to
-        rules = Budget(problem.cost.macs, problem.full_plan, config.rates, None, *limits)
+        rules = Budget(problem.cost.macs, problem.full_plan, config.rates, None, config.limits(problem.groups))
         self.budgets = Budgets(rules, config.targets)
         """The budgets of the episodes; `budgets.of(0.4)` is any other."""
         for budget in self.budgets:
@@ -163,8 +162,8 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
 
     @property
     def inspection(self) -> Inspection:
-        """What can be pruned, what is protected and why, and how well that is proven; prints as a table."""
-        return self.problem.inspection
+        """What can be pruned and how far, what is protected and why, and how well that is proven; prints as a table."""
+        return self.problem.inspection.limited(self.budget.limits, self.problem.cost)
 
     @property
     def round_state(self) -> RoundState:

@@ -12,7 +12,7 @@ from .config import EnvConfig
 
 def game_fingerprint(problem: PruningProblem, config: EnvConfig) -> str:
     """Return a hash of weights, images, ranking, settings and custom functions. It reads every weight and image."""
-    text = f"{weights_fingerprint(problem.model)} {problem.data.fingerprint} {config}"
+    text = f"{weights_fingerprint(problem.model)} {problem.data.fingerprint} {config.texts()}"
     digest = hashlib.blake2b(text.encode(), digest_size=16)
     for function in (problem.metric, problem.loss):
         if function is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from ..common.fingerprints import function_fingerprint
@@ -15,8 +14,7 @@ from .targets import Deck
 
 def origin(fingerprint: str, reward: RewardFunction, config: EnvConfig) -> dict[str, Any]:
     """Return what an archive depends on. The reward function decides the returns, though not the accuracies."""
-    settings = {name: repr(value) for name, value in asdict(config).items()}
-    return {"problem": fingerprint, "reward": function_fingerprint(reward), "settings": settings}
+    return {"problem": fingerprint, "reward": function_fingerprint(reward), "settings": config.texts()}
 
 
 def save(source: Mapping[str, Any], archive: Archive, deck: Deck) -> dict[str, Any]:

@@ -103,11 +103,11 @@ class Table:
                     f"target_macs={target} was not tabulated; choose among "
                     f"{', '.join(map(str, self.settings['targets']))}"
                 )
-        for name in ("every_round", "finetune_batches", "round_finetune_batches"):
+        for name in ("every_round", "finetune_batches", "round_finetune_batches", "exclude", "only"):
             if values[name]:
                 raise ValueError(
                     f"{name}={values[name]!r} needs accuracies that were not tabulated: the table holds finished plans "
-                    "with the original weights only; leave the setting out, or use make_env"
+                    "of all groups with the original weights; leave the setting out, or use make_env"
                 )
         return config
 
@@ -210,7 +210,7 @@ def make_tabulated_env(*, render_mode: str | None = None, **settings: Any) -> Fi
     Args:
         render_mode: ansi, rgb_array or None.
         **settings: Fields of `EnvConfig`. `target_macs` is 0.5 (default), 0.3 or 0.2, or several of them; rates,
-            rounds, `min_filters` and rewards are free.
+            rounds, `min_filters`, `max_rate` and rewards are free.
 
     Raises:
         ValueError: A setting was not tabulated.

@@ -59,10 +59,11 @@ def warn_coarse(budget: Budget) -> None:
     if budget.target_macs is None or budget.meets(budget.uniform()):
         return
     below, above = (f"{ratio:.4f}" for ratio in budget.ratios_around_target())
-    smaller = ", or a smaller round_to," if budget.round_to > 1 else ""
+    round_to = np.max(budget.limits.round_to)
+    smaller = ", or a smaller round_to," if round_to > 1 else ""
     warn(
         f"target_macs={budget.target_macs} cannot be met within {budget.tolerance} of the MACs: groups of "
-        f"{min(budget.full_plan)} to {max(budget.full_plan)} filters and round_to={budget.round_to} are too coarse. "
+        f"{min(budget.full_plan)} to {max(budget.full_plan)} filters and round_to={round_to} are too coarse. "
         f"The plans next to it have {below} and {above} of the MACs, so finished plans lie as far below it; "
         f"choose target_macs={above}{smaller} if that is too far"
     )

@@ -46,9 +46,10 @@ def find_groups(model: nn.Module, example_input: Example) -> list[PruningGroup]:
 
 
 def warn_protected(protected: Sequence[Protected]) -> None:
-    """Warn of all layers that cannot be pruned."""
+    """Warn of all layers that cannot be pruned, but not of those that settings exclude."""
     for entry in protected:
-        warn(str(entry))
+        if not entry.excluded:
+            warn(str(entry))
 
 
 def require_groups(groups: Sequence[PruningGroup], protected: Sequence[Protected]) -> None:

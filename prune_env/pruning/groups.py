@@ -56,6 +56,8 @@ class Protected:
     """Number of filters; those of tied layers count once."""
     reason: str
     """Why they stay, as the end of a sentence that starts with 'layers ... are not pruned:'."""
+    excluded: bool = False
+    """Whether settings keep them, so that no warning is needed."""
 
     def __str__(self) -> str:
         return f"layers {', '.join(map(named, self.layers))} are not pruned: {self.reason}"

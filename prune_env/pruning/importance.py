@@ -34,7 +34,7 @@ from .modules import channels
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 """Normalised images [B, C, H, W] and their labels [B]."""
 
-Function = Callable[[nn.Module, Sequence[PruningGroup], Batches, int], Mapping[str, torch.Tensor]]
+ImportanceFunction = Callable[[nn.Module, Sequence[PruningGroup], Batches, int], Mapping[str, torch.Tensor]]
 """(model, groups, batches, seed) -> name of a group -> scores of its filters [C]. The model must not be changed."""
 
 
@@ -42,7 +42,7 @@ Function = Callable[[nn.Module, Sequence[PruningGroup], Batches, int], Mapping[s
 class Importance:
     """A way to score filters."""
 
-    function: Function
+    function: ImportanceFunction
     needs_batches: bool = False
     """Whether it uses images and labels; otherwise an environment passes none."""
 
@@ -51,7 +51,9 @@ IMPORTANCES: dict[str, Importance] = {}
 """Name -> importance."""
 
 
-def register_importance(name: str, *, needs_batches: bool = False) -> Callable[[Function], Function]:
+def register_importance(
+    name: str, *, needs_batches: bool = False
+) -> Callable[[ImportanceFunction], ImportanceFunction]:
     """Return a decorator that registers a function that scores filters.
 
     The function is called with the network, its pruning groups, batches of normalised images and labels, and a seed. It
@@ -65,7 +67,7 @@ def register_importance(name: str, *, needs_batches: bool = False) -> Callable[[
         ValueError: Another function has the name.
     """
 
-    def register(function: Function) -> Function:
+    def register(function: ImportanceFunction) -> ImportanceFunction:
         known = IMPORTANCES.get(name)
         if known is not None and qualified_name(known.function) != qualified_name(function):
             raise ValueError(f"importance {name!r} is already registered; choose another name")
@@ -75,14 +77,35 @@ def register_importance(name: str, *, needs_batches: bool = False) -> Callable[[
     return register
 
 
+def find(importance: str | ImportanceFunction) -> Importance:
+    """Return the importance of a registered name or of a function, which gets batches.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    if not isinstance(importance, str):
+        return Importance(importance, needs_batches=True)
+    if importance not in IMPORTANCES:
+        raise ValueError(
+            f"importance {importance!r} is unknown; choose one of {', '.join(IMPORTANCES)}, register your own with "
+            "prune_env.pruning.importance.register_importance, or give a function"
+        )
+    return IMPORTANCES[importance]
+
+
 @with_gradients
 def scores(
-    name: str, model: nn.Module, groups: Sequence[PruningGroup], *, batches: Batches = (), seed: int = 0
+    importance: str | ImportanceFunction,
+    model: nn.Module,
+    groups: Sequence[PruningGroup],
+    *,
+    batches: Batches = (),
+    seed: int = 0,
 ) -> dict[str, torch.Tensor]:
     """Return the importance of the filters of every group.
 
     Args:
-        name: A name in `IMPORTANCES`.
+        importance: A registered name, or a function as for `register_importance`.
         model: The original network, which does not change.
         groups: Its pruning groups.
         batches: Normalised images and labels, for `taylor` and others that need them.
@@ -95,10 +118,9 @@ def scores(
         ValueError: The name is unknown, the importance cannot score a group, or its scores have another shape or are
             not finite.
     """
-    if name not in IMPORTANCES:
-        raise ValueError(f"importance {name!r} is unknown; choose one of {', '.join(IMPORTANCES)}")
     seed = checked("seed", seed, Seed)
-    found = IMPORTANCES[name].function(model, groups, batches, seed)
+    found = find(importance).function(model, groups, batches, seed)
+    name = importance if isinstance(importance, str) else qualified_name(importance)
     result = {}
     for group in groups:
         where = f"importance {name!r} of group {group.name} ({', '.join(group.layers)})"

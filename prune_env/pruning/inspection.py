@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 from torch import nn
 
+from ..common.settings import checked
 from .copies import uncompiled
 from .cost import Cost
 from .forward import Example
 from .grouping import NOTHING_TO_PRUNE, groups_and_protected, require_groups, warn_protected
 from .groups import Protected, PruningGroup, named
+from .limits import Limits
+from .patterns import chosen_and_excluded
 from .proof import JOINT, proven_and_failed
 
 
@@ -22,17 +26,19 @@ class Inspection:
     groups: tuple[PruningGroup, ...]
     """What can be pruned, in forward order. With a proof, only the groups for which it succeeded."""
     protected: tuple[Protected, ...]
-    """What cannot be pruned, and why."""
+    """What is not pruned, and why."""
     differences: dict[str, float] | None
     """Name of a group -> relative difference between cutting and masking its filters; 'joint' for all groups together.
     None without a proof."""
     macs_shares: tuple[float, ...]
     """Share of the network's MACs in the layers of each group."""
     removable: float
-    """Largest fraction of the MACs that can be removed, when every group keeps one filter."""
+    """Largest fraction of the MACs that can be removed, when every group keeps as few filters as it may."""
+    limits: Limits = field(default_factory=Limits)
+    """What must stay of each group; by default one filter."""
 
     def warn_protected(self) -> None:
-        """Warn of all layers that cannot be pruned."""
+        """Warn of all layers that cannot be pruned, but not of those that settings exclude."""
         warn_protected(self.protected)
 
     def require_groups(self) -> None:
@@ -43,17 +49,29 @@ class Inspection:
         """
         require_groups(self.groups, self.protected)
 
+    def limited(self, limits: Limits, cost: Cost) -> Inspection:
+        """Return the same inspection with limits of the groups.
+
+        Args:
+            limits: What must stay of each group.
+            cost: The cost of the network's plans.
+        """
+        full = tuple(group.filters for group in self.groups)
+        removable = 1 - cost.macs(tuple(limits.fewest(full).tolist())) / cost.macs(full)
+        return replace(self, limits=limits, removable=removable)
+
     def __str__(self) -> str:
         protected = [f"protected  {_short(e.layers)} ({e.filters} filters): {e.reason}" for e in self.protected]
         if not self.groups:
             return "\n".join(
                 [*protected, NOTHING_TO_PRUNE if protected else f"{NOTHING_TO_PRUNE}; it has no convolution"]
             )
-        rows: list[Sequence[str]] = [("group", "layers", "filters", "MACs %", "difference")]
-        for group, share in zip(self.groups, self.macs_shares, strict=True):
+        rows: list[Sequence[str]] = [("group", "layers", "filters", "keeps at least", "MACs %", "difference")]
+        keeps = self._keeps()
+        for group, least, share in zip(self.groups, keeps, self.macs_shares, strict=True):
             proof = "not proven" if self.differences is None else f"{self.differences[group.name]:.1e}"
-            rows.append((group.name, _short(group.layers), str(group.filters), f"{100 * share:.1f}", proof))
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+            rows.append((group.name, _short(group.layers), str(group.filters), least, f"{100 * share:.1f}", proof))
+        widths = [max(len(row[column]) for row in rows) for column in range(6)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines += protected
         joint = "" if not self.differences else f", largest difference of all together {self.differences[JOINT]:.1e}"
@@ -62,8 +80,24 @@ class Inspection:
         )
         return "\n".join(lines)
 
+    def _keeps(self) -> list[str]:
+        """Return the fewest filters of each group, and the multiple that its counts are rounded up to."""
+        fewest = self.limits.fewest([group.filters for group in self.groups])
+        multiples = np.broadcast_to(self.limits.round_to, fewest.shape)
+        return [
+            f"{least}, multiples of {of}" if of > 1 else str(least) for least, of in zip(fewest, multiples, strict=True)
+        ]
 
-def inspect(model: nn.Module, example_input: Example, *, prove: bool = True, progress: bool = True) -> Inspection:
+
+def inspect(
+    model: nn.Module,
+    example_input: Example,
+    *,
+    prove: bool = True,
+    progress: bool = True,
+    exclude: Sequence[str] = (),
+    only: Sequence[str] = (),
+) -> Inspection:
     """Find the pruning groups of a network, prove that they can be cut, and count what they cost.
 
     Args:
@@ -71,17 +105,24 @@ def inspect(model: nn.Module, example_input: Example, *, prove: bool = True, pro
         example_input: float [B, C_in, H, W], or a sequence of tensors for a network with several inputs.
         prove: Whether to check for every group, and for all together, that cutting its filters equals masking them.
         progress: Whether to show a progress bar on stderr if it takes longer than five seconds.
+        exclude: Patterns of layers that keep all filters, such as `conv1` or `layer4.*`. A group of several layers is
+            excluded if one of them is.
+        only: Patterns of the layers that may lose filters; none for all.
 
     Returns:
         The report; its `groups` are empty if nothing can be pruned.
 
     Raises:
         PruningError: The network cannot be copied, traced or run.
+        ValueError: A pattern matches no layer that can be pruned; the message lists the layers.
 
     Example:
         >>> print(inspect(model, torch.zeros(2, 3, 32, 32)))
     """
+    exclude, only = (checked(*one, tuple[str, ...]) for one in (("exclude", exclude), ("only", only)))
     groups, protected = groups_and_protected(model, example_input, progress=progress)
+    groups, excluded = chosen_and_excluded(groups, exclude, only)
+    protected += excluded
     model = uncompiled(model)
     differences = None
     if prove:

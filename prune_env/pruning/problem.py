@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Annotated
 
 import torch
+import tyro
 from torch import nn
 
 from ..common.device import with_gradients
@@ -19,6 +21,7 @@ from . import importance
 from .cost import Cost
 from .errors import PruningError
 from .groups import Plan, PruningGroup
+from .importance import ImportanceFunction
 from .inspection import Inspection, inspect
 from .own_tensors import OwnTensors
 from .suitability import check_suitable
@@ -35,9 +38,14 @@ class ProblemConfig(Settings):
         ValueError: A field has a value that is not allowed; the message names the field.
     """
 
-    importance: str = "l1"
-    """Ranks the filters of a group: l1, l2, bn_scale, fpgm (geometric median), taylor (first order), random, or a name
-    of your own, see `register_importance`."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of layers that keep all filters, such as conv1 or 'layer4.*'. They and the layers that are tied to them
+    are no agents."""
+    only: tuple[str, ...] = ()
+    """Patterns of the only layers that may lose filters; none for all layers."""
+    importance: Annotated[str | ImportanceFunction, tyro.conf.arg(constructor=str)] = "l1"
+    """Ranks the filters of a group: l1, l2, bn_scale, fpgm (geometric median), taylor (first order), random, a name of
+    your own, see `register_importance`, or a function."""
     calibration_images: Count = 500
     """Images of the calibration split for BatchNorm statistics and for the importance `taylor`."""
     # With 1,000, accuracies on 5,000 reward images are the same on VGG-16 and ResNet-20. With 250, the original
@@ -49,11 +57,7 @@ class ProblemConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.importance not in importance.IMPORTANCES:
-            raise ValueError(
-                f"importance {self.importance!r} is unknown; choose one of {', '.join(importance.IMPORTANCES)}, or "
-                "register your own with prune_env.pruning.importance.register_importance"
-            )
+        importance.find(self.importance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +128,7 @@ class PruningProblem:
         original = build(model, (), {}, ()).cpu().float().eval()  # a plan without groups: a copy without hooks
         with OwnTensors(model):
             _check_output(original, data)
-        inspection = inspect(model, data.example_input, prove=config.prove)
+        inspection = inspect(model, data.example_input, prove=config.prove, exclude=config.exclude, only=config.only)
         inspection.warn_protected()
         inspection.require_groups()
         scores = importance.scores(
@@ -166,7 +170,7 @@ class PruningProblem:
 @with_gradients  # tensors of inference mode could not be differentiated through
 def _labelled_batches(data: DataSplits, config: ProblemConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return normalised calibration images and their labels where the importance needs them."""
-    if not importance.IMPORTANCES[config.importance].needs_batches:
+    if not importance.find(config.importance).needs_batches:
         return []
     if config.importance == "taylor" and not data.classes:
         raise ValueError(

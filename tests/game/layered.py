@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
 from prune_env.game.budget import Budget, IntArray
+from prune_env.pruning.limits import Limits
 
 RATES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45)
 
@@ -31,8 +33,8 @@ class Network:
     def ratio(self, plan: tuple[int, ...]) -> float:
         return int(self.macs(np.array(plan))) / int(self.macs(np.array(self.full)))
 
-    def budget(self, target: float | None = 0.5, rates: tuple[float, ...] = RATES, **limits: int) -> Budget:
-        return Budget(self.macs, self.full, rates, target, **limits)
+    def budget(self, target: float | None = 0.5, rates: tuple[float, ...] = RATES, **limits: Any) -> Budget:
+        return Budget(self.macs, self.full, rates, target, Limits(**limits))
 
 
 def chain(full: tuple[int, ...], maps: tuple[int, ...]) -> Network:

@@ -180,7 +180,7 @@ class TestRules:
             assert any(kept < full for kept, full in zip(env.plan, env.problem.full_plan, strict=True))
         assert all(kept % 8 == 0 for kept in env.budget.uniform())
         assert all(filters % 8 == 0 for filters in conv_filters(env.pruned_model()))
-        unrounded = replace(env.budget, round_to=1).uniform()
+        unrounded = replace(env.budget, limits=replace(env.budget.limits, round_to=1)).uniform()
         assert any(kept % 8 for kept in unrounded)
         assert env.cost_ratios(unrounded)[0] == pytest.approx(0.5, abs=0.01)
 
