@@ -1,4 +1,4 @@
-"""Limits that differ between groups hold in masks, projection and the uniform plan, and the budget is met or refused."""
+"""Limits that differ between groups hold in masks, projection and the uniform plan; the budget is met or refused."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def test_on_two_groups_the_budget_is_met_whenever_some_plan_within_the_limits_me
     fewest = limits.fewest(network.full).tolist()
     counts = [
         sorted({full, *range(least, full, multiple)})
-        for least, full, multiple in zip(fewest, network.full, np.broadcast_to(limits.round_to, len(fewest)), strict=True)
+        for least, full, multiple in zip(
+            fewest, network.full, np.broadcast_to(limits.round_to, len(fewest)), strict=True
+        )
     ]
     if any(map(budget.meets, itertools.product(*counts))):
         assert budget.meets(episode(budget, actions[:1])[-1])
