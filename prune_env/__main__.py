@@ -1,4 +1,4 @@
-"""The command line: python -m prune_env COMMAND ...
+"""The command line: prune-env COMMAND ..., or python -m prune_env COMMAND ...
 
 Every command is a dataclass of its options whose method `run` returns the exit status. Wrong input ends with one line
 on stderr and exit status 2.
@@ -7,41 +7,44 @@ on stderr and exit status 2.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 # ruff: noqa: E402  (the search path changes before other packages are imported)
 # python -m puts the working folder first, where a file of a received folder would replace an installed package.
 AS_PROGRAM = __name__ == "__main__" and not getattr(sys.flags, "safe_path", False)
-WORKING_FOLDER = sys.path.pop(0) if AS_PROGRAM else None
+if AS_PROGRAM:
+    sys.path.pop(0)
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 
 from . import data
+from .commands.subcommands import Prune, Report, Search
 from .common.command import check_writable, one_line_errors
 from .common.files import cache_dir
 from .common.settings import Settings
 from .deploy import export
-from .deploy.import_network import import_network
+from .deploy.import_network import check_spec, import_network, working_folder
 from .deploy.record import IMAGE_LIMIT, read_record
 from .deploy.saved import load_pruned
 from .networks.registry import create, image_size, list_networks
-from .pruning import inspect
+from .pruning import Cost, inspect
+from .pruning.limits import LimitsConfig
 
-PROGRAM = "python -m prune_env"
+PROGRAM = "prune-env" if Path(sys.argv[0]).stem == "prune-env" else "python -m prune_env"
 CHECK_IMAGES = 64
 """Number of images that an exported network is checked on."""
 
 
 @dataclass(frozen=True)
-class Inspect(Settings):
+class Inspect(LimitsConfig):
     """Show what of a network can be pruned, what cannot, and why.
 
     The column 'difference' is the proof: the largest difference between the outputs of the network without some of
@@ -49,29 +52,32 @@ class Inspect(Settings):
     are only pruned if it is at most 1e-4. The exit status is 1 if nothing can be pruned.
     """
 
-    network: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NETWORK")]
-    """A registered network (small_cnn, resnet20, ...), or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, which makes one
-    without arguments or is one."""
+    network: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NETWORK")] = field(kw_only=True)
+    """A registered network (small_cnn, resnet20, ...); FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, which makes one
+    without arguments or is one; torchvision:NAME or timm:NAME."""
     shape: Annotated[tuple[int, int, int] | None, tyro.conf.arg(metavar="C H W")] = None
     """Shape of one image; 3 32 32 by default, and 3 8 8 for small_cnn."""
     proof: bool = True
     """Prove that pruning the filters equals masking them; without the proof it is much faster."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of layers that keep all filters, such as conv1 or 'layer4.*'."""
+    only: tuple[str, ...] = ()
+    """Patterns of the only layers that may lose filters; none for all layers."""
 
     def run(self) -> int:
         """Print the inspection; return 0, or 1 if nothing can be pruned."""
         spec = self.network
-        if spec not in list_networks() and ":" not in spec and not spec.endswith(".py"):
-            raise ValueError(
-                f"network {spec!r} is not registered; choose one of {', '.join(list_networks())}, or give "
-                "FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
-            )
+        if spec not in list_networks():
+            check_spec(spec)
         channels, height, width = self.shape or (3, *(image_size(spec) if spec in list_networks() else (32, 32)))
         if min(channels, height, width) < 1:
             raise ValueError(f"--shape takes three numbers of at least 1 (C H W), got {channels} {height} {width}")
-        with _working_folder():
-            network = create(spec, in_channels=channels) if spec in list_networks() else import_network(spec)
+        network = create(spec, in_channels=channels) if spec in list_networks() else import_network(spec)
         images = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
-        inspection = inspect(network, images, prove=self.proof)
+        inspection = inspect(network, images, prove=self.proof, exclude=self.exclude, only=self.only)
+        if inspection.groups:
+            limits = self.limits(inspection.groups)
+            inspection = inspection.limited(limits, Cost(network, inspection.groups, images))
         print(inspection)
         return 0 if inspection.groups else 1
 
@@ -87,7 +93,8 @@ class Export(Settings):
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """File to write; RUN/pruned.onnx or RUN/pruned.pt2 by default."""
     base: Annotated[str | None, tyro.conf.arg(metavar="PACKAGE.MODULE:FUNCTION")] = None
-    """Makes the original network, or FILE.py:FUNCTION; needed where pruned.json names no network."""
+    """Makes the original network, or FILE.py:FUNCTION, torchvision:NAME or timm:NAME; needed where pruned.json names no
+    network."""
     trust_base: Annotated[str | None, tyro.conf.arg(metavar="PACKAGE.MODULE:FUNCTION")] = None
     """The import path that pruned.json names, if you trust its code, which then runs. It is never imported from RUN."""
 
@@ -97,8 +104,9 @@ class Export(Settings):
         out = self.out or self.folder / f"pruned.{suffix}"
         check_writable("out", out)
         if self.base or self.trust_base:
-            with _working_folder():
-                base = import_network(self.base) if self.base else None
+            classes = read_record(self.folder)["network"]["num_classes"]
+            base = import_network(self.base, classes) if self.base else None
+            with working_folder():
                 network = load_pruned(self.folder, base, trust_base=self.trust_base)
         else:
             network = load_pruned(self.folder)
@@ -109,7 +117,13 @@ class Export(Settings):
         return 0
 
 
-Command = Annotated[Inspect, tyro.conf.subcommand("inspect")] | Annotated[Export, tyro.conf.subcommand("export")]
+Command = (
+    Annotated[Prune, tyro.conf.subcommand("prune")]
+    | Annotated[Search, tyro.conf.subcommand("search")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,20 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _parse(arguments).run()
 
 
-@contextmanager
-def _working_folder() -> Iterator[None]:
-    """Let modules of the working folder be imported in the block, for code that the command line names."""
-    if WORKING_FOLDER is None:
-        yield
-        return
-    sys.path.insert(0, WORKING_FOLDER)
-    try:
-        yield
-    finally:
-        sys.path.remove(WORKING_FOLDER)
-
-
-def _parse(arguments: Sequence[str] | None) -> Inspect | Export:
+def _parse(arguments: Sequence[str] | None) -> Prune | Search | Report | Inspect | Export:
     """Return the command of a command line.
 
     Raises:
@@ -147,11 +148,11 @@ def _parse(arguments: Sequence[str] | None) -> Inspect | Export:
     shown = io.StringIO()
     try:
         with redirect_stderr(shown):
-            command: Inspect | Export = tyro.cli(
+            command: Prune | Search | Report | Inspect | Export = tyro.cli(
                 Command,
                 args=arguments,
                 prog=PROGRAM,
-                description="Inspect a network before it is pruned, and export a pruned network.",
+                description="Prune a network, from its inspection to the export of the pruned one.",
                 config=(tyro.conf.OmitSubcommandPrefixes,),
             )
     except SystemExit as end:

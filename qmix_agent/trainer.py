@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -101,7 +102,8 @@ class Trainer:
             return
         last_round = self.state_dict()
         log = MetricsLog(log_dir, self.episode) if log_dir is not None else None
-        appearance = {"unit": "episode", "dynamic_ncols": True, "mininterval": 1}
+        seconds = 1 if sys.stderr.isatty() else 60  # a log file gets a line a minute
+        appearance = {"unit": "episode", "dynamic_ncols": True, "mininterval": seconds, "maxinterval": max(10, seconds)}
         bar = tqdm(total=total_episodes, initial=self.episode, disable=not progress, **appearance)
         try:
             while self.episode < total_episodes:

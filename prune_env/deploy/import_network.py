@@ -1,6 +1,7 @@
-"""Import a network by name: PACKAGE.MODULE:FUNCTION, or FILE.py:FUNCTION.
+"""Make a network from a name that is not registered.
 
-FUNCTION is a function or class that is called without arguments, or a network. torch's random state is restored.
+PACKAGE.MODULE:FUNCTION or FILE.py:FUNCTION, where FUNCTION is a function or class that is called without arguments, or
+a network; torchvision:NAME or timm:NAME. torch's random state is restored.
 """
 
 from __future__ import annotations
@@ -22,24 +23,76 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..networks.registry import list_networks
+from .model_library import check_library_model, library_model, library_of
+
 LIBRARIES = tuple(
     str(Path(file).parent) + os.sep for file in (os.__file__, Path(torch.__file__).parent, Path(__file__).parent)
 )
 """Folders of Python, of installed packages and of this package, whose code is not the user's."""
 
 
-def import_network(spec: str) -> nn.Module:
-    """Import or make the network that a name stands for.
-
-    Args:
-        spec: package.module:function, or FILE.py:function.
+def check_spec(spec: str) -> None:
+    """Check that a name may stand for a network that is not registered, before anything is imported from it.
 
     Raises:
         FileNotFoundError: The file does not exist.
+        ImportError: torchvision or timm is not installed.
+        ValueError: The name has another form, or torchvision or timm has no such model.
+    """
+    file, _ = _file_and_function(spec)
+    if library_of(spec) is not None:
+        check_library_model(spec)
+    elif file.endswith(".py"):
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"{file} does not exist")
+    elif ":" not in spec:
+        raise ValueError(
+            f"network {spec!r} is not registered; choose one of {', '.join(list_networks())}, or give "
+            "FILE.py:FUNCTION, PACKAGE.MODULE:FUNCTION, torchvision:NAME or timm:NAME"
+        )
+
+
+def import_network(spec: str, num_classes: int | None = None, *, pretrained: bool = False) -> nn.Module:
+    """Import or make the network that a name stands for. Modules of the working folder are found.
+
+    Args:
+        spec: package.module:function, FILE.py:function, torchvision:NAME or timm:NAME.
+        num_classes: Number of logits of a model of torchvision or timm; None for that of the model.
+        pretrained: Let torchvision or timm download their weights.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ImportError: torchvision or timm is not installed.
         ValueError: The module cannot be imported, or does not make a network.
     """
+    if library_of(spec) is not None:
+        return library_model(spec, num_classes, pretrained=pretrained)
+    file, function = _file_and_function(spec)
+    with working_folder():
+        return network_from_file(file, function) if file.endswith(".py") else network_from_path(spec)
+
+
+@contextmanager
+def working_folder() -> Iterator[None]:
+    """Let modules of the working folder be imported in the block, for code that a user names.
+
+    Python's option -P forbids it.
+    """
+    folder = os.getcwd()
+    if getattr(sys.flags, "safe_path", False):
+        yield
+        return
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _file_and_function(spec: str) -> tuple[str, str]:
     file, _, function = (spec, "", "") if spec.endswith(".py") else spec.rpartition(":")
-    return network_from_file(file, function) if file.endswith(".py") else network_from_path(spec)
+    return file, function
 
 
 def network_from_path(path: str, excluded: Path | None = None) -> nn.Module:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from torch import nn
 
-from ..data import DataError, DataSplits, load
+from ..common.settings import Count
+from ..data import DataError, DataSplits, from_datasets, load
 from ..data.normalisation import Name, check_pair
+from ..data.sources import train_and_test_folders
+from ..deploy.model_library import library_of
 from ..evaluation.resources import Resources
 from ..networks import list_networks
 from ..training.pretrained import check_names, pretrained, with_network_normalisation
@@ -18,6 +22,11 @@ from .config import EnvConfig
 from .env import FilterPruneEnv
 from .tabulated import make_tabulated_env
 from .validation import check_rules
+
+NETWORK_HELP = (
+    f"Registered network ({', '.join(list_networks())}); FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, which makes one "
+    "without arguments or is one; torchvision:NAME or timm:NAME."
+)
 
 
 @dataclass(frozen=True)
@@ -29,9 +38,11 @@ class ProblemArgs(Resources):
         OSError: The weights do not exist, or the cache cannot be written.
     """
 
-    network: Annotated[str, tyro.conf.arg(help=f"Registered network: {', '.join(list_networks())}.")] = "small_cnn"
+    network: Annotated[str, tyro.conf.arg(help=NETWORK_HELP)] = "small_cnn"
     data: str = "digits"
     """digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*."""
+    size: Count | None = None
+    """Resize and crop the images of a folder to this number of pixels per side; needed if they differ in size."""
     mean: Name | tuple[float, ...] | None = None
     """Mean of each image channel, for pixels from 0 to 1, that the network was trained with; or a name that stands for
     mean and std. By default that of the network, or else of the train split."""
@@ -41,7 +52,8 @@ class ProblemArgs(Resources):
     """Text file with the names of all classes of the network, one per line in the order of its outputs; for a folder
     with some of them."""
     weights: Path | None = None
-    """File with trained weights. Without it the network is trained once and cached."""
+    """File with trained weights. Without it a registered network is trained once and cached, a network of your own
+    keeps the weights that it was made with, and torchvision and timm download theirs."""
     tabulated: bool = False
     """Use the tabulated problem, small_cnn on digits, whose accuracies are looked up."""
 
@@ -55,6 +67,19 @@ class ProblemArgs(Resources):
                 f"the tabulated problem has its own network, data and accuracies; leave out {', '.join(given)}"
             )
 
+    @property
+    def title(self) -> str:
+        """The network's name as a part of a file name: net-make for models/net.py:make."""
+        return re.sub(r"(\.py)?[^\w.-]+", "-", Path(self.network).name)
+
+    @property
+    def base(self) -> str | None:
+        """The name from which a saved network can be made again: a registered name or an import path, or None."""
+        if self.network in list_networks():
+            return self.network
+        file = self.network.rpartition(":")[0]
+        return None if file.endswith(".py") or library_of(self.network) else self.network
+
     def load_data(self) -> DataSplits:
         """Load the data, with the normalisation of the network.
 
@@ -62,7 +87,8 @@ class ProblemArgs(Resources):
             DataError: The data are missing or damaged.
         """
         classes = None if self.classes is None else _names(self.classes)
-        data = load(self.data, mean=self.mean, std=self.std, classes=classes)
+        options: dict[str, Any] = {"mean": self.mean, "std": self.std, "classes": classes}
+        data = load(self.data, **options) if self.size is None else _resized(self.data, self.size, **options)
         return with_network_normalisation(self.network, data)
 
     def load_model(self, data: DataSplits) -> nn.Module:
@@ -90,6 +116,16 @@ class ProblemArgs(Resources):
         check_rules(config, None, None)  # before a network is trained
         data = data or self.load_data()
         return FilterPruneEnv.from_model(self.load_model(data), data, config, resources=self)
+
+
+def _resized(folder: str, size: int, **options: Any) -> DataSplits:
+    """Load an image folder whose images are resized and cropped to squares."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
+
+    transform = Compose([Resize(size), CenterCrop(size), PILToTensor()])
+    train, test = (ImageFolder(str(part), transform) for part in train_and_test_folders(folder))
+    return from_datasets(train, test, name=Path(folder).resolve().name, **options)
 
 
 def _names(file: Path) -> list[str]:

@@ -24,10 +24,11 @@ def make_env(
     progress: bool = True,
     **settings: Any,
 ) -> FilterPruneEnv:
-    """Make the environment of a registered network.
+    """Make the environment of a network by its name.
 
     Args:
-        network: A registered name, see `prune_env.networks.list_networks`.
+        network: A registered name, see `prune_env.networks.list_networks`; FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION,
+            which makes the network; or torchvision:NAME or timm:NAME.
         data: digits, cifar10, cifar100, an image folder, or splits.
         weights: A file with trained weights. Without it the network is trained once and cached.
         render_mode: ansi, rgb_array or None.

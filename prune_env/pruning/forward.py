@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
-from tqdm import tqdm
 
+from ..common import progress
 from ..common.expect import expect
 from .errors import PruningError
 
 Example = torch.Tensor | Sequence[torch.Tensor]
 """Example input of a network, float [B, C, H, W]; a sequence of tensors for a network with several inputs."""
 
-progress_bar = partial(tqdm, delay=5, miniters=0, leave=False)
+progress_bar = partial(progress.progress_bar, delay=5, miniters=0, leave=False)
 """Bar on stderr that appears after five seconds and is removed at the end; `update(0)` updates its clock."""
 
 

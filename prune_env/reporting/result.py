@@ -68,7 +68,7 @@ def save_result(
     contestants: Sequence[Contestant],
     episodes: Sequence[Mapping[str, Any]],
     targets: Sequence[float | None],
-    base: str,
+    base: str | nn.Module,
 ) -> None:
     """Save the pruned network of a budget with its metrics and plots.
 
@@ -78,7 +78,7 @@ def save_result(
         contestants: The original network, the uniform one and the winner, with their accuracies.
         episodes: Rows of metrics.jsonl, for all targets of the search.
         targets: All targets of the search. A plan belongs to the smallest one that it meets.
-        base: Registered name of the network.
+        base: Registered name or import path of the original network, or the network.
     """
     original, uniform, winner = contestants
     metrics = {

@@ -20,13 +20,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from ..common.device import seeded, with_gradients
 from ..common.expect import expect
 from ..common.files import check_space
 from ..common.fingerprints import function_fingerprint, weights_fingerprint
 from ..common.memory_format import in_layout, memory_format
+from ..common.progress import progress_bar
 from ..common.tensor_files import DamagedFileError, load_state, save_state
 from ..common.warn import warn
 from ..data import DataSplits, check_data
@@ -174,13 +174,12 @@ class _Training:
         options = self._options
         replay = self._replay and self._steps - self._step >= WORTH_RECORDING
         take_step = Step(self._model, self._loss, self._optimizers, self._device, self._dtype, replay)
-        with tqdm(
+        with progress_bar(
             total=self._steps,
             initial=self._step,
             desc=options.title,
             unit="step",
             disable=not options.progress,
-            mininterval=1,
         ) as bar:
             while self._step < self._steps:
                 self._train_epoch(take_step, bar)

@@ -1,4 +1,4 @@
-"""Registered networks with trained weights: from a file, from the user's cache, or trained once and cached."""
+"""Networks with trained weights: from a file, from the user's cache, or trained once and cached."""
 
 from __future__ import annotations
 
@@ -18,19 +18,24 @@ from ..common.tensor_files import DamagedFileError, load_tensors, save_tensors
 from ..common.torch_files import read_torch
 from ..common.warn import warn
 from ..data import DataSplits, as_splits
-from ..networks.registry import create, image_size, network_entry
+from ..deploy.import_network import check_spec, import_network
+from ..deploy.model_library import library_normalisation, library_of
+from ..networks.registry import create, image_size, list_networks, network_entry
 from .fit import FitConfig, RunOptions, fit
 
 
 def with_network_normalisation(network: str, data: DataSplits) -> DataSplits:
-    """Return the splits with the normalisation of a registered network, if it has one for as many channels.
+    """Return the splits with the normalisation of a network, if it is known for as many channels.
 
     A normalisation that was given with the data stays.
 
     Raises:
-        ValueError: No network has this name.
+        ImportError: The package of the network is not installed.
     """
-    constants = network_entry(network).normalisation
+    if network in list_networks():
+        constants = network_entry(network).normalisation
+    else:
+        constants = library_normalisation(network) if library_of(network) else None
     if data.normalisation_given or constants is None or len(constants[0]) != data.image_shape[0]:
         return data
     return data.with_normalisation(*constants)
@@ -45,14 +50,16 @@ def pretrained(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> nn.Module:
-    """Return a registered network with trained weights.
+    """Return a network with trained weights.
 
     Args:
-        network: Name of the network.
+        network: A registered name; FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, which makes the network; or
+            torchvision:NAME or timm:NAME.
         data: The data set, or a name or folder that `load` takes.
         weights: A .safetensors file, or a torch file with a state dict (bare or under 'state_dict'; a prefix 'module.'
-            is dropped). Without a file, weights come from the user's cache; if they are not there, the network is
-            trained and cached. The cache is keyed by network, recipe and data; a damaged file is made again.
+            is dropped). Without a file, those of a registered network come from the user's cache; if they are not
+            there, the network is trained and cached. The cache is keyed by network, recipe and data; a damaged file is
+            made again. A network that FUNCTION makes keeps its weights, and torchvision and timm download theirs.
         recipe: How to train; by default the recipe of the network.
         device: Device to train on.
         progress: Whether to show a progress bar.
@@ -68,6 +75,8 @@ def pretrained(
     file = check_names(network, weights)
     splits = with_network_normalisation(network, as_splits(data))
     channels, height, width = splits.image_shape
+    if network not in list_networks():
+        return _imported(network, splits, file)
     model = create(network, len(splits.classes), channels).eval()
     if (height, width) != image_size(network):
         expected = image_size(network)
@@ -106,15 +115,29 @@ def check_names(network: str, weights: str | Path | None) -> Path | None:
     """Check a network and a file of weights by their names, before data are loaded, and return the file.
 
     Raises:
+        ImportError: The package of the network is not installed.
         ValueError: No network has this name.
-        FileNotFoundError: The weights file does not exist.
+        FileNotFoundError: The weights file, or the file of the network, does not exist.
         IsADirectoryError: `weights` is a folder.
     """
-    network_entry(network)
+    if network not in list_networks():
+        check_spec(network)
     file: Path | None = checked("weights", weights, Path | None)
     if file is not None:
         check_weights_file(file)
     return file
+
+
+def _imported(network: str, data: DataSplits, weights: Path | None) -> nn.Module:
+    """Return a network that is not registered, in eval mode on the CPU.
+
+    Raises:
+        ValueError: It cannot be made, or the weights do not fit.
+    """
+    model = import_network(network, len(data.classes), pretrained=weights is None).cpu().eval()
+    if weights is not None:
+        load_weights(model, weights)
+    return model
 
 
 def check_weights_file(file: Path) -> None:

@@ -1,0 +1,1 @@
+"""The commands that put environment and agent together: `prune-env prune`, `search` and `report`."""

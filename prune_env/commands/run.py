@@ -1,0 +1,202 @@
+"""A run of QMIX from a network to pruned networks: load, search, distil, report.
+
+All files go to one folder. After Ctrl-C, or even kill -9, a run with `resume` continues from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from torch import nn
+
+from qmix_agent import QMIX, QMIXConfig
+
+from ..common.command import check_writable, require_packages
+from ..common.files import replacing
+from ..common.settings import Count, Positive, Seed, Settings
+from ..data import DataSplits
+from ..finalise import Finaliser, Finalist, accuracy, recalibrated
+from ..game.arguments import ProblemArgs
+from ..game.config import EnvConfig
+from ..game.env import FilterPruneEnv
+from ..pruning import Plan
+from ..reporting.plots import plot_front
+from ..reporting.result import Contestant, network_rows, save_result, search_seconds
+from ..reporting.run_folder import check_room, open_folder
+from ..reporting.summary import NetworkRow, summary
+from ..training.distillation import DistillationConfig
+from .plans import print_plans, save_plans
+
+SUMMARY = "summary.txt"
+"""The table of a finished run."""
+INTERRUPTED = "Interrupted. Use the same command with --resume to continue from the last checkpoint."
+
+
+@dataclass(frozen=True)
+class RunConfig(Settings):
+    """Settings of a run.
+
+    Raises:
+        ValueError: A field has a value that is not allowed, or no episode would end with a plan of the budget.
+    """
+
+    problem: Annotated[ProblemArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=ProblemArgs)
+    """The network, its data, and where plans are evaluated."""
+    name: str | None = None
+    """Name of the run's folder; by default network, data and a number."""
+    out: Path = Path("runs")
+    """Folder of all runs."""
+    resume: bool = False
+    """Resume the run of this name, or the latest unnamed run of this network and data."""
+    episodes: Count = 400
+    """Episodes of the search; each ends with one plan."""
+    finalists: Count = 4
+    """Number of best plans that get the short distillation."""
+    short_epochs: Positive = 1.0
+    """Epochs of the short distillation."""
+    seed: Seed = 0
+    """Seed of the agent."""
+    n_envs: Count = 1
+    """Episodes played at the same time; as many as there are workers keep all of them busy."""
+    env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=EnvConfig)
+    """The game: actions, rewards, and how plans are evaluated."""
+    # The game is deterministic, pays at its end, and returns of good plans differ little.
+    qmix: QMIXConfig = field(
+        default_factory=lambda: QMIXConfig(checkpoint_every=10, eval_episodes=1, standardise_returns=True)
+    )
+    """The agent: networks, learning, exploration, evaluation and checkpoints."""
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    """The training of the winner and of the uniform network after the search."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.env.target_macs is None:
+            raise ValueError("a run compares networks of equal cost: set target-macs, with reward budget or amc")
+        if self.env.max_cycles is not None and self.env.max_cycles < self.env.rounds:
+            raise ValueError(f"max-cycles must be at least rounds ({self.env.rounds}), or no episode would finish")
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What the search found for one budget, distilled."""
+
+    env: FilterPruneEnv
+    """The game with this budget only."""
+    folder: Path
+    """Folder of the pruned network."""
+    suffix: str
+    """End of the networks' names: the budget, if there are several."""
+    finalists: list[Finalist]
+    networks: dict[str, tuple[Plan, nn.Module]]
+    """Plan and distilled network of "uniform L1" and "QMIX"."""
+
+
+def prune(config: RunConfig) -> None:
+    """Search, distil the best plans, test them once, and write networks, plots and the summary."""
+    require_packages(["matplotlib"], "the plots", "train")
+    env, directory = start(config)
+    episodes = search(config, env, directory)
+    prunings = [_distilled(config, env, target, directory) for target in env.config.targets if target is not None]
+    contestants = _tested(config, prunings, episodes)
+    rows = network_rows(env, contestants, {f"QMIX{pruning.suffix}": pruning.folder for pruning in prunings})
+    if len(prunings) > 1:
+        lines = {name: [0, *range(start, 2 * len(prunings) + 1, 2)] for name, start in (("uniform L1", 1), ("QMIX", 2))}
+        plot_front(directory / "front.png", {name: [rows[one] for one in line] for name, line in lines.items()})
+    print("\nFinalists: % of all reward images as cut (with sampled statistics) and after the short distillation")
+    for one in itertools.chain(*(pruning.finalists for pruning in prunings)):
+        print(f"  {100 * one.recalibrated_accuracy:6.2f} {100 * one.distilled_accuracy:6.2f}  {one.plan}")
+    text = _heading(env.problem.data) + "\n\n" + _table(config, rows)
+    with replacing(directory / SUMMARY) as temporary:
+        temporary.write_text(f"{text}\n", encoding="utf-8")
+    print(f"\n{text}")
+    print(f"\nSearch: {len(env.archive)} plans in {search_seconds(episodes):.0f} s. All files: {directory}")
+
+
+def only_search(config: RunConfig) -> None:
+    """Search, print the best plans, and write all plans."""
+    env, directory = start(config)
+    episodes = search(config, env, directory)
+    save_plans(directory, env)
+    print_plans(env, config.finalists)
+    print(f"\nSearch: {len(env.archive)} plans in {search_seconds(episodes):.0f} s. All files: {directory}")
+    print("The same options with `prune` and --resume distil the best plans.")
+
+
+def start(config: RunConfig) -> tuple[FilterPruneEnv, Path]:
+    """Load the data, open the run's folder, and make the environment."""
+    check_writable("out", config.out, folder=True)
+    data = config.problem.load_data()
+    print(f"Data {data.summary}")
+    settings = asdict(replace(config, resume=False, name=None))
+    del settings["out"]  # the folder of a run may be moved
+    settings["normalisation"] = {"mean": data.mean, "std": data.std}
+    directory = open_folder(config.out, config.name, f"{config.problem.title}-{data.name}", settings, config.resume)
+    print(f"Writing to {directory}")
+    return config.problem.make_env(config.env, data), directory
+
+
+def search(config: RunConfig, env: FilterPruneEnv, directory: Path) -> list[dict[str, Any]]:
+    """Play QMIX, and return the rows of metrics.jsonl. The environment's archive keeps every finished plan."""
+    checkpoints = directory / "checkpoint"
+    agent = QMIX.load_or_new(checkpoints, env, config.qmix, config.seed, config.problem.device)
+    agent_bytes = agent.checkpoint_bytes(config.episodes, config.env.rounds) * (config.qmix.keep_checkpoints + 2)
+    check_room(directory, env, config.finalists, agent_bytes)
+    agent.learn(config.episodes, directory, checkpoints, n_envs=config.n_envs)
+    env.close()
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def _distilled(config: RunConfig, env: FilterPruneEnv, target: float, directory: Path) -> Pruning:
+    """Choose and distil the network of a budget without looking at the test set. The uniform plan is trained alike."""
+    game = env.clone(target_macs=target)
+    finaliser = Finaliser(
+        game,
+        config.distillation,
+        short_epochs=config.short_epochs,
+        checkpoints=directory / "checkpoint",
+        device=config.problem.device,
+    )
+    finalists = finaliser.rank([entry.plan for entry in env.archive.best(config.finalists, target_macs=target)])
+    plans = {"uniform L1": game.budget.uniform(), "QMIX": finalists[0].plan}
+    single = len(env.config.targets) == 1
+    suffix = "" if single else f" {100 * target:g} %"
+    networks = {name: (plan, finaliser.distil(plan, title=name + suffix)) for name, plan in plans.items()}
+    return Pruning(game, directory if single else directory / f"macs-{target:g}", suffix, finalists, networks)
+
+
+def _tested(config: RunConfig, prunings: list[Pruning], episodes: list[dict[str, Any]]) -> list[Contestant]:
+    """Read the test set, once, and save the network of every budget. Return all networks, the original one first."""
+    problem = prunings[0].env.problem
+
+    def test(network: nn.Module) -> float:
+        return accuracy(network, problem.data, problem.data.test, device=config.problem.device)
+
+    contestants = [Contestant("original", problem.model, problem.full_plan, test(problem.model))]
+    for pruning in prunings:
+        for name, (plan, network) in pruning.networks.items():
+            before = test(recalibrated(pruning.env, plan))
+            contestants.append(Contestant(name + pruning.suffix, network, plan, test(network), before))
+        three = [contestants[0], *contestants[-2:]]
+        base = config.problem.base or problem.model
+        save_result(pruning.folder, pruning.env, three, episodes, config.env.targets, base=base)
+    if config.env.round_to != 1:  # for latencies: the same budgets without rounding, without distillation
+        for pruning in prunings:
+            budget = pruning.env.budget
+            plan = replace(budget, limits=replace(budget.limits, round_to=1)).uniform()
+            contestants.append(Contestant(f"L1, unrounded{pruning.suffix}", recalibrated(pruning.env, plan), plan))
+    return contestants
+
+
+def _heading(data: DataSplits) -> str:
+    return f"Test accuracy on {data.name}, {len(data.test)} images: one image is {100 / len(data.test):.2f} points"
+
+
+def _table(config: RunConfig, rows: list[NetworkRow]) -> str:
+    if config.env.round_to == 1:
+        return summary(rows)
+    return f"{summary(rows)}\nL1, unrounded: the uniform plan of the same budget with round-to 1, to compare latencies"
