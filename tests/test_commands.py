@@ -53,7 +53,9 @@ MISTAKES = [
     *[(command, "--network nonet", "nonet") for command in PROBLEM],
     *[(command, "--networks nonet", "nonet") for command in (SPEED, WORKERS, SURGERY)],
     (ZOO, "nonet", "nonet"),
-    ("prune_env", "inspect nonet", "nonet"),
+    *[("prune_env", f"{command} nonet", "nonet") for command in ("inspect", "prune", "search", "report")],
+    *[("prune_env", f"prune {network}", network) for network in ("nofile.py:make", "torchvision:never")],
+    ("prune_env", f"prune small_cnn --out {NOWHERE}", NOWHERE),
     *[(command, "--data nodata", "nodata") for command in PROBLEM],
     *[(command, "--weights nofile", "nofile") for command in PROBLEM],
     *[(command, "--workers 2", "workers") for command in PROBLEM],  # the backend is local
@@ -95,6 +97,8 @@ PACKAGES = [
     *[(command, "--backend ray", "ray") for command in (TRAIN, COMPARE)],
     (ZOO, "timm/ghostnet_100", "timm"),
     (SURGERY, "--networks timm/ghostnet_100", "timm"),
+    ("prune_env", "prune timm:ghostnet_100", "timm"),
+    ("prune_env", "prune small_cnn", "matplotlib"),
 ]
 
 

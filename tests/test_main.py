@@ -84,8 +84,8 @@ def test_images_are_those_of_the_data_set_or_fixed_noise(
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "inspect, export"),
-        (["prune"], "prune"),
+        ([], "prune, search, report, inspect, export"),
+        (["cut"], "cut"),
         (["export"], "RUN"),
         (["export", "RUN", "--format", "tflite"], "'tflite'"),
         (["export", "RUN", "--formt", "onnx"], "--formt"),
@@ -266,6 +266,21 @@ def test_a_file_that_fails_is_named_with_its_line(
     assert named.replace("FILE", str(networks)) in error
 
 
+def test_inspect_shows_excluded_layers_and_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    limits = ["--exclude", "*.10", "--max-rate", "features.14", "0.5", "--round-to", "8"]
+    assert main(["inspect", "small_cnn", "--shape", "1", "8", "8", "--no-proof", *limits]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[1] for row in rows[1:5]] == ["features.0", "features.3", "features.7", "features.14"]
+    assert "64, multiples of 8" in rows[4]
+    assert "features.10" in rows[5]
+    assert "excluded by" in rows[5]
+
+
+def test_inspect_takes_a_network_of_torchvision(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "torchvision:squeezenet1_1", "--shape", "3", "64", "64", "--no-proof"]) == 0
+    assert "features.0" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("prove", [[], ["--no-proof"]])
 def test_progress_of_slow_inspections_is_shown(
     prove: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -300,6 +315,7 @@ def test_networks_that_cannot_be_inspected_end_with_one_line(
 
 
 ROOT = Path(__file__).parent.parent
+COMMANDS = ("prune", "search", "report", "inspect", "export")
 ELSEWHERE = ("plug_in_rllib", "plug_in_benchmarl", "scores")
 """The first two need separate environments; the last one holds what the plug-ins share."""
 SCRIPTS = {
@@ -313,7 +329,7 @@ SCRIPTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", [*SCRIPTS, "prune_env", "prune_env export", "prune_env inspect"])
+@pytest.mark.parametrize("program", [*SCRIPTS, "prune_env", *(f"prune_env {name}" for name in COMMANDS)])
 def test_help_explains_every_option(program: str) -> None:
     file = SCRIPTS.get(program)
     script = [str(file)] if program.startswith("examples") else ["-m", *program.split()]

@@ -24,6 +24,7 @@ import torch
 import benchmarks
 import prune_env
 import qmix_agent
+from prune_env.commands.subcommands import NetworkArgs
 from prune_env.common.settings import LARGEST, Range, Settings, checked
 
 ROOT = Path(__file__).parents[2]
@@ -135,6 +136,7 @@ def complete(kind: type, **values: Any) -> dict[str, Any]:
     """Return arguments for the fields without a default, in which `values` replace the right ones."""
     right = {"network": "small_cnn", "steps": 3, "full_plan": (8,), "rates": (0.0, 0.5), "target_macs": 0.5}
     right |= {"macs": lambda plans: plans.sum(-1), "folder": Path("run"), "amc": Path("amc"), "rows": (Path("rows"),)}
+    right |= {"problem": NetworkArgs(network="small_cnn")}
     needed = [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
     return {name: right.get(name) for name in needed} | values
 
