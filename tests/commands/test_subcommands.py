@@ -158,14 +158,14 @@ def test_report_needs_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         ("small_cnn", "small_cnn", "small_cnn"),
         ("net.py:make", "net-make", None),
-        ("../models/net.py:make", "net-make", None),
+        ("models/net.py:make", "net-make", None),
         ("torch.nn:Identity", "torch.nn-Identity", "torch.nn:Identity"),
         ("torchvision:resnet18", "torchvision-resnet18", None),
     ],
 )
 def test_names_of_folders_and_of_saved_networks(network: str, name: str, title: str, base: str | None) -> None:
-    Path("../models").mkdir()
-    Path("../models/net.py").touch()
+    Path("models").mkdir()
+    Path("models/net.py").touch()
     args = ProblemArgs(network=name)
     assert (args.title, args.base) == (title, base)
 
