@@ -105,7 +105,7 @@ class Budget(Settings):
         self.limits.check_groups(len(self.full_plan))
         if self.target_macs is None:
             return
-        lowest = int(self.macs(self._minimum))
+        lowest = int(self.macs(self.fewest))
         if lowest > self._most:
             fraction = ceil(Fraction(10_000 * lowest, self._full_macs)) / 10_000  # rounded up, so that it is in reach
             raise ValueError(
@@ -156,7 +156,7 @@ class Budget(Settings):
         With `round_to` 1 that is floor(rate * remaining): of 64 filters, 0.3 removes 19 and leaves 45.
         """
         now = np.asarray(plan, np.int64)[:, None]
-        return now - np.maximum(self._kept_by_rate(plan), np.minimum(now, self._minimum[:, None]))
+        return now - np.maximum(self._kept_by_rate(plan), np.minimum(now, self.fewest[:, None]))
 
     def action_masks(self, plan: Sequence[int]) -> NDArray[np.int8]:
         """Return 1 where a rate is legal, int8 [G, A]. Action 0 is always legal.
@@ -167,7 +167,7 @@ class Budget(Settings):
         """
         now = np.asarray(plan, np.int64)
         kept = self._kept_by_rate(plan)  # [G, A]
-        legal = (kept < now[:, None]) & (kept >= self._minimum[:, None])
+        legal = (kept < now[:, None]) & (kept >= self.fewest[:, None])
         if self.target_macs is not None:
             groups, rates = np.nonzero(legal)
             alone = np.repeat(now[None], len(groups), 0)  # [legal pairs, G]
@@ -226,9 +226,9 @@ class Budget(Settings):
         before, after = np.array(previous, np.int64), np.array(wanted, np.int64)
         if before.shape != self._full.shape or after.shape != before.shape:
             raise ValueError(f"plans must have {len(self._full)} groups, got {len(before)} and {len(after)}")
-        if (after > before).any() or (before > self._full).any() or (after < self._minimum).any():
+        if (after > before).any() or (before > self._full).any() or (after < self.fewest).any():
             raise ValueError(
-                f"wanted must lie between the fewest filters {tuple(self._minimum.tolist())} and previous "
+                f"wanted must lie between the fewest filters {tuple(self.fewest.tolist())} and previous "
                 f"{tuple(before.tolist())} in every group, got {tuple(after.tolist())}; filters never come back"
             )
         macs = int(self.macs(after))
@@ -245,8 +245,8 @@ class Budget(Settings):
     def kept(self, group: int, ratio: float) -> int:
         """Return how many filters a group keeps for a keep ratio, rounded up as for rates."""
         full = self.full_plan[group]
-        wanted, multiple = ceil(ratio * full - ROUNDING), int(self._multiples[group])
-        return int(np.clip(-(-wanted // multiple) * multiple, self._minimum[group], full))
+        wanted, multiple = ceil(ratio * full - ROUNDING), int(self.multiples[group])
+        return int(np.clip(-(-wanted // multiple) * multiple, self.fewest[group], full))
 
     def most_kept(self, plan: Sequence[int], group: int) -> int:
         """Return the most filters that a group may keep if all later groups keep their minimum.
@@ -256,12 +256,12 @@ class Budget(Settings):
         Raises:
             ValueError: The groups before this one keep so much that the target is out of reach.
         """
-        full, fewest = self.full_plan[group], int(self._minimum[group])
+        full, fewest = self.full_plan[group], int(self.fewest[group])
         if self.target_macs is None:
             return full
-        counts = np.append(np.arange(fewest, full, self._multiples[group]), full)  # [K]
+        counts = np.append(np.arange(fewest, full, self.multiples[group]), full)  # [K]
         plans = np.repeat(np.asarray(plan, np.int64)[None], len(counts), 0)  # [K, G]
-        plans[:, group], plans[:, group + 1 :] = counts, self._minimum[group + 1 :]
+        plans[:, group], plans[:, group + 1 :] = counts, self.fewest[group + 1 :]
         fits = self.macs(plans) <= self._most
         if not fits.any():
             raise ValueError(f"with {tuple(plan[:group])} in the groups before {group} the target is out of reach")
@@ -290,17 +290,14 @@ class Budget(Settings):
     def _full_macs(self) -> int:
         return int(self.macs(self._full))
 
-    @property
+    @cached_property
     def fewest(self) -> IntArray:
         """Filters that every plan keeps at least, [G]."""
-        return self._minimum
-
-    @cached_property
-    def _minimum(self) -> IntArray:
         return self.limits.fewest(self.full_plan)
 
     @cached_property
-    def _multiples(self) -> IntArray:
+    def multiples(self) -> IntArray:
+        """The number whose multiples each group may keep, [G]."""
         return np.broadcast_to(np.array(self.limits.round_to, np.int64), self._full.shape)
 
     @property
@@ -331,12 +328,12 @@ class Budget(Settings):
         if not len(moves):
             return np.minimum(start, most)
         # The plan changes only at these factors, so bisecting them is exact.
-        steps = [np.arange(start[group] - self._minimum[group] + 1) / removals[group] for group in moves]
+        steps = [np.arange(start[group] - self.fewest[group] + 1) / removals[group] for group in moves]
         factors = np.unique(np.concatenate(steps))
 
         def scaled(factor: float) -> IntArray:
             kept = self.limits.rounded_up(start - np.floor(factor * removals + ROUNDING).astype(np.int64))
-            return np.minimum(np.maximum(kept, self._minimum), most)
+            return np.minimum(np.maximum(kept, self.fewest), most)
 
         found = bisect_left(factors, True, key=lambda factor: bool(self.macs(scaled(factor)) <= self._most))
         return scaled(factors[min(found, len(factors) - 1)])
@@ -364,7 +361,7 @@ class Budget(Settings):
     def _exchange_pairs(self, plan: IntArray, ceiling: IntArray, reach: int) -> IntArray:
         """Climb by the best change of two groups at a time. Small networks need such combinations."""
         macs = int(self.macs(plan))
-        lowest, highest = self.limits.steps(self._minimum), self.limits.steps(ceiling)
+        lowest, highest = self.limits.steps(self.fewest), self.limits.steps(ceiling)
         moves = np.stack(np.meshgrid(*2 * [np.arange(-reach, reach + 1)]), -1).reshape(-1, 2)  # [M, 2]
         improved = True
         while improved and macs < self._enough:
@@ -372,7 +369,7 @@ class Budget(Settings):
             for pair in combinations(range(len(plan)), 2):
                 steps = np.repeat(centre[None], len(moves), 0)  # [M, G]
                 steps[:, pair] += moves
-                plans = np.minimum(np.clip(steps, lowest, highest) * self._multiples, ceiling)
+                plans = np.minimum(np.clip(steps, lowest, highest) * self.multiples, ceiling)
                 costs = self.macs(plans)
                 best = int(np.argmax(np.where(costs <= self._most, costs, -1)))
                 if macs < costs[best] <= self._most:
@@ -387,7 +384,7 @@ class Budget(Settings):
             if macs >= self._enough:
                 break
             start, others = plan.copy(), plan.copy()
-            start[group] = min((self.limits.steps(plan)[group] + reach) * self._multiples[group], ceiling[group])
+            start[group] = min((self.limits.steps(plan)[group] + reach) * self.multiples[group], ceiling[group])
             others[group] = 0
             candidate = self._give_back(self._scale(start, others, start), start, others, start)
             if macs < (cost := int(self.macs(candidate))) <= self._most:

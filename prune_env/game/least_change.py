@@ -55,7 +55,7 @@ class LeastChange:
     def _follow(self) -> list[IntArray]:
         """Return the plans of the path, from the original to the smallest network."""
         full, fewest = np.array(self._rules.full_plan), self._rules.fewest
-        multiple = self._rules.round_to
+        multiple = self._rules.multiples
         step = np.maximum(1, full // PARTS // multiple) * multiple
         plan, path = full.copy(), [full]
         while (plan > fewest).any():
