@@ -228,6 +228,6 @@ def images_fingerprint(data: DataSplits) -> str:
     """Return a hash of the images and labels that accuracies depend on; the same on every machine."""
     digest = hashlib.blake2b(digest_size=16)
     for split in (data.calibration, data.reward):
-        digest.update(split.images.contiguous().numpy().data)
+        digest.update(split.in_memory().images.contiguous().numpy().data)
         digest.update(split.labels.contiguous().numpy().data)
     return digest.hexdigest()
