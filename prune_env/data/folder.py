@@ -34,7 +34,7 @@ VERSION = b"3"
 
 @dataclass(frozen=True)
 class Resizing:
-    """How images of any size become images of one size, as torchvision's Resize and CenterCrop do it."""
+    """How images of any size become images of one size: pixel by pixel as torchvision's Resize and CenterCrop do it."""
 
     size: int | None
     """Height and width in pixels; None if all images have one size, which they keep."""
@@ -46,9 +46,11 @@ class Resizing:
         """Return a PIL image of `size` x `size` pixels."""
         if self.size is None or (self.resize is None and image.size == (self.size, self.size)):
             return image
-        from torchvision.transforms.v2 import functional
-
-        return functional.center_crop(functional.resize(image, [self.resize or self.size * 8 // 7]), [self.size])
+        shorter, (width, height) = self.resize or self.size * 8 // 7, image.size
+        width, height = (int(shorter * side / min(width, height)) for side in (width, height))
+        left, top = (round((side - self.size) / 2) for side in (width, height))
+        resized = image.resize((width, height), resample=2)  # bilinear
+        return resized.crop((left, top, left + self.size, top + self.size))
 
 
 @dataclass(frozen=True, eq=False)
