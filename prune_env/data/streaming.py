@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -141,6 +142,7 @@ def read_ahead(
         num_workers=workers,
         prefetch_factor=reading.prefetch if workers else None,
         pin_memory=reading.pin_memory and torch.cuda.is_available(),
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # others start for seconds
         generator=torch.Generator(),  # otherwise it draws from the global random state
     )
     results = iter(loader)
