@@ -150,7 +150,7 @@ def _open(data: Any, part: str) -> DatasetItems:
     """Read some items of a Dataset, several times, to find out what they are.
 
     Raises:
-        DataError: An item cannot be used, or is random in a way that no seed determines.
+        DataError: An item cannot be used, has a random label, or is random in a way that no seed determines.
     """
     if isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset):
         data = user_data.dataset_of(data, part)
@@ -168,7 +168,12 @@ def _open(data: Any, part: str) -> DatasetItems:
     for row in evenly_spaced(len(data), min(len(data), user_data.SECOND_LOOKS)).tolist():
         first, again, other = (_read(data, row, seed, part) for seed in (0, 0, 1))
         user_data.check_equal(again, first, f"item {row} of the {part} data")
-        is_random = is_random or not (_same(first[0], other[0]) and _same(first[1], other[1]))
+        if not _same(first[1], other[1]):
+            raise DataError(
+                f"item {row} of the {part} data has a random label, but labels are read once; leave out transforms "
+                "that change labels at random"
+            )
+        is_random = is_random or not _same(first[0], other[0])
         images.append(first[0])
     if len({(image.shape, image.dtype) for image in images}) > 1:
         raise DataError(f"images of the {part} data have different shapes or types; resize or convert them first")

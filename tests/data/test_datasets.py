@@ -41,9 +41,10 @@ class Noisy(Dataset[Any]):
             "numpy": lambda: torch.from_numpy(np.random.rand(3, 6, 6)),  # noqa: NPY002
             "python": lambda: torch.full((3, 6, 6), random.random()),
             "own": lambda: torch.rand(3, 6, 6, generator=self.own),
+            "label": lambda: torch.zeros(3, 6, 6),
             "none": lambda: torch.full((3, 6, 6), index / self.count),
         }[self.source]()
-        return noise.float(), index % 2
+        return noise.float(), index % 2 if self.source != "label" else random.randrange(100)
 
 
 class Endless(IterableDataset[Any]):
@@ -193,3 +194,5 @@ class TestRandomItems:
             from_datasets(train, fixed, reading=Reading(stream=False))
         with pytest.raises(DataError, match="train data"):
             from_datasets(Noisy("own"), Noisy("none"), reading=STREAM)
+        with pytest.raises(DataError, match=r"train data .*label"):
+            from_datasets(Noisy("label"), Noisy("none"), reading=STREAM)
