@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .game.config import EnvConfig
     from .game.env import FilterPruneEnv
     from .game.make import make_env
+    from .game.problems import list_problems, make_problem
     from .game.suite import FilterPruneSuite
     from .game.tabulated import make_tabulated_env
     from .pruning.problem import PruningProblem
@@ -23,8 +24,10 @@ _HOMES = {
     "FilterPruneEnv": "game.env",
     "FilterPruneSuite": "game.suite",
     "PruningProblem": "pruning.problem",
+    "list_problems": "game.problems",
     "load_pruned": "deploy.saved",
     "make_env": "game.make",
+    "make_problem": "game.problems",
     "make_tabulated_env": "game.tabulated",
     "save_pruned": "deploy.saved",
 }
@@ -36,8 +39,10 @@ __all__ = [
     "FilterPruneSuite",
     "PruningProblem",
     "__version__",
+    "list_problems",
     "load_pruned",
     "make_env",
+    "make_problem",
     "make_tabulated_env",
     "save_pruned",
 ]

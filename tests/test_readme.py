@@ -60,8 +60,11 @@ def test_game_page_lists_every_observation_and_info(trained: nn.Module, digits: 
     problem = PruningProblem.create(trained, digits, EnvConfig(prove=False))
     env = FilterPruneEnv(problem, EnvConfig(prove=False))
     listed = _first_column(_section("Observation space"))
-    rates = [name for name in env.observation_names if name.startswith("importance_lost_")]
-    assert listed == [*env.observation_names[: -len(rates)], "importance_lost_<rate>"]
+    per_rate = ("importance_lost_", "output_change_")
+    assert listed == [
+        *(name for name in env.observation_names if not name.startswith(per_rate)),
+        *(f"{name}<rate>" for name in per_rate),
+    ]
     state = _first_column(_section("State"))
     assert state == ["<agent>.<entry>", *GLOBAL]
     _, infos = env.reset()

@@ -29,9 +29,11 @@ STYLES = {
     "amc": ("#009E73", "-"),
     "amc_ls": ("#66C9A8", "-"),
     "evolution": ("#332288", "--"),
+    "evolution_least_change": ("#6A5ACD", "--"),
     "tpe": ("#882255", "--"),
     "random": ("#222222", "--"),
     "sensitivity": ("#8C510A", ":"),
+    "least_change": ("#117733", ":"),
     "magnitude": ("#B38BC9", ":"),
     "uniform": ("#666666", ":"),
 }

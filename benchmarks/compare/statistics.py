@@ -1,6 +1,6 @@
 """Statistics of results over seeds: means, intervals, paired differences and ranks.
 
-Letters: S seeds, M methods, R resamples.
+Letters: S seeds, M methods, B budgets, R resamples.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import numpy as np
 
 LEVEL = 0.95
 RESAMPLES = 10_000
+BOUNDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+"""Quantiles that bound an interval."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def interval(values: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarr
     count = len(array)
     weights = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES) / count  # [R, S]
     means = np.tensordot(weights, array, 1)  # [R, ...]
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    low, high = np.quantile(means, BOUNDS, axis=0)
     return low, high
 
 
@@ -60,6 +62,36 @@ def mean(values: Sequence[float]) -> Mean:
     """Return the mean and its bootstrap interval."""
     low, high = interval(values)
     return Mean(float(np.mean(values)), float(low), float(high))
+
+
+def iqm(values: np.ndarray) -> float:
+    """Return the interquartile mean: the mean of the middle half of all values (Agarwal et al. 2021)."""
+    ordered = np.sort(np.ravel(values))
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
+
+
+def stratified_interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the bootstrap interval of the mean over budgets of the interquartile means over seeds.
+
+    Seeds are resampled for every budget alone (stratified, Agarwal et al. 2021, arXiv:2108.13264).
+
+    Args:
+        values: Values [S, B].
+    """
+    if len(values) < 2:
+        return np.nan, np.nan
+    low, high = np.quantile(resampled(values, np.random.default_rng(0)), BOUNDS)
+    return float(low), float(high)
+
+
+def resampled(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the mean over budgets of the interquartile means over resampled seeds [R], from values [S, B]."""
+    seeds = rng.integers(len(values), size=(RESAMPLES, *values.shape))  # [R, S, B]
+    sample = np.sort(np.take_along_axis(values[None], seeds, 1), 1)
+    cut = len(values) // 4
+    means: np.ndarray = sample[:, cut : len(values) - cut].mean((1, 2))
+    return means
 
 
 def difference(ours: Mapping[object, float], theirs: Mapping[object, float]) -> Difference | None:

@@ -61,7 +61,7 @@ class Config(Settings):
 
 def main(config: Config) -> None:
     require_packages(["matplotlib"], "the plot", "train")
-    if {"cma_each", "cma_joint"} & set(config.methods):
+    if any(method.startswith("cma") for method in config.methods):
         require_packages(["cma"], "CMA-ES", "benchmarks")
     check_writable("out", config.out, folder=True)
     file = config.out / "rows.jsonl"

@@ -65,6 +65,11 @@ def cma_each(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
     return _each(env, max_plans, lambda one, plans: evolution.search(one, plans, seed).entries)
 
 
+def cma_least_change_each(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
+    """Search with CMA-ES for each budget, from the least-change plan."""
+    return _each(env, max_plans, lambda one, plans: evolution.from_least_change(one, plans, seed).entries)
+
+
 def random_each(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
     """Play randomly at each budget."""
     return _each(env, max_plans, lambda one, plans: random_search.search(one, plans, seed).entries)
@@ -97,6 +102,7 @@ METHODS: dict[str, Method] = {
     "qmix": qmix_front,
     "qmix_each": qmix_each,
     "cma_each": cma_each,
+    "cma_least_change_each": cma_least_change_each,
     "cma_joint": cma_joint,
     "random_each": random_each,
 }
@@ -125,7 +131,11 @@ def insides(env: FilterPruneEnv, target: float) -> Plan:
     return from_keep_ratios(game, np.where(tied, 1.0, low))
 
 
-RULES: dict[str, Callable[[FilterPruneEnv, float], Plan]] = {"uniform": uniform, "insides": insides}
+RULES: dict[str, Callable[[FilterPruneEnv, float], Plan]] = {
+    "uniform": uniform,
+    "insides": insides,
+    "least_change": lambda env, target: env.least_change.plan(target),
+}
 """Plans that need no search: one evaluation for each budget."""
 
 

@@ -26,12 +26,10 @@ from prune_env.common.figure_style import (
 )
 from prune_env.common.files import replacing
 
-from ..compare.statistics import LEVEL, RESAMPLES
+from ..compare.statistics import BOUNDS, iqm, resampled, stratified_interval
 
 OURS = "qmix_planned"
 """The method that the others are compared with."""
-BOUNDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-"""Quantiles that bound an interval."""
 COLOURS = (ORANGE, BLUE, GREEN, PURPLE, INK, GREY)
 
 
@@ -61,27 +59,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{_with_interval(unseen)} | {seconds:.0f} |"
         )
     return "\n".join([*lines, "", *_differences(rows)]) + "\n"
-
-
-def iqm(values: np.ndarray) -> float:
-    """Return the interquartile mean: the mean of the middle half of all values (Agarwal et al. 2021)."""
-    ordered = np.sort(np.ravel(values))
-    cut = len(ordered) // 4
-    return float(ordered[cut : len(ordered) - cut].mean())
-
-
-def stratified_interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the bootstrap interval of the mean over budgets of the interquartile means over seeds.
-
-    Seeds are resampled for every budget alone (stratified, Agarwal et al. 2021, arXiv:2108.13264).
-
-    Args:
-        values: Values [S, B].
-    """
-    if len(values) < 2:
-        return np.nan, np.nan
-    low, high = np.quantile(_resampled(values, np.random.default_rng(0)), BOUNDS)
-    return float(low), float(high)
 
 
 def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -124,18 +101,9 @@ def _differences(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
     """Return the difference of the mean interquartile means, [S, B] each, with its stratified bootstrap interval."""
     rng = np.random.default_rng(0)
-    low, high = np.quantile(_resampled(ours, rng) - _resampled(theirs, rng), BOUNDS)
+    low, high = np.quantile(resampled(ours, rng) - resampled(theirs, rng), BOUNDS)
     value = np.mean([iqm(column) for column in ours.T]) - np.mean([iqm(column) for column in theirs.T])
     return float(low), float(value), float(high)
-
-
-def _resampled(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the mean over budgets of the interquartile means over resampled seeds [R], from values [S, B]."""
-    seeds = rng.integers(len(values), size=(RESAMPLES, *values.shape))  # [R, S, B]
-    sample = np.sort(np.take_along_axis(values[None], seeds, 1), 1)
-    cut = len(values) // 4
-    means: np.ndarray = sample[:, cut : len(values) - cut].mean((1, 2))
-    return means
 
 
 def _with_interval(values: np.ndarray) -> str:

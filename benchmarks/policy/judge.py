@@ -28,9 +28,8 @@ from prune_env.game.budget import TargetMacs
 from qmix_agent import QMIX, TeamPolicy
 
 from ..compare import rows
-from ..compare.methods import evolution, random_search
+from ..compare.methods import evolution, least_change, random_search
 from ..compare.methods.counted import PROPOSALS, Counted
-from ..compare.methods.plans import from_keep_ratios
 from ..compare.methods.result import SearchResult
 from ..front.methods import insides, uniform
 from .games import JUDGING, RATES, RECIPES, make_games
@@ -86,7 +85,7 @@ Method = Callable[[FilterPruneEnv, TeamPolicy, int], dict[int, float]]
 
 def main(config: Config) -> None:
     """Evaluate what has no row yet, and print the table."""
-    if {"cma", "cma_insides"} & set(config.methods):
+    if any(method.startswith("cma") for method in config.methods):
         require_packages(["cma"], "CMA-ES", "benchmarks")
     for name in ("out", "networks"):
         check_writable(name, getattr(config, name), folder=True)
@@ -174,10 +173,12 @@ def _cma(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]
 
 def _cma_insides(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
     """Search with CMA-ES from the plan that only cuts inside blocks."""
-    start = np.array(insides(env, _target(env))) / env.problem.full_plan
-    with Counted(env, MORE) as counted:
-        evolution.maximise(lambda keep: counted.accuracy(from_keep_ratios(env, keep)), start, seed)
-    return _best(counted.result(), FEW, MORE)
+    return _best(evolution.search(env, MORE, seed, insides(env, _target(env))), FEW, MORE)
+
+
+def _cma_least_change(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
+    """Search with CMA-ES from the least-change plan."""
+    return _best(evolution.from_least_change(env, MORE, seed), FEW, MORE)
 
 
 def _random(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
@@ -192,11 +193,21 @@ METHODS: dict[str, Method] = {
     "policy_learning": _policy_learning,
     "uniform": lambda env, policy, seed: {1: env.evaluator.accuracy(uniform(env, _target(env)))},
     "insides": lambda env, policy, seed: {1: env.evaluator.accuracy(insides(env, _target(env)))},
+    "least_change": lambda env, policy, seed: {1: env.evaluator.accuracy(least_change.plan(env))},
     "random": _random,
     "cma": _cma,
     "cma_insides": _cma_insides,
+    "cma_least_change": _cma_least_change,
 }
-RANDOM = {"policy_imagined", "policy_around", "policy_learning", "random", "cma", "cma_insides"}
+RANDOM = {
+    "policy_imagined",
+    "policy_around",
+    "policy_learning",
+    "random",
+    "cma",
+    "cma_insides",
+    "cma_least_change",
+}
 """Methods with random numbers."""
 
 

@@ -294,6 +294,11 @@ class Budget(Settings):
     def _full_macs(self) -> int:
         return int(self.macs(self._full))
 
+    @property
+    def fewest(self) -> IntArray:
+        """Filters that every plan keeps at least, [G]."""
+        return self._minimum
+
     @cached_property
     def _minimum(self) -> IntArray:
         return np.minimum(self._full, -(-self.min_filters // self.round_to) * self.round_to)

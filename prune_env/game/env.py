@@ -34,6 +34,7 @@ from .episode import Episode
 from .evaluators import ImaginedEvaluator, live_evaluator
 from .exchange import reset_options
 from .fingerprint import game_fingerprint
+from .least_change import LeastChange
 from .observation import Observer
 from .reward import REWARDS, RewardFunction
 from .targets import Budgets
@@ -105,7 +106,9 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self.evaluator: Evaluator = live_evaluator(problem, config, resources) if evaluator is None else evaluator
         self.archive = Archive()
         """Every finished plan with its accuracy, over all episodes."""
-        self.observer = Observer(problem, config.rates)
+        self.least_change = LeastChange(rules, problem.output_changes)
+        """`least_change.plan(0.4)` is the plan that changes the network's outputs least, to first order."""
+        self.observer = Observer(problem, config.rates, self.least_change)
         self.reward_function = reward or REWARDS[config.reward]
         """Pays for every move."""
         self._transitions = Transitions(problem.cost, problem.full_plan, self.observer, config.rounds)
@@ -279,7 +282,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     def state(self) -> np.ndarray:
         """Return all observations and the network's totals, float32 [S]; also after the last step."""
         now = self.round_state
-        return self.observer.state(now.budget, now.plan, now.last_rates, now.rounds_left)
+        return self.observer.state(now.budget, now.plan, now.last_rates, now.rounds)
 
     def totals(self) -> dict[str, float]:
         """Return the entries of the infos that describe the whole network: its last known accuracy and its cost."""

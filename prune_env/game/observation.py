@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log2
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ import torch
 from ..pruning import Plan, channels
 from ..pruning.problem import PruningProblem
 from .budget import Budget
+from .least_change import LeastChange
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 STATIC = (
@@ -43,8 +44,22 @@ DYNAMIC = (
     "budget_distance",
     "rounds_left",
     "last_rate",
+    "proposed_rate",
 )
 GLOBAL = ("macs_ratio", "params_ratio", "target_macs", "budget_distance", "rounds_left")
+
+
+CHANGES = (-4, 1)
+"""Powers of ten between which changes of the outputs are told apart."""
+
+
+class Rounds(NamedTuple):
+    """How far an episode is."""
+
+    left: int
+    """Rounds that remain."""
+    per_episode: int
+    """Rounds of an episode."""
 
 
 class Observer:
@@ -53,9 +68,9 @@ class Observer:
     `feature_map` measures the output of a group's first layer, but the input of a transposed convolution.
     """
 
-    def __init__(self, problem: PruningProblem, rates: Sequence[float]) -> None:
+    def __init__(self, problem: PruningProblem, rates: Sequence[float], least_change: LeastChange) -> None:
         groups, cost, self.rates = problem.groups, problem.cost, tuple(rates)
-        self._cost = cost
+        self._cost, self._least_change = cost, least_change
         self._full = np.array([group.filters for group in groups])
         self._full_macs, self._full_params = cost.macs(tuple(self._full)), cost.params(tuple(self._full))
         # 1 where a layer's output filters belong to the group
@@ -63,6 +78,7 @@ class Observer:
         self._owns = np.array(owns, dtype=np.float64)  # [G, L]
         self._static = self._static_features(problem)  # [G, len(STATIC)]
         ranked = [_ranked(problem.scores[group.name]) for group in groups]
+        self._changes = np.concatenate([curve[::-1] for curve in least_change.changes])  # by filters kept
         # Concatenated, so that one look-up serves all agents. The starts say where each agent's part begins, [G, 1].
         self._importance, self._mass = (np.concatenate(parts) for parts in zip(*ranked, strict=True))
         starts = np.concatenate(([0], np.cumsum(self._full)[:-1]))[:, None]
@@ -72,6 +88,7 @@ class Observer:
             *DYNAMIC,
             *(f"importance_q{int(100 * quantile)}" for quantile in QUANTILES),
             *(f"importance_lost_{rate:g}" for rate in rates[1:]),  # rate 0 removes nothing
+            *(f"output_change_{rate:g}" for rate in rates[1:]),
         )
         """Names of the F entries of every agent's observation."""
         self.state_names: tuple[str, ...] = (
@@ -80,39 +97,47 @@ class Observer:
         )
         """Names of the entries of the state vector."""
 
-    def observe(self, budget: Budget, plan: Plan, last_rates: Sequence[float], rounds_left: float) -> np.ndarray:
+    def observe(self, budget: Budget, plan: Plan, last_rates: Sequence[float], rounds: Rounds) -> np.ndarray:
         """Return the observations as a new float32 array [G, F].
 
         Args:
             budget: The budget of the episode.
             plan: The current plan, [G].
             last_rates: Fraction of filters that each group lost in the last round, [G].
-            rounds_left: Fraction of the rounds that remains.
+            rounds: Rounds that are left, and rounds of an episode.
         """
         now: dict[str, Any] = {
             "kept_ratio": plan / self._full,
             "macs_share_now": self.macs_shares(plan),
             "macs_slope": self._cost.macs_slopes(plan) / (2 * self._cost.macs(plan)),
             "last_rate": last_rates,
-            **self._totals(budget, plan, rounds_left),
+            "proposed_rate": self._proposed_rates(budget, plan, rounds.left),
+            **self._totals(budget, plan, rounds),
         }
         dynamic = np.empty((len(plan), len(DYNAMIC)))
         for column, name in enumerate(DYNAMIC):
             dynamic[:, column] = now[name]
         return np.concatenate((self._static, dynamic, self._profile(budget, plan)), 1).clip(0, 1).astype(np.float32)
 
-    def state(self, budget: Budget, plan: Plan, last_rates: Sequence[float], rounds_left: float) -> np.ndarray:
+    def state(self, budget: Budget, plan: Plan, last_rates: Sequence[float], rounds: Rounds) -> np.ndarray:
         """Return all observations and the network's totals as a new float32 array [S]."""
-        totals = self._totals(budget, plan, rounds_left)
+        totals = self._totals(budget, plan, rounds)
         values = np.array([totals[name] for name in GLOBAL], np.float32)
-        return np.concatenate((self.observe(budget, plan, last_rates, rounds_left).ravel(), values))
+        return np.concatenate((self.observe(budget, plan, last_rates, rounds).ravel(), values))
 
     def macs_shares(self, plan: Plan) -> np.ndarray:
         """Return each agent's share of the network's MACs, [G]."""
         layer_macs = np.asarray(self._cost.layer_macs(plan), np.float64)  # [L]
         return self._owns @ layer_macs / layer_macs.sum()
 
-    def _totals(self, budget: Budget, plan: Plan, rounds_left: float) -> dict[str, float]:
+    def _proposed_rates(self, budget: Budget, plan: Plan, rounds_left: int) -> np.ndarray:
+        """Return the rates that, repeated in every round that is left, lead to the least-change plan, [G]."""
+        if budget.target_macs is None or not rounds_left:
+            return np.zeros(len(plan))
+        wanted = np.minimum(self._least_change.plan(budget.target_macs), plan)
+        return 1 - (wanted / np.asarray(plan)) ** (1 / rounds_left)
+
+    def _totals(self, budget: Budget, plan: Plan, rounds: Rounds) -> dict[str, float]:
         """Return the entries that describe the whole network and the episode."""
         macs_ratio = self._cost.macs(plan) / self._full_macs
         target_macs = 1.0 if budget.target_macs is None else budget.target_macs
@@ -122,20 +147,24 @@ class Observer:
             "target_macs": target_macs,
             "macs_left": target_macs / macs_ratio,
             "budget_distance": budget.distance(macs_ratio),
-            "rounds_left": rounds_left,
+            "rounds_left": rounds.left / rounds.per_episode,
         }
 
     def _profile(self, budget: Budget, plan: Plan) -> np.ndarray:
-        """Return quantiles of the remaining importance, and the share that each rate above 0 would remove.
+        """Return quantiles of the remaining importance, and what each rate above 0 would remove and change.
 
-        Shape [G, Q + A - 1].
+        Shape [G, Q + 2 (A - 1)].
         """
         kept = np.asarray(plan)[:, None]  # [G, 1]
         places = np.round((1 - np.array(QUANTILES)) * (kept - 1)).astype(int)  # [G, Q]
         left = kept - budget.removable(plan)[:, 1:]  # [G, A - 1]
         mass, starts = self._mass, self._mass_starts
         lost = 1 - mass[starts + left] / mass[starts + kept]
-        return np.concatenate((self._importance[self._importance_starts + places], lost), 1)
+        change = self._changes[starts + left] - self._changes[starts + kept]
+        lowest, highest = CHANGES
+        change = np.log10(change.clip(10.0**lowest, 10.0**highest))
+        change = (change - lowest) / (highest - lowest)
+        return np.concatenate((self._importance[self._importance_starts + places], lost, change), 1)
 
     def _static_features(self, problem: PruningProblem) -> np.ndarray:
         full = tuple(self._full)

@@ -86,7 +86,7 @@ def draw(
         RenderRow(group.name, group.layers, group.filters, kept, share, float(rate))
         for group, kept, share, rate in zip(groups, now.plan, macs_shares, now.last_rates, strict=True)
     ]
-    totals = RenderTotals(accuracy, now.macs_ratio, now.params_ratio, now.number, now.count)
+    totals = RenderTotals(accuracy, now.macs_ratio, now.params_ratio, now.number, now.rounds.per_episode)
     return ansi(rows, totals) if mode == "ansi" else rgb_array(rows, totals)
 
 

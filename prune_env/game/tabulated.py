@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -224,10 +224,15 @@ def make_tabulated_env(*, render_mode: str | None = None, **settings: Any) -> Fi
     return FilterPruneEnv(problem, config, evaluator=evaluator, render_mode=render_mode)
 
 
-def images_fingerprint(data: DataSplits) -> str:
-    """Return a hash of the images and labels that accuracies depend on; the same on every machine."""
+def images_fingerprint(data: DataSplits, parts: Sequence[str] = ("calibration", "reward")) -> str:
+    """Return a hash of the images and labels of some splits; the same on every machine.
+
+    Args:
+        data: The data.
+        parts: Names of the splits; by default those that accuracies in a search depend on.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for split in (data.calibration, data.reward):
-        digest.update(split.in_memory().images.contiguous().numpy().data)
+    for split in (getattr(data, part) for part in parts):
+        digest.update(split.images.contiguous().numpy().data)
         digest.update(split.labels.contiguous().numpy().data)
     return digest.hexdigest()

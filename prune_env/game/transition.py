@@ -13,7 +13,7 @@ import numpy as np
 
 from ..pruning import Cost, Plan
 from .budget import Budget
-from .observation import Observer
+from .observation import Observer, Rounds
 
 MEMORY = 10_000
 """Number of memoised round states; they take about ten megabytes."""
@@ -27,8 +27,8 @@ class RoundState:
     """The budget of this episode."""
     number: int
     """Rounds that have been played."""
-    count: int
-    """Rounds of an episode."""
+    rounds: Rounds
+    """Rounds that are left, and rounds of an episode."""
     plan: Plan
     last_rates: tuple[float, ...]
     """Fraction of filters that each group lost in the last round."""
@@ -36,11 +36,6 @@ class RoundState:
     params_ratio: float
     masks: np.ndarray  # int8 [G, A]
     observations: np.ndarray  # float32 [G, F]
-
-    @property
-    def rounds_left(self) -> float:
-        """The fraction of the rounds that remains."""
-        return 1 - self.number / self.count
 
 
 class Transitions:
@@ -91,6 +86,7 @@ class Transitions:
         return self._cost.macs(plan) / self._full[0], self._cost.params(plan) / self._full[1]
 
     def _state(self, budget: Budget, number: int, plan: Plan, rates: tuple[float, ...]) -> RoundState:
-        observations = self._observer.observe(budget, plan, rates, 1 - number / self._count)
+        rounds = Rounds(self._count - number, self._count)
+        observations = self._observer.observe(budget, plan, rates, rounds)
         masks = budget.action_masks(plan)
-        return RoundState(budget, number, self._count, plan, rates, *self.cost_ratios(plan), masks, observations)
+        return RoundState(budget, number, rounds, plan, rates, *self.cost_ratios(plan), masks, observations)

@@ -55,3 +55,10 @@ def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tenso
     """Return the first input of a module's call, which may be a keyword argument."""
     tensor: torch.Tensor = args[0] if args else next(iter(kwargs.values()))
     return tensor
+
+
+def with_first_input(
+    tensor: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a module's call with another first input, as a forward pre-hook returns them."""
+    return ((tensor, *args[1:]), kwargs) if args else ((), {**kwargs, next(iter(kwargs)): tensor})

@@ -30,6 +30,7 @@ from ..common.settings import Seed, checked
 from .copies import shared_copy
 from .groups import PruningGroup
 from .modules import channels
+from .output_change import output_changes
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 """Normalised images [B, C, H, W] and their labels [B]."""
@@ -218,6 +219,15 @@ def _taylor(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, 
     if count == 0:
         raise ValueError("importance 'taylor' needs batches of (normalised images, labels), but there are none")
     return by_layer(groups, lambda path: total[path] / count)
+
+
+@register_importance("output_change", needs_batches=True)
+def _output_change(
+    model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, seed: int
+) -> dict[str, torch.Tensor]:
+    """Squared first-order change of the outputs without a filter, see `output_change`; no labels are used."""
+    device = next(model.parameters()).device
+    return output_changes(model, groups, (images.to(device) for images, _ in batches), seed)
 
 
 @register_importance("random")

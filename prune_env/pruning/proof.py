@@ -19,7 +19,7 @@ from ..common.failure import described
 from ..common.settings import Count, Seed, checked
 from .copies import shared_copy
 from .errors import PruningError
-from .forward import Example, first_input, inputs_for, output_tensors, progress_bar
+from .forward import Example, first_input, inputs_for, output_tensors, progress_bar, with_first_input
 from .groups import Protected, PruningGroup
 from .modules import spec_of
 from .surgery import Removed, cut, removed_channels
@@ -182,7 +182,7 @@ def _zero_channels(gone: torch.Tensor, module: nn.Module, args: tuple[Any, ...],
     images, spec = first_input(args, kwargs), spec_of(module)
     assert spec is not None, "groups contain registered modules only"
     images = images.index_fill(spec.channel_axis, gone.to(images.device), 0.0)
-    return ((images, *args[1:]), kwargs) if args else ((), {**kwargs, next(iter(kwargs)): images})
+    return with_first_input(images, args, kwargs)
 
 
 class _Comparison:

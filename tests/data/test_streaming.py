@@ -81,7 +81,7 @@ class TestFolder:
     @pytest.mark.usefixtures("untouched_rngs")
     def test_training_search_and_test_have_the_results_in_memory(self, photos: Path) -> None:
         found = []
-        for reading in (Reading(), ALONE, WORKERS):
+        for reading in (Reading(), WORKERS):
             data = from_folder(photos, size=SIZE, reading=reading)
             model = fit(network(), data, FitConfig(epochs=5, batch_size=12, cutout=2, ema_decay=0.5), run=QUIET)
             settings = EnvConfig(target_macs=0.5, reward_images=8, finetune_batches=1)
@@ -90,7 +90,7 @@ class TestFolder:
             small = distil(problem.build((3,)), model, data, DistillationConfig(epochs=1, min_steps=5), run=QUIET)
             scores = [evaluator.original_accuracy, *(evaluator.accuracy((kept,)) for kept in (2, 5))]
             found.append((weights(model), scores, weights(small), accuracy(small, data, data.test)))
-        assert found[0] == found[1] == found[2]
+        assert found[0] == found[1]
         assert found[0][3] > 0.5
 
     def test_small_data_are_kept_and_large_ones_streamed(self, photos: Path) -> None:

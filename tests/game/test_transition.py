@@ -8,7 +8,8 @@ from tiny import tiny_problem
 
 from prune_env.data import DataSplits
 from prune_env.game.budget import Budget
-from prune_env.game.observation import DYNAMIC, STATIC, Observer
+from prune_env.game.least_change import LeastChange
+from prune_env.game.observation import DYNAMIC, STATIC, Observer, Rounds
 from prune_env.game.transition import RoundState, Transitions
 from prune_env.pruning.problem import PruningProblem
 
@@ -23,7 +24,8 @@ def problem(digits: DataSplits) -> PruningProblem:
 
 
 def transitions(problem: PruningProblem, rounds: int = 2) -> Transitions:
-    return Transitions(problem.cost, problem.full_plan, Observer(problem, RATES), rounds)
+    least_change = LeastChange(Budget(problem.cost.macs, problem.full_plan, RATES, None), problem.output_changes)
+    return Transitions(problem.cost, problem.full_plan, Observer(problem, RATES, least_change), rounds)
 
 
 def budget(problem: PruningProblem, target: float | None) -> Budget:
@@ -34,8 +36,9 @@ def check(state: RoundState, plan: tuple[int, ...], rates: tuple[float, ...], co
     assert state.plan == plan
     assert state.last_rates == rates
     assert (state.macs_ratio, state.params_ratio) == (costs[0] / MACS, costs[1] / PARAMS)
-    for name in ("macs_ratio", "rounds_left"):
-        assert state.observations[0, NAMES.index(name)] == np.float32(getattr(state, name))
+    shown = {"macs_ratio": state.macs_ratio, "rounds_left": state.rounds.left / state.rounds.per_episode}
+    for name, value in shown.items():
+        assert state.observations[0, NAMES.index(name)] == np.float32(value)
 
 
 def test_an_episode_of_two_rounds(problem: PruningProblem) -> None:
@@ -43,18 +46,18 @@ def test_an_episode_of_two_rounds(problem: PruningProblem) -> None:
     play = transitions(problem)
     start = play.start(budget(problem, 0.3))
     check(start, (4, 2), (0.0, 0.0), (3476, 90))
-    assert (start.number, start.count, start.rounds_left) == (0, 2, 1.0)
+    assert (start.number, start.rounds) == (0, Rounds(2, 2))
     assert start.masks.tolist() == [[1, 1], [1, 1]]
 
     first = play.after(start, (1, 0))
     check(first, (2, 2), (0.5, 0.0), (1152 + 256 + 64 + 20, 18 + 4 + 4 + 30))
-    assert (first.number, first.rounds_left) == (1, 0.5)
+    assert (first.number, first.rounds) == (1, Rounds(1, 2))
     # One filter of the first group alone would leave 576 + 64 + 32 + 20 = 692 MACs, which is below the target.
     assert first.masks.tolist() == [[1, 0], [1, 1]]
 
     last = play.after(first, (0, 0))  # removes nothing, so the projection brings the plan to the budget
     check(last, (1, 2), (0.5, 0.0), (692, 9 + 1 + 2 + 30))
-    assert (last.number, last.rounds_left) == (2, 0.0)
+    assert (last.number, last.rounds) == (2, Rounds(0, 2))
 
 
 def test_an_illegal_action_counts_as_the_nearest_legal_one_below(problem: PruningProblem) -> None:

@@ -13,15 +13,17 @@ from typing import Any
 
 from prune_env import FilterPruneEnv
 
-from . import amc, dqn, evolution, magnitude, ppo, qmix, random_search, sensitivity, tpe, uniform
+from . import amc, dqn, evolution, least_change, magnitude, ppo, qmix, random_search, sensitivity, tpe, uniform
 from .result import SearchResult
 
 METHODS: dict[str, Callable[[FilterPruneEnv, int, int], SearchResult]] = {
     "uniform": uniform.search,
     "magnitude": magnitude.search,
+    "least_change": least_change.search,
     "sensitivity": sensitivity.search,
     "random": random_search.search,
     "evolution": evolution.search,
+    "evolution_least_change": evolution.from_least_change,
     "tpe": tpe.search,
     "amc": amc.search,
     "amc_ls": partial(amc.search, reconstruct=True),
@@ -34,12 +36,13 @@ METHODS: dict[str, Callable[[FilterPruneEnv, int, int], SearchResult]] = {
 
 NEEDS = {
     "evolution": ["cma"],
+    "evolution_least_change": ["cma"],
     "tpe": ["optuna"],
     "ppo": ["stable_baselines3"],
     "dqn": ["stable_baselines3"],
 }
 """Method -> optional packages that it imports."""
-ONE_PLAN = ("uniform", "magnitude", "sensitivity")
+ONE_PLAN = ("uniform", "magnitude", "least_change", "sensitivity")
 """Methods whose only plan depends on the problem alone: seeds and more evaluations change nothing."""
 LEARNERS = ("iql", "vdn", "qmix")
 """Methods of qmix_agent."""

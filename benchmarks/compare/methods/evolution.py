@@ -9,7 +9,9 @@ from typing import NoReturn
 import numpy as np
 
 from prune_env import FilterPruneEnv
+from prune_env.pruning import Plan
 
+from . import least_change
 from .counted import Counted
 from .plans import from_keep_ratios
 from .result import SearchResult
@@ -18,18 +20,24 @@ STEP = 0.2
 """Initial standard deviation of a keep ratio."""
 
 
-def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
-    """Search from the uniform plan, and restart there when CMA-ES has converged and evaluations are left.
+def search(env: FilterPruneEnv, max_plans: int, seed: int, start: Plan | None = None) -> SearchResult:
+    """Search from a plan, and restart there when CMA-ES has converged and evaluations are left.
 
     Args:
         env: The environment; its evaluations are counted.
         max_plans: Distinct plans that may be evaluated.
         seed: Seed of the search.
+        start: The plan to start from; None for the uniform plan.
     """
     with Counted(env, max_plans) as counted:
-        start = np.array(env.budget.uniform()) / env.problem.full_plan
-        maximise(lambda keep: counted.accuracy(from_keep_ratios(env, keep)), start, seed)
+        keep_ratios = np.array(start or env.budget.uniform()) / env.problem.full_plan
+        maximise(lambda keep: counted.accuracy(from_keep_ratios(env, keep)), keep_ratios, seed)
     return counted.result()
+
+
+def from_least_change(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
+    """Search from the least-change plan."""
+    return search(env, max_plans, seed, least_change.plan(env))
 
 
 def maximise(fitness: Callable[[np.ndarray], float], start: np.ndarray, seed: int) -> NoReturn:
