@@ -108,7 +108,8 @@ def write_images(data: DataSplits, path: Path, count: int, size: int) -> None:
 
     rng = np.random.default_rng(0)
     for part, split, wanted in (("train", data.train, count), ("test", data.test, max(1, count // 10))):
-        order = rng.permutation(len(split))
+        ranks = np.concatenate([np.arange(images) for images in np.bincount(split.labels.numpy())])
+        order = np.argsort(ranks, kind="stable")  # the classes in turn, as splits are sorted by class
         for name in data.classes:
             (path / part / name).mkdir(parents=True)
         for number in trange(wanted, desc=f"writing {part}", mininterval=5):
