@@ -15,16 +15,14 @@ from typing import Any
 import tyro
 from torch import nn
 from torch.nn import functional as F
-from torchvision.datasets import ImageFolder
 from torchvision.models import resnet18
-from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
 from prune_env import EnvConfig, FilterPruneEnv, PruningProblem, load_pruned, save_pruned
 from prune_env.common.command import check_writable, one_line_errors
 from prune_env.common.settings import Count, Settings
-from prune_env.data import Augmentation, DataSplits, from_datasets, from_tensors
+from prune_env.data import Augmentation, DataSplits, from_folder, from_tensors
 from prune_env.data.normalisation import Name, check_pair
-from prune_env.data.sources import digits, train_and_test_folders
+from prune_env.data.sources import digits
 from prune_env.finalise import Finaliser, accuracy
 from prune_env.training.distillation import DistillationConfig
 from prune_env.training.fit import FitConfig, fit
@@ -48,13 +46,11 @@ class Config(Settings):
 def images(source: str, size: int, **normalisation: Any) -> DataSplits:
     if source == "digits":
         raw = digits()
-        train, test = (F.interpolate(part.expand(-1, 3, -1, -1), size) for part in (raw.train_images, raw.test_images))
+        train, test = (F.interpolate(part.images.expand(-1, 3, -1, -1), size) for part in (raw.train, raw.test))
         shifts = Augmentation(pad=2, flip=False)  # digits are not mirror images of each other
-        tensors = (train, raw.train_labels, test, raw.test_labels)
+        tensors = (train, raw.train.labels, test, raw.test.labels)
         return from_tensors(*tensors, augmentation=shifts, name="digits", **normalisation)
-    transform = Compose([Resize(size), CenterCrop(size), PILToTensor()])
-    parts = (ImageFolder(str(part), transform) for part in train_and_test_folders(source))
-    return from_datasets(*parts, **normalisation)
+    return from_folder(source, size=size, **normalisation)
 
 
 def main(config: Config) -> None:

@@ -193,7 +193,7 @@ def check_images(record: Mapping[str, Any]) -> tuple[torch.Tensor, str]:
             pass
         else:
             if splits.image_shape == shape:
-                return splits.normalise(splits.test.images[:CHECK_IMAGES]), f"{CHECK_IMAGES} test images of {name}"
+                return splits.normalise(splits.test.first(CHECK_IMAGES)), f"{CHECK_IMAGES} test images of {name}"
     count = min(CHECK_IMAGES, 2 * IMAGE_LIMIT // math.prod(shape))  # at least 2
     noise = torch.randn((count, *shape), generator=torch.Generator().manual_seed(0))
     return noise, f"{count} images of noise, because data {name!r} is not available"

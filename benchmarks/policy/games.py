@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from prune_env import DataSplits, EnvConfig, FilterPruneEnv
 from prune_env.common.tensor_files import save_tensors
-from prune_env.data import Split, load
+from prune_env.data import Split, TensorSplit, load
 from prune_env.training.fit import FitConfig, RunOptions, fit
 from prune_env.training.pretrained import load_weights
 
@@ -155,7 +155,7 @@ def _network(spec: GameSpec, data: DataSplits, folder: Path) -> nn.Module:
     return model.eval()
 
 
-def _halved(split: Split) -> Split:
+def _halved(split: Split) -> TensorSplit:
     """Return the images at half of their resolution."""
-    parts = [functional.avg_pool2d(part.float(), 2).round().to(torch.uint8) for part in split.images.split(5000)]
-    return Split(torch.cat(parts), split.labels)
+    parts = [functional.avg_pool2d(part.float(), 2).round().to(torch.uint8) for part, _ in split.batches(5000)]
+    return TensorSplit(torch.cat(parts), split.labels)

@@ -221,7 +221,7 @@ def make_theirs(amc: Any, model: torch.nn.Module, data: DataSplits, images: int,
     """
     generator = torch.Generator().manual_seed(config.seed)
     rows = torch.randperm(len(data.train), generator=generator)[: BATCH * config.calibration_batches]
-    crops = data.augmented(data.train.images[rows], generator).contiguous()
+    crops = data.augmented(data.train.batch(rows), generator).contiguous()
     reward = data.reward.balanced(images)
     train = DataLoader(TensorDataset(crops, data.train.labels[rows]), BATCH)
     validation = DataLoader(TensorDataset(data.normalise(reward.images).contiguous(), reward.labels), BATCH)

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from .augmentation import Augmentation
-from .load import DataOptions, as_splits, check_data, from_datasets, from_folder, from_tensors, load, make_splits
-from .sources import DataError
-from .splits import DataSplits, Split
+from .errors import DataError
+from .load import (
+    DataOptions,
+    FolderOptions,
+    as_splits,
+    check_data,
+    from_datasets,
+    from_folder,
+    from_tensors,
+    load,
+    make_splits,
+)
+from .splits import DataSplits, Split, TensorSplit
+from .streaming import Reading
 
 __all__ = [
     "Augmentation",
     "DataError",
     "DataOptions",
     "DataSplits",
+    "FolderOptions",
+    "Reading",
     "Split",
+    "TensorSplit",
     "as_splits",
     "check_data",
     "from_datasets",

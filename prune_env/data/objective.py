@@ -18,7 +18,8 @@ Metric = Callable[[nn.Module, Split], float]
 More is better, and the original network must score above 0, because rewards are ratios to its score. The network is in
 eval mode, under `torch.inference_mode`, and returns float32. `split.images` are its normalised inputs [N, C, H, W], on
 its device and in its precision; pass them to the network in batches of any size. `split.labels` [N] or [N, K] are the
-labels of the data, on the same device.
+labels of the data, on the same device. `split.batches(size)` yields both in batches, which needs less memory where the
+test images are streamed.
 """
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

@@ -1,4 +1,4 @@
-"""Data sets in memory: one split, and the four splits of a data set.
+"""One split of a data set, in memory or streamed, and the four splits of a data set.
 
 train        the images that weights are learned from
 calibration  a fixed part of train, for BatchNorm statistics and first-order importance
@@ -11,39 +11,93 @@ Letters: N images, B images in a batch, C channels, H and W pixels, K targets pe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Protocol
 
 import torch
+from tqdm import tqdm
 
 from ..common.memory_format import in_layout
 from .augmentation import Augmentation
 from .normalisation import channel_constants
 
+READ_AT_ONCE = 64
+"""Images per batch where all images of a split are read."""
 
-@dataclass(frozen=True)
-class Split:
-    """Images and their labels."""
+
+class Split(Protocol):
+    """Images with their labels, in memory or read when they are used.
+
+    A subclass defines `images`, `labels`, `shape`, `dtype`, `batch`, `select` and `describe`, and inherits the rest.
+    """
 
     images: torch.Tensor
-    """uint8 or float32 [N, C, H, W]."""
+    """All images as one tensor [N, C, H, W]. A streamed split reads them all; `batches` needs less memory."""
     labels: torch.Tensor
     """Class numbers int64 [N], or floating-point targets float32 [N] or [N, K]."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image, (C, H, W)."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the images: uint8 or float32."""
+
+    def batch(self, rows: torch.Tensor, seed: int = 0) -> torch.Tensor:
+        """Return the images [B, C, H, W] of some rows.
+
+        Args:
+            rows: Row numbers, int64 [B].
+            seed: Seed of random transforms. An image depends on its row and on the seed only.
+        """
+
+    def select(self, rows: torch.Tensor) -> Split:
+        """Return the split of some rows, int64 [B]."""
+
+    def describe(self, digest: hashlib.blake2b) -> None:
+        """Add to a digest what identifies images and labels."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def balanced(self, count: int) -> Split:
-        """Return the first images of every class.
+    def read(self, order: Sequence[torch.Tensor], seed: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield images and labels of batches whose rows are known in advance, so that they can be read ahead.
+
+        Args:
+            order: Row numbers of every batch, int64 [B] each.
+            seed: Seed of random transforms.
+        """
+        for rows in order:
+            yield self.batch(rows, seed), self.labels[rows]
+
+    def batches(self, size: int = READ_AT_ONCE) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield all images and labels in order, in batches of `size`; the last one may be smaller."""
+        yield from self.read(torch.arange(len(self)).split(size))
+
+    def first(self, count: int) -> torch.Tensor:
+        """Return the first `count` images, or all if there are fewer."""
+        return self.batch(torch.arange(min(count, len(self))))
+
+    def in_memory(self) -> TensorSplit:
+        """Return the split with all its images as one tensor."""
+        images, start = torch.empty((len(self), *self.shape), dtype=self.dtype), 0
+        for batch, _ in tqdm(self.batches(), "reading images", -(-len(self) // READ_AT_ONCE), disable=len(self) < 1000):
+            images[start : start + len(batch)] = batch
+            start += len(batch)
+        return TensorSplit(images, self.labels)
+
+    def balanced_rows(self, count: int) -> torch.Tensor:
+        """Return the rows of the first images of every class, int64.
 
         Args:
             count: Number of images in total; the numbers per class differ by at most one. A class with fewer images
                 contributes all it has.
 
         Returns:
-            The smaller split, or this split if it has no more than `count` images. Without classes, the images are
-            evenly spaced over the split.
+            All rows if there are no more than `count`. Without classes, the rows are evenly spaced over the split.
 
         Raises:
             ValueError: `count` is below 1.
@@ -51,17 +105,113 @@ class Split:
         if count < 1:
             raise ValueError(f"a split needs at least one image, got count={count}")
         if count >= len(self):
-            return self
+            return torch.arange(len(self))
         if self.labels.is_floating_point():
-            chosen = evenly_spaced(len(self), count)
-            return Split(self.images[chosen], self.labels[chosen])
+            return evenly_spaced(len(self), count)
         classes = self.labels.unique()
         share, extra = divmod(count, len(classes))
-        rows = [
-            (self.labels == label).nonzero()[: share + (position < extra), 0] for position, label in enumerate(classes)
-        ]
-        chosen = torch.cat(rows)
-        return Split(self.images[chosen], self.labels[chosen])
+        return torch.cat(
+            [
+                (self.labels == label).nonzero()[: share + (position < extra), 0]
+                for position, label in enumerate(classes)
+            ]
+        )
+
+    def balanced(self, count: int) -> TensorSplit:
+        """Return the first images of every class in memory; see `balanced_rows`.
+
+        Raises:
+            ValueError: `count` is below 1.
+        """
+        rows = self.balanced_rows(count)
+        return (self.select(rows) if len(rows) < len(self) else self).in_memory()
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSplit(Split):
+    """A split whose images are in memory."""
+
+    images: torch.Tensor
+    """uint8 or float32 [N, C, H, W]."""
+    labels: torch.Tensor
+    """Class numbers int64 [N], or floating-point targets float32 [N] or [N, K]."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image, (C, H, W)."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the images."""
+        return self.images.dtype
+
+    def batch(self, rows: torch.Tensor, seed: int = 0) -> torch.Tensor:
+        """Return the images [B, C, H, W] of some rows."""
+        return self.images[rows]
+
+    def batches(self, size: int = READ_AT_ONCE) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield all images and labels in order, in batches of `size`; the last one may be smaller."""
+        return zip(self.images.split(size), self.labels.split(size), strict=True)
+
+    def select(self, rows: torch.Tensor) -> TensorSplit:
+        """Return the split of some rows, int64 [B]."""
+        return TensorSplit(self.images[rows], self.labels[rows])
+
+    def in_memory(self) -> TensorSplit:
+        """Return this split."""
+        return self
+
+    def describe(self, digest: hashlib.blake2b) -> None:
+        """Add images and labels to a digest."""
+        digest.update(str(tuple(self.images.shape)).encode())
+        if self.images.is_floating_point() or self.labels.is_floating_point():
+            digest.update(f"{self.images.dtype} {self.labels.dtype} {tuple(self.labels.shape)}".encode())
+        digest.update(self.images.contiguous().numpy().data)
+        digest.update(self.labels.contiguous().numpy().data)
+
+
+@dataclass(frozen=True, eq=False)
+class InputSplit(Split):
+    """Another split as network input, which a metric reads; images are converted when they are used."""
+
+    split: Split
+    convert: Callable[[torch.Tensor], torch.Tensor]
+    """Makes network input of images [B, C, H, W]."""
+    labels: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image, (C, H, W)."""
+        return self.split.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the network input."""
+        return self.first(1).dtype
+
+    @property
+    def images(self) -> torch.Tensor:  # type: ignore[override]
+        """All inputs as one tensor [N, C, H, W]; `batches` needs less memory."""
+        return torch.cat([images for images, _ in self.batches()])
+
+    def batch(self, rows: torch.Tensor, seed: int = 0) -> torch.Tensor:
+        """Return the inputs [B, C, H, W] of some rows."""
+        return self.convert(self.split.batch(rows, seed))
+
+    def read(self, order: Sequence[torch.Tensor], seed: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield inputs and labels of batches."""
+        for rows, (images, _) in zip(order, self.split.read(order, seed), strict=True):
+            yield self.convert(images), self.labels[rows]
+
+    def select(self, rows: torch.Tensor) -> InputSplit:
+        """Return the split of some rows, int64 [B]."""
+        return InputSplit(self.split.select(rows), self.convert, self.labels[rows])
+
+    def describe(self, digest: hashlib.blake2b) -> None:
+        """Add what identifies the other split to a digest."""
+        self.split.describe(digest)
 
 
 @dataclass(frozen=True)
@@ -108,26 +258,24 @@ class DataSplits:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Shape of one image, (C, H, W)."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+        return self.train.shape
 
     @property
     def example_input(self) -> torch.Tensor:
         """Two normalised training images, float32 [2, C, H, W]."""
-        return self.normalise(self.train.images[:2])
+        return self.normalise(self.train.first(2))
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of images, labels, splits, normalisation and augmentation."""
+        """A hash of images, labels, splits, normalisation and augmentation.
+
+        Streamed images are identified by names, sizes and times of their files instead of pixels.
+        """
         digest = hashlib.blake2b(repr((self.mean, self.std, self.augmentation)).encode(), digest_size=16)
         if self.augmentation.fill:
             digest.update(f"fill={self.augmentation.fill}".encode())
         for part in (self.train, self.calibration, self.reward, self.test):
-            digest.update(str(tuple(part.images.shape)).encode())
-            if part.images.is_floating_point() or part.labels.is_floating_point():
-                digest.update(f"{part.images.dtype} {part.labels.dtype} {tuple(part.labels.shape)}".encode())
-            digest.update(part.images.contiguous().numpy().data)
-            digest.update(part.labels.contiguous().numpy().data)
+            part.describe(digest)
         return digest.hexdigest()
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
@@ -160,7 +308,7 @@ class DataSplits:
         Raises:
             DataError: There is not one finite mean and one positive standard deviation for every channel.
         """
-        mean, std = channel_constants(self.train.images, mean, std)
+        mean, std = channel_constants(self.train, mean, std)
         return replace(self, mean=mean, std=std, normalisation_given=True)
 
 

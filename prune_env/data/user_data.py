@@ -21,7 +21,8 @@ from torch.utils.data import (
 from tqdm import tqdm
 
 from ..common.warn import warn
-from .sources import DataError, image_pixels
+from .errors import DataError
+from .sources import image_pixels
 
 SECOND_LOOKS = 16
 """Items of a Dataset that are read twice, to find random transforms; a random flip stays unnoticed once in 65,536."""
@@ -43,13 +44,12 @@ def read_dataset(data: Any, part: str) -> Pair:
         DataError: An item cannot be used, or differs when it is read again; the message names its index.
     """
     if isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset):
-        data = _dataset_of(data, part)
+        data = dataset_of(data, part)
     images: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
     for index, item in enumerate(_items(data, part)):
         where = f"item {index} of the {part} data"
-        first, second = _pair(item, where)
-        image, label = _image(first, where), _label(second, where)
+        image, label = _as_pair(item, where)
         for kind, value, others in (("an image", image, images), ("a label", label, labels)):
             if others and (value.shape, value.dtype) != (others[0].shape, others[0].dtype):
                 raise DataError(
@@ -62,7 +62,9 @@ def read_dataset(data: Any, part: str) -> Pair:
         raise DataError(f"the {part} split is empty; it needs at least one image")
     if hasattr(data, "__getitem__") and not isinstance(data, IterableDataset):
         for index in range(0, len(images), -(-len(images) // SECOND_LOOKS)):
-            _check_fixed(_item(data, index, part), (images[index], labels[index]), f"item {index} of the {part} data")
+            check_equal(
+                read_item(data, index, part), (images[index], labels[index]), f"item {index} of the {part} data"
+            )
     return torch.stack(images), torch.stack(labels)
 
 
@@ -98,7 +100,7 @@ def convert(pair: Any, part: str) -> Pair:
     """
     images, labels = _pair(pair, f"the {part} split")
     images, labels = _tensor(images, f"{part} images"), _tensor(labels, f"{part} labels")
-    images, labels = _convert_images(images, part), _convert_labels(labels, part)
+    images, labels = convert_images(images, part), convert_labels(labels, part)
     if len(labels) != len(images):
         raise DataError(f"the {part} split has {len(images)} images and {len(labels)} labels; give one label per image")
     return images, labels
@@ -172,7 +174,7 @@ def warn_unusual(images: torch.Tensor, labels: torch.Tensor, *, unit: bool) -> N
         )
 
 
-def _convert_images(images: torch.Tensor, part: str) -> torch.Tensor:
+def convert_images(images: torch.Tensor, part: str) -> torch.Tensor:
     """Return images as uint8 or finite float32 [N, C, H, W]."""
     if images.ndim != 4 or 0 in images.shape[1:]:
         hint = "; add the channel axis: images[:, None]" if images.ndim == 3 else ""
@@ -181,7 +183,7 @@ def _convert_images(images: torch.Tensor, part: str) -> torch.Tensor:
         raise DataError(f"the {part} split is empty; it needs at least one image")
     if images.is_floating_point():
         images = images.float()
-        _check_finite(images, f"{part} images")
+        check_finite(images, f"{part} images")
     elif images.dtype != torch.uint8:
         raise DataError(
             f"{part} images are {images.dtype}; convert them to uint8 from 0 to 255, or to float32 that is normalised "
@@ -190,12 +192,12 @@ def _convert_images(images: torch.Tensor, part: str) -> torch.Tensor:
     return images
 
 
-def _convert_labels(labels: torch.Tensor, part: str) -> torch.Tensor:
+def convert_labels(labels: torch.Tensor, part: str) -> torch.Tensor:
     """Return labels as int64 [N], or finite float32 [N] or [N, K]."""
     expected = "class numbers int64 [N], or targets float32 [N] or [N, K] for several labels at once or a regression"
     if labels.is_floating_point():
         labels = labels.float()
-        _check_finite(labels, f"{part} labels")
+        check_finite(labels, f"{part} labels")
     elif labels.dtype == torch.bool or labels.is_complex():
         raise DataError(f"{part} labels are {labels.dtype}; convert them to {expected}")
     else:
@@ -241,11 +243,22 @@ def _item(data: Any, index: int, part: str) -> Any:
         raise DataError(f"item {index} of the {part} data cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _check_fixed(again: Any, first: Pair, where: str) -> None:
-    """Check that an item is the same when it is read again."""
-    second = _pair(again, where)
-    found = _image(second[0], where), _label(second[1], where)
-    for kind, one, two in zip(("image", "label"), first, found, strict=True):
+def read_item(data: Any, index: int, part: str) -> Pair:
+    """Return image [C, H, W] and label of an item of a Dataset, in their own types.
+
+    Raises:
+        DataError: The item cannot be read or used; the message names its index.
+    """
+    return _as_pair(_item(data, index, part), f"item {index} of the {part} data")
+
+
+def check_equal(again: Pair, first: Pair, where: str) -> None:
+    """Check that an item is the same when it is read again.
+
+    Raises:
+        DataError: Its image or its label differs; the message names the item.
+    """
+    for kind, one, two in zip(("image", "label"), first, again, strict=True):
         if one.shape != two.shape or not torch.allclose(one.double(), two.double(), 0, 0, equal_nan=True):
             raise DataError(
                 f"{where} has another {kind} when it is read again, but every item is kept as it is read first: leave "
@@ -265,7 +278,7 @@ def _batch_items(loader: DataLoader[Any], part: str) -> Iterator[Any]:
         yield from zip(images, labels, strict=True)
 
 
-def _dataset_of(loader: DataLoader[Any], part: str) -> Any:
+def dataset_of(loader: DataLoader[Any], part: str) -> Any:
     """Return a loader's Dataset, or the part that its sampler selects (training and validation may share a Dataset)."""
     sampler = loader.sampler
     if type(loader.batch_sampler) in (BatchSampler, type(None)):
@@ -285,6 +298,11 @@ def _pair(item: Any, where: str) -> tuple[Any, Any]:
         found = f"{type(item).__name__} of {len(item)}" if isinstance(item, tuple | list) else type(item).__name__
         raise DataError(f"{where} is a {found}; expected a pair (image, label)")
     return item[0], item[1]
+
+
+def _as_pair(item: Any, where: str) -> Pair:
+    first, second = _pair(item, where)
+    return _image(first, where), _label(second, where)
 
 
 def _image(image: Any, where: str) -> torch.Tensor:
@@ -317,7 +335,7 @@ def _tensor(values: Any, what: str) -> torch.Tensor:
         raise DataError(f"{what} of type {type(values).__name__} cannot be made a tensor: {error}") from error
 
 
-def _check_finite(values: torch.Tensor, what: str) -> None:
+def check_finite(values: torch.Tensor, what: str) -> None:
     finite = values.isfinite()
     if not bool(finite.all()):
         index = int((~finite).flatten(1).any(1).nonzero()[0]) if values.ndim > 1 else int((~finite).nonzero()[0])

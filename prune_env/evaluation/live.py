@@ -15,7 +15,7 @@ from ..common.expect import expect
 from ..common.fingerprints import qualified_name, weights_fingerprint
 from ..common.memory_format import in_layout, memory_format
 from ..common.warn import warn
-from ..data import Split
+from ..data import TensorSplit
 from ..data.objective import check_loss
 from ..pruning import Plan
 from ..pruning.problem import PruningProblem
@@ -264,7 +264,7 @@ def _task(problem: PruningProblem, config: EvaluationConfig, device: torch.devic
         ranking=dict(problem.ranking),
         example_input=data.example_input,
         calibration=prepared(problem.calibration_crops()),
-        split=Split(prepared(data.normalise(split.images)), split.labels.to(device)),
+        split=TensorSplit(prepared(data.normalise(split.images)), split.labels.to(device)),
         metric=problem.metric,
         device=device,
         dtype=dtype,

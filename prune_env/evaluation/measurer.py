@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..common.memory_format import channels_last
-from ..data import Split
+from ..data import Split, TensorSplit
 from ..data.objective import Metric
 from ..pruning import Plan, PruningGroup, build
 from ..scoring.batchnorm import even_batches, fold, folding_pairs, recalibrate
@@ -38,7 +38,7 @@ class Task:
     ranking: Mapping[str, torch.Tensor]
     example_input: torch.Tensor  # float32 [2, C, H, W]
     calibration: torch.Tensor  # [N, C, H, W], fixed crops
-    split: Split
+    split: TensorSplit
     """The reward images."""
     metric: Metric | None
     device: torch.device

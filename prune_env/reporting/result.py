@@ -161,7 +161,7 @@ def _onnx_files(folder: Path, env: FilterPruneEnv, networks: Mapping[str, nn.Mod
     """
     files = {name: folder / f"{number}.onnx" for number, name in enumerate(networks)}
     data = env.problem.data
-    images = data.normalise(data.test.images[:32])
+    images = data.normalise(data.test.first(32))
     try:
         for name, network in networks.items():
             to_onnx(network, files[name], images)

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from ..common.fingerprints import qualified_name
-from ..data import DataSplits, Split
+from ..data import DataSplits, Split, TensorSplit
 from ..data.objective import Metric, check_metric
+from ..data.splits import InputSplit
 
 BATCH_SIZE = 500
 """Images per forward pass of `accuracy`."""
@@ -38,7 +39,7 @@ def accuracy(
         data: The data set, which normalises the images.
         split: The images and labels to score on.
         metric: Scores the network instead of top-1 accuracy. It gets the whole split as normalised inputs, which must
-            fit into the device's memory.
+            fit into the device's memory. Streamed images are read as it uses them.
         device: Device of the forward pass.
 
     Returns:
@@ -57,9 +58,11 @@ def accuracy(
     try:
         with eval_mode(network.to(device)):
             if metric is not None:
-                return apply_metric(metric, network, Split(inputs(split.images), split.labels.to(device)))
-            parts = zip(split.images.split(BATCH_SIZE), split.labels.split(BATCH_SIZE), strict=True)
-            batches = ((inputs(images), labels.to(device)) for images, labels in parts)
+                labels = split.labels.to(device)
+                if isinstance(split, TensorSplit):
+                    return apply_metric(metric, network, TensorSplit(inputs(split.images), labels))
+                return apply_metric(metric, network, InputSplit(split, inputs, labels))
+            batches = ((inputs(images), labels.to(device)) for images, labels in split.batches(BATCH_SIZE))
             return count_correct(network, batches) / len(split)
     finally:
         network.to(home)

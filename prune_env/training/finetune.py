@@ -79,9 +79,9 @@ class Finetuner:
         self._dtype = training_dtype(original, example, precision)
         teacher = Teacher(problem.model, self._device, memory=0, precision=precision)
         self.batches: list[TaughtBatch] = []
-        for rows in order[: batches * size].split(size):
-            images = in_layout(data.augmented(data.train.images[rows], generator).to(self._device), self._layout)
-            labels = data.train.labels[rows].to(self._device)
+        for images, labels in data.train.read(order[: batches * size].split(size), seed):
+            images = in_layout(data.augmented(images, generator).to(self._device), self._layout)
+            labels = labels.to(self._device)
             self.batches.append(TaughtBatch(images.to(self._dtype), teacher(images), labels))
 
     @property

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -258,10 +257,9 @@ class _Training:
         generator = torch.Generator().manual_seed(seed)
         self._model.train()
         with seeded(self._device, seed ^ 1):  # another seed, so that dropout does not repeat the generator's numbers
-            for rows in _batches(len(self._data.train), config.batch_size, generator):
-                if self._step == self._steps:
-                    break
-                images, labels = self._inputs(rows, epoch, generator)
+            order = _batches(len(self._data.train), config.batch_size, generator)[: self._steps - self._step]
+            for rows, batch in zip(order, self._data.train.read(order, seed), strict=True):
+                images, labels = self._inputs(rows, batch, epoch, generator)
                 take_step.set_learning_rates(one_cycle((self._step + 1) / (self._steps + 1), config.warmup))
                 value = take_step(images, labels)
                 if not torch.isfinite(value):
@@ -275,13 +273,14 @@ class _Training:
                 if self._step % 20 == 0:
                     bar.set_postfix(loss=f"{value.item():.3f}", refresh=False)
 
-    def _inputs(self, rows: torch.Tensor, epoch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return augmented, normalised images [B, C, H, W] and labels of the rows [B] of the training split."""
-        train, config = self._data.train, self._config
-        images, labels = train.images[rows].to(self._device), train.labels[rows].to(self._device)
+    def _inputs(
+        self, rows: torch.Tensor, batch: tuple[torch.Tensor, torch.Tensor], epoch: int, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return augmented, normalised images [B, C, H, W] and labels of a batch of rows [B] of the training split."""
+        images, labels = (part.to(self._device, non_blocking=True) for part in batch)
         images = self._data.augmented(images, generator, self._flipped_first[rows] ^ bool(epoch % 2))
-        if config.cutout:
-            images = _cut_out(images, config.cutout, generator)
+        if self._config.cutout:
+            images = _cut_out(images, self._config.cutout, generator)
         return in_layout(images, self._layout), labels
 
     def _check_finite(self, network: nn.Module) -> None:
@@ -309,19 +308,18 @@ def _with_fresh_statistics(
 ) -> nn.Module:
     """Return a copy with BatchNorm statistics of augmented training images."""
     model = copy.deepcopy(model)
-    split = data.train.balanced(STATISTICS_IMAGES)
     generator = torch.Generator().manual_seed(0)
-    batches = even_batches(split.images[torch.randperm(len(split), generator=generator)], STATISTICS_BATCH)
-    augmented = (data.augmented(batch.to(device), generator) for batch in batches)
+    rows = data.train.balanced_rows(STATISTICS_IMAGES)
+    order = even_batches(rows[torch.randperm(len(rows), generator=generator)], STATISTICS_BATCH)
+    augmented = (data.augmented(images.to(device), generator) for images, _ in data.train.read(order))
     recalibrate(model, (in_layout(images, layout) for images in augmented))
     return model
 
 
-def _batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Yield the rows [B] of complete batches in random order; if there are fewer rows than a batch, yield all once."""
+def _batches(count: int, batch_size: int, generator: torch.Generator) -> list[torch.Tensor]:
+    """Return the rows [B] of complete batches in random order; if there are too few, one batch of all rows."""
     order = torch.randperm(count, generator=generator)
-    for start in range(0, max(1, count - batch_size + 1), batch_size):
-        yield order[start : start + batch_size]
+    return [order[start : start + batch_size] for start in range(0, max(1, count - batch_size + 1), batch_size)]
 
 
 def _cut_out(images: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:

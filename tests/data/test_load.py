@@ -19,7 +19,7 @@ from prune_env.data import (
     Augmentation,
     DataError,
     DataSplits,
-    Split,
+    TensorSplit,
     as_splits,
     check_data,
     from_datasets,
@@ -87,7 +87,7 @@ class TestSources:
         images[:, 0, 0, 0] = torch.arange(len(labels)) % 256  # makes all images different
         images[:, 0, 0, 1] = torch.arange(len(labels)) // 256
         names = tuple(f"class{label}" for label in range(len(counts)))
-        splits = make_splits(Source("made", names, images, labels, images[:2], labels[:2]))
+        splits = make_splits(Source("made", names, TensorSplit(images, labels), TensorSplit(images[:2], labels[:2])))
         train, calibration, reward = (
             {image.numpy().tobytes() for image in split.images}
             for split in (splits.train, splits.calibration, splits.reward)
@@ -100,7 +100,8 @@ class TestSources:
             assert torch.equal(held_out, images[labels == label][-max(1, count // 10) :])
 
     def test_numbers_of_images_can_be_given(self) -> None:
-        source = Source("made", ("a", "b", "c"), *sources.sort_by_class(*labelled()), *labelled(3))
+        train, test = TensorSplit(*labelled()), TensorSplit(*labelled(3))
+        source = Source("made", ("a", "b", "c"), sources.sort_by_class(train), test)
         splits = make_splits(source, reward=5, calibration=4)
         assert torch.bincount(splits.reward.labels).tolist() == [5] * 3
         assert torch.bincount(splits.train.labels).tolist() == [15] * 3
@@ -108,7 +109,7 @@ class TestSources:
 
     def test_constant_images_have_no_normalisation(self) -> None:
         images, labels = torch.zeros(8, 1, 4, 4, dtype=torch.uint8), torch.arange(8) // 4
-        source = Source("flat", ("a", "b"), images, labels, images, labels)
+        source = Source("flat", ("a", "b"), TensorSplit(images, labels), TensorSplit(images, labels))
         with pytest.raises(DataError, match="channel 0"):
             make_splits(source)
         assert make_splits(source, normalisation=((0.5,), (0.2,))).std == (0.2,)
@@ -130,12 +131,12 @@ class TestTensors:
     def test_splits_are_those_of_the_same_source(self) -> None:
         source = sources.digits()
         generator = torch.Generator().manual_seed(0)
-        labels = source.train_labels[torch.randperm(len(source.train_labels), generator=generator)]
+        labels = source.train.labels[torch.randperm(len(source.train), generator=generator)]
         mixed = torch.empty_like(labels)  # rows with the classes in random order, and each class in its own order
         for label in range(10):
-            mixed[labels == label] = (source.train_labels == label).nonzero()[:, 0]
+            mixed[labels == label] = (source.train.labels == label).nonzero()[:, 0]
         splits = from_tensors(
-            source.train_images[mixed], source.train_labels[mixed], source.test_images, source.test_labels
+            source.train.images[mixed], source.train.labels[mixed], source.test.images, source.test.labels
         )
         expected = make_splits(source)
         assert same(splits, expected)
@@ -347,4 +348,4 @@ class TestBadSettings:
 
 
 def test_a_split_has_the_number_of_its_labels() -> None:
-    assert len(Split(*labelled(7))) == 7
+    assert len(TensorSplit(*labelled(7))) == 7

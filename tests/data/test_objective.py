@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from prune_env import EnvConfig, FilterPruneEnv
-from prune_env.data import DataSplits, Split, from_tensors
+from prune_env.data import DataSplits, Split, TensorSplit, from_tensors
 from prune_env.data.objective import check_loss, check_metric
 from prune_env.finalise import Finaliser, accuracy
 from prune_env.training.config import FitConfig, RunOptions
@@ -97,7 +97,7 @@ class TestFromSearchToNetwork:
         final = accuracy(network, data, data.reward, metric=env.problem.metric)
         assert final >= finalist.distilled_accuracy - 0.03
         with torch.inference_mode():
-            found = all_labels(network, Split(data.normalise(data.reward.images), data.reward.labels))
+            found = all_labels(network, TensorSplit(data.normalise(data.reward.images), data.reward.labels))
         assert final == pytest.approx(found)
 
     def test_a_regression_whose_weights_are_carried(self, regressor: nn.Module, values: DataSplits) -> None:
@@ -123,7 +123,7 @@ class TestFromSearchToNetwork:
         assert accuracies[1] > accuracies[0]
         split = values.reward.balanced(env.config.reward_images)
         with torch.no_grad():
-            found = explained_variance(network, Split(values.normalise(split.images), split.labels))
+            found = explained_variance(network, TensorSplit(values.normalise(split.images), split.labels))
         assert found == pytest.approx(accuracies[1], abs=0.02)
 
     def test_another_metric_of_a_classifier(self, make_env: EnvMaker) -> None:

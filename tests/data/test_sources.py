@@ -17,7 +17,6 @@ import torch
 
 from prune_env import PruningProblem, data
 from prune_env.data import DataError, DataSplits
-from prune_env.data.sources import train_and_test_folders
 
 FolderWriter = Callable[..., Path]
 
@@ -101,13 +100,6 @@ def test_grey_folders_have_one_channel(image_folder: FolderWriter) -> None:
     for file in path.rglob("*.png"):
         Image.open(file).convert("L").save(file)
     assert data.load(path).image_shape == (1, 8, 8)
-
-
-def test_folders_of_images_of_any_size(image_folder: FolderWriter, tmp_path: Path) -> None:
-    path = image_folder()
-    assert train_and_test_folders(path) == (path / "train", path / "test")
-    with pytest.raises(DataError, match="nowhere"):
-        train_and_test_folders(tmp_path / "nowhere")
 
 
 class TestBrokenFolders:

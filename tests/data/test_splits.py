@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from prune_env.data import Augmentation, DataError, DataSplits, Split
+from prune_env.data import Augmentation, DataError, DataSplits, TensorSplit
 
 
 def test_balanced_takes_the_first_images_of_every_class(digits: DataSplits) -> None:
@@ -21,7 +21,7 @@ def test_balanced_takes_the_first_images_of_every_class(digits: DataSplits) -> N
 
 def test_balanced_takes_evenly_spaced_images_where_there_are_no_classes() -> None:
     images = torch.arange(360.0).view(360, 1, 1, 1)
-    split = Split(images, torch.rand(360))
+    split = TensorSplit(images, torch.rand(360))
     assert torch.equal(split.balanced(3).images, images[[0, 120, 240]])
     assert split.balanced(360) is split
 
@@ -51,7 +51,7 @@ def test_the_fingerprint_distinguishes_data(change: str) -> None:
         images, labels = torch.randn(30, 3, 6, 5, generator=generator), torch.rand(30, 2, generator=generator)
         images[3, 0, 0, 0] += 1e-3 * (change == "image")
         labels[3, 1] += 1e-3 * (change == "label")
-        split = Split(images, labels)
+        split = TensorSplit(images, labels)
         augmentation = Augmentation(pad=0, flip=False, fill=0.5 * (change == "fill"))
         std = 2.0 if change == "normalisation" else 1.0
         return DataSplits("made", (), split, split, split, split, (0.0,) * 3, (std,) * 3, augmentation)

@@ -15,7 +15,7 @@ from episodes import FAST, EnvMaker
 from torch import nn
 
 from prune_env import PruningProblem
-from prune_env.data import DataSplits, Split
+from prune_env.data import DataSplits, Split, TensorSplit
 from prune_env.evaluation.config import EvaluationConfig
 from prune_env.evaluation.live import LiveEvaluator
 from prune_env.pruning.problem import ProblemConfig
@@ -133,7 +133,7 @@ def test_the_problem_must_be_one(trained: nn.Module) -> None:
 class TestWarningAboutRecalibration:
     def test_wrong_calibration_images_are_reported_in_points(self, trained: nn.Module, digits: DataSplits) -> None:
         """The stored statistics are right, and the calibration images are black."""
-        black = Split(torch.zeros_like(digits.calibration.images), digits.calibration.labels)
+        black = TensorSplit(torch.zeros_like(digits.calibration.images), digits.calibration.labels)
         config = EvaluationConfig(**FAST)
         wrong = PruningProblem.create(trained, replace(digits, calibration=black), config)
         with pytest.warns(UserWarning, match=r"\d+\.\d+ points"):

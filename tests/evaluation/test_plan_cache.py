@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from prune_env import EnvConfig, FilterPruneEnv, PruningProblem
-from prune_env.data import DataSplits, Split
+from prune_env.data import DataSplits, Split, TensorSplit
 from prune_env.evaluation.config import EvaluationConfig
 from prune_env.evaluation.live import LiveEvaluator
 from prune_env.evaluation.plan_cache import PlanCache
@@ -85,7 +85,7 @@ class TestOfAnotherProblem:
     def test_with_other_images(self, trained: nn.Module, digits: DataSplits, cache: Path) -> None:
         images = digits.reward.images.clone()
         images[0] = 0
-        other = replace(digits, reward=Split(images, digits.reward.labels))
+        other = replace(digits, reward=TensorSplit(images, digits.reward.labels))
         self.assert_nothing_is_found(make_evaluator(trained, other, cache))
 
 

@@ -14,7 +14,7 @@ from episodes import FAST, EnvMaker
 from torch import nn
 
 from prune_env import EnvConfig, FilterPruneEnv
-from prune_env.data import DataSplits, Split
+from prune_env.data import DataSplits, Split, TensorSplit
 
 
 def constant(network: nn.Module, split: Split, value: float = 0.5) -> float:
@@ -60,7 +60,7 @@ def test_weights_and_images_change_it(trained: nn.Module, digits: DataSplits) ->
         other.classifier.bias[0] += 1e-3
     images = digits.reward.images.clone()
     images[0] = 0
-    data = replace(digits, reward=Split(images, digits.reward.labels))
+    data = replace(digits, reward=TensorSplit(images, digits.reward.labels))
     assert len({fingerprint(trained, digits), fingerprint(other, digits), fingerprint(trained, data)}) == 3
 
 

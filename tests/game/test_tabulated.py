@@ -14,7 +14,7 @@ import torch
 from episodes import episode_return, equal, play
 
 from prune_env import make_tabulated_env
-from prune_env.data import DataError, DataSplits, Split
+from prune_env.data import DataError, DataSplits, TensorSplit
 from prune_env.evaluation.live import LiveEvaluator
 from prune_env.game.budget import Budget
 from prune_env.game.tabulated import FILE, Table, TabulatedEvaluator, images_fingerprint
@@ -129,7 +129,7 @@ def test_a_plan_that_was_not_tabulated_is_refused() -> None:
 def test_other_images_than_those_of_the_table_are_refused(digits: DataSplits, monkeypatch: pytest.MonkeyPatch) -> None:
     images = digits.reward.images.clone()
     images[0] = 0
-    other = dataclasses.replace(digits, reward=Split(images, digits.reward.labels))
+    other = dataclasses.replace(digits, reward=TensorSplit(images, digits.reward.labels))
     assert images_fingerprint(other) != images_fingerprint(digits)
     monkeypatch.setattr("prune_env.game.tabulated.load", lambda name: other)
     with pytest.raises(DataError, match="'digits'"):

@@ -13,7 +13,7 @@ from episodes import FAST, EnvMaker
 from torch import nn
 
 from prune_env import EnvConfig, FilterPruneEnv, PruningProblem
-from prune_env.data import DataSplits, Split
+from prune_env.data import DataSplits, Split, TensorSplit
 from prune_env.evaluation.config import EvaluationConfig
 from prune_env.evaluation.live import LiveEvaluator
 from prune_env.evaluation.resources import Resources
@@ -72,7 +72,7 @@ class TestBeforeAnythingExpensive:
     @pytest.mark.parametrize("batches", ["finetune_batches", "round_finetune_batches"])
     @pytest.mark.usefixtures("nothing_expensive")
     def test_a_missing_loss(self, trained: nn.Module, digits: DataSplits, batches: str) -> None:
-        targets = Split(digits.train.images, digits.train.labels.float())
+        targets = TensorSplit(digits.train.images, digits.train.labels.float())
         data = replace(digits, classes=(), train=targets)
         with pytest.raises(ValueError, match=r"loss\(logits, images, labels\)"):
             FilterPruneEnv.from_model(
@@ -169,7 +169,7 @@ class TestOriginalNetwork:
         nn.init.zeros_(untrained.classifier.weight)
         untrained.classifier.bias.data = torch.eye(10)[0]  # always the first class
         others = digits.reward.labels != 0
-        reward = Split(digits.reward.images[others], digits.reward.labels[others])
+        reward = TensorSplit(digits.reward.images[others], digits.reward.labels[others])
         digits = dataclasses.replace(digits, reward=reward)
         with pytest.raises(ValueError, match="reward images"):
             FilterPruneEnv.from_model(untrained, digits, CONFIG)

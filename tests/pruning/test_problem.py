@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from prune_env import EnvConfig, PruningProblem
-from prune_env.data import DataSplits, Split
+from prune_env.data import DataSplits, TensorSplit
 from prune_env.networks import create
 from prune_env.pruning import find_groups, importance
 from prune_env.pruning.problem import ProblemConfig
@@ -156,7 +156,7 @@ class TestErrors:
             PruningProblem.create(create("small_cnn", 10, 3), digits)
 
     def test_taylor_needs_classes(self, trained: nn.Module, digits: DataSplits) -> None:
-        targets = Split(digits.train.images, digits.train.labels.float())
+        targets = TensorSplit(digits.train.images, digits.train.labels.float())
         data = replace(digits, name="targets", classes=(), train=targets)
         with pytest.raises(ValueError, match=r"'taylor'.*'targets'"):
             PruningProblem.create(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from prune_env.data import DataSplits, Split
+from prune_env.data import DataSplits, Split, TensorSplit
 from prune_env.scoring.metric import accuracy, apply_metric, count_correct, eval_mode
 
 
@@ -92,11 +92,11 @@ def test_a_metric_must_return_a_finite_number(value: Any) -> None:
         return value
 
     with pytest.raises(ValueError, match="fixed"):
-        apply_metric(fixed, nn.Identity(), Split(torch.zeros(1), torch.zeros(1)))
+        apply_metric(fixed, nn.Identity(), TensorSplit(torch.zeros(1), torch.zeros(1)))
 
 
 def test_targets_need_a_metric(trained: nn.Module, digits: DataSplits) -> None:
-    targets = Split(digits.reward.images, digits.reward.labels.float())
+    targets = TensorSplit(digits.reward.images, digits.reward.labels.float())
     splits = DataSplits("targets", (), targets, targets, targets, targets, digits.mean, digits.std)
     with pytest.raises(ValueError, match="targets"):
         accuracy(trained, splits, splits.reward)

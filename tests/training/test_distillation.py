@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from prune_env.common.device import fast_dtype
 from prune_env.common.fingerprints import function_fingerprint
-from prune_env.data import DataSplits, Split
+from prune_env.data import DataSplits, TensorSplit
 from prune_env.networks import create
 from prune_env.pruning.problem import ProblemConfig, PruningProblem
 from prune_env.scoring.metric import accuracy
@@ -148,7 +148,7 @@ class TestDistill:
             DistillationConfig(alpha=1.5)
 
     def test_targets_need_a_loss(self, trained: nn.Module, digits: DataSplits) -> None:
-        targets = Split(digits.train.images, digits.train.labels.float())
+        targets = TensorSplit(digits.train.images, digits.train.labels.float())
         splits = dataclasses.replace(digits, classes=(), train=targets)
         with pytest.raises(ValueError, match="loss"):
             distil(trained, trained, splits, LAST, run=QUIET)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from prune_env.data import Augmentation, DataSplits, Split, from_tensors
+from prune_env.data import Augmentation, DataSplits, TensorSplit, from_tensors
 from prune_env.pruning.problem import ProblemConfig, PruningProblem
 from prune_env.scoring.batchnorm import recalibrate
 from prune_env.scoring.metric import accuracy
@@ -107,7 +107,7 @@ def test_small_data_are_used_more_than_once(problem: PruningProblem) -> None:
 
 def test_targets_need_a_loss(problem: PruningProblem) -> None:
     data = problem.data
-    targets = Split(data.train.images, data.train.labels.float())
+    targets = TensorSplit(data.train.images, data.train.labels.float())
     with pytest.raises(ValueError, match="loss"):
         Finetuner(replace(problem, data=replace(data, classes=(), train=targets)), 2)
 
@@ -240,7 +240,7 @@ def test_outputs_for_targets_are_compared_by_squared_distance(problem: PruningPr
     """Where labels are not classes, teacher and user's loss act on the outputs themselves."""
     data, trained = problem.data, problem.model
     generator = torch.Generator().manual_seed(0)
-    splits = replace(data, classes=(), train=Split(data.train.images, data.train.labels.float()))
+    splits = replace(data, classes=(), train=TensorSplit(data.train.images, data.train.labels.float()))
     worse = copy.deepcopy(trained)
     with torch.no_grad():
         for parameter in worse.parameters():

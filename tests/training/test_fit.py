@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from prune_env.data import DataSplits, Split
+from prune_env.data import DataSplits, Split, TensorSplit
 from prune_env.networks import create
 from prune_env.scoring.metric import accuracy
 from prune_env.training.distillation import DistillationConfig, distil
@@ -219,7 +219,7 @@ class TestErrors:
             FitConfig(**bad)  # type: ignore[arg-type]
 
     def test_targets_need_a_loss_and_a_metric_to_select_by(self, digits: DataSplits) -> None:
-        targets = Split(digits.train.images, digits.train.labels.float())
+        targets = TensorSplit(digits.train.images, digits.train.labels.float())
         splits = dataclasses.replace(digits, classes=(), train=targets)
         model, loss = create("small_cnn", 10, 1), lambda logits, images, labels: logits.square().mean()
         with pytest.raises(ValueError, match="loss"):

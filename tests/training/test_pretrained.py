@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prune_env.data import DataSplits, Split, load
+from prune_env.data import DataSplits, TensorSplit, load
 from prune_env.networks import create
 from prune_env.networks.resnet import IMAGENET_NORMALISATION
 from prune_env.scoring.metric import accuracy
@@ -20,7 +20,7 @@ from prune_env.training.pretrained import load_weights, pretrained, with_network
 RECIPE = FitConfig(epochs=1, batch_size=64, lr=0.05)
 
 
-class Forbidden(Split):
+class Forbidden(TensorSplit):
     """A split that must not be read."""
 
     def __getattribute__(self, name: str) -> object:
@@ -52,7 +52,7 @@ def test_other_data_and_recipes_are_cached_separately(digits: DataSplits, privat
 
 def test_resnets_on_colour_images_use_the_normalisation_of_the_public_weights(digits: DataSplits) -> None:
     assert with_network_normalisation("resnet20", digits) is digits  # one channel
-    colour = Split(digits.train.images.expand(-1, 3, -1, -1), digits.train.labels)
+    colour = TensorSplit(digits.train.images.expand(-1, 3, -1, -1), digits.train.labels)
     three = DataSplits("three", digits.classes, colour, colour, colour, colour, (0.5,) * 3, (0.2,) * 3)
     changed = with_network_normalisation("resnet20", three)
     assert (changed.mean, changed.std) == IMAGENET_NORMALISATION
