@@ -11,9 +11,8 @@ import tyro
 from torch import nn
 
 from ..common.settings import Count
-from ..data import DataError, DataSplits, from_datasets, load
+from ..data import DataError, DataSplits, load
 from ..data.normalisation import Name, check_pair
-from ..data.sources import train_and_test_folders
 from ..deploy.model_library import library_of
 from ..evaluation.resources import Resources
 from ..networks import list_networks
@@ -61,6 +60,10 @@ class ProblemArgs(Resources):
         super().__post_init__()
         check_pair(self.mean, self.std)
         check_names(self.network, self.weights)
+        if self.size is not None and self.data in ("digits", "cifar10", "cifar100"):
+            raise ValueError(
+                f"size={self.size} has no effect on {self.data!r}, whose images have one size; leave it out"
+            )
         given = [one.name for one in fields(self) if getattr(self, one.name) != one.default and one.name != "tabulated"]
         if self.tabulated and given:
             raise ValueError(
@@ -88,7 +91,9 @@ class ProblemArgs(Resources):
         """
         classes = None if self.classes is None else _names(self.classes)
         options: dict[str, Any] = {"mean": self.mean, "std": self.std, "classes": classes}
-        data = load(self.data, **options) if self.size is None else _resized(self.data, self.size, **options)
+        if self.size is not None:
+            options["size"] = self.size
+        data = load(self.data, **options)
         return with_network_normalisation(self.network, data)
 
     def load_model(self, data: DataSplits) -> nn.Module:
@@ -116,16 +121,6 @@ class ProblemArgs(Resources):
         check_rules(config, None, None)  # before a network is trained
         data = data or self.load_data()
         return FilterPruneEnv.from_model(self.load_model(data), data, config, resources=self)
-
-
-def _resized(folder: str, size: int, **options: Any) -> DataSplits:
-    """Load an image folder whose images are resized and cropped to squares."""
-    from torchvision.datasets import ImageFolder
-    from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
-
-    transform = Compose([Resize(size), CenterCrop(size), PILToTensor()])
-    train, test = (ImageFolder(str(part), transform) for part in train_and_test_folders(folder))
-    return from_datasets(train, test, name=Path(folder).resolve().name, **options)
 
 
 def _names(file: Path) -> list[str]:

@@ -71,7 +71,10 @@ _GAME = EnvConfig(
     target_macs=0.5,
     reward="budget",
     every_round=False,
+    exclude=(),
+    only=(),
     min_filters=2,
+    max_rate=1.0,
     round_to=1,
     round_finetune_batches=0,
 )

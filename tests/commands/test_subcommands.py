@@ -131,6 +131,7 @@ def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["net.py:make", "--weights", "nofile.pt"], "nofile.pt"),
         (["net.py:make", "--data", "nodata"], "nodata"),
         (["net.py:make", "--size", "0"], "size"),
+        (["small_cnn", "--size", "8", "--data", "digits"], "size"),
         (["net.py:make", "--target-macs", "None", "--reward", "amc"], "target-macs"),
         (["net.py:make", "--data", "digits", "--exclude", "conv9"], "features.0, features.3"),
         (["net.py:make", "--data", "digits", "--min-filters", "conv9", "4"], "features.0, features.3"),
