@@ -1,7 +1,7 @@
 """Judge a policy on networks that it never saw, next to rules and searches.
 
     python -m benchmarks.policy.judge
-    python -m benchmarks.policy.judge --policy runs/policy/policy.safetensors --network resnet56 --data cifar10 --weights WEIGHTS
+    python -m benchmarks.policy.judge --policy FILE --network resnet56 --data cifar10 --weights WEIGHTS
 
 Every look at an accuracy counts as an evaluation. Without a network by name, the networks of `games.JUDGING` are
 used; they are trained first if they are not in `networks`. One row per network, budget, method and seed is appended to
