@@ -14,11 +14,12 @@ import numpy as np
 
 from prune_env import FilterPruneEnv
 from prune_env.pruning import Plan
-from qmix_agent import QMIX
+from qmix_agent import QMIX, TeamPolicy
 
 from ..compare.methods import evolution, qmix, random_search
 from ..compare.methods.counted import PROPOSALS, Counted
 from ..compare.methods.plans import from_keep_ratios
+from ..policy.train import PUBLISHED, settings
 
 IMAGINED = 64
 """Imagined episodes for each that is evaluated."""
@@ -53,6 +54,17 @@ def qmix_planned_front(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
     random_episodes = RANDOM_PER_BUDGET * len(env.config.targets)
     planning = {"imagined_episodes": IMAGINED, "learning_starts": random_episodes, "epsilon_end": 1.0}
     return qmix_front(env, max_plans, seed, **planning)
+
+
+def qmix_policy_front(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
+    """Continue learning from the published policy, which was learned on other networks, with planning."""
+    fields = {"epsilon_start": 0.1, "epsilon_end": 0.1, "learning_starts": 8, "updates_per_episode": 8}
+    policy = TeamPolicy.load(PUBLISHED)
+    with Counted(env, max_plans) as counted:
+        config = settings(PROPOSALS * max_plans, **fields, imagined_episodes=IMAGINED)
+        agent = QMIX(counted.env, config, seed, policy=policy)
+        agent.learn(PROPOSALS * max_plans, progress=False)
+    return Front(_accuracies(counted), lambda target: _greedy_plan(agent, env, target))
 
 
 def qmix_each(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
@@ -99,6 +111,7 @@ def cma_joint(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
 
 METHODS: dict[str, Method] = {
     "qmix_planned": qmix_planned_front,
+    "qmix_policy": qmix_policy_front,
     "qmix": qmix_front,
     "qmix_each": qmix_each,
     "cma_each": cma_each,

@@ -1,6 +1,6 @@
 """Judge a policy on networks that it never saw, next to rules and searches.
 
-    python -m benchmarks.policy.judge --policy runs/policy/policy.safetensors
+    python -m benchmarks.policy.judge
     python -m benchmarks.policy.judge --policy FILE --network resnet56 --data cifar10 --weights WEIGHTS
 
 Every look at an accuracy counts as an evaluation. Without a network by name, the networks of `games.JUDGING` are
@@ -33,7 +33,7 @@ from ..compare.methods.counted import PROPOSALS, Counted
 from ..compare.methods.result import SearchResult
 from ..front.methods import insides, uniform
 from .games import JUDGING, RATES, RECIPES, make_games
-from .train import settings
+from .train import PUBLISHED, settings
 
 IMAGINED = 64
 """Imagined episodes, of which the one with the highest Q_tot is evaluated."""
@@ -49,8 +49,8 @@ IDENTITY = ("network", "weights_fingerprint", "target_macs", "method", "seed", "
 
 @dataclass(frozen=True)
 class Config(Settings):
-    policy: Path = Path("runs/policy/policy.safetensors")
-    """The policy to judge."""
+    policy: Path = PUBLISHED
+    """The policy to judge; by default the published one."""
     network: str | None = None
     """Registered network to judge it on, instead of those of `games.JUDGING`."""
     data: str = "cifar10"

@@ -23,6 +23,8 @@ from qmix_agent.config import Mixer
 
 from .games import LEARNING, make_games
 
+PUBLISHED = Path(__file__).with_name("policy.safetensors")
+"""The policy whose results are published: 12,000 episodes with seed 0."""
 PARALLEL = 8
 """Episodes that are played together, so that the agent network computes all their actions in one pass."""
 

@@ -1,7 +1,7 @@
 """Compare the defaults of QMIXConfig with their alternatives, by the regret to the best plan.
 
     python -m benchmarks.qmix.ablation --jobs 2 --cache runs/qmix_ablation.sqlite
-    python -m benchmarks.qmix.ablation --network resnet20 --data PATH --weights FILE --only mixer recurrent
+    python -m benchmarks.qmix.ablation --network resnet20 --data PATH --weights FILE --fields mixer recurrent
 
 The game is FilterPruneEnv with few rates and rounds. On `digits`, every plan that an episode can end with is evaluated
 first, so that the optimum is known; with a cache, all runs and processes share these accuracies. Where there are too
@@ -74,7 +74,7 @@ class Config(Settings):
     """Distinct plans that each run may evaluate."""
     seeds: Count = 5
     """Runs with different seeds."""
-    only: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
     """Fields to compare; by default all."""
     jobs: Count = 1
     """Number of processes, each with one thread."""
@@ -83,8 +83,8 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if unknown := set(self.only) - set(VALUES):
-            raise ValueError(f"only must name fields of {sorted(VALUES)}, got {sorted(unknown)}")
+        if unknown := set(self.fields) - set(VALUES):
+            raise ValueError(f"fields must name settings of {sorted(VALUES)}, got {sorted(unknown)}")
 
 
 def main(config: Config) -> None:
@@ -98,7 +98,7 @@ def main(config: Config) -> None:
     except ValueError as error:  # too many plans
         known = []
         print(f"The optimum is unknown: {error}. Regret is relative to the best plan of all runs")
-    settings = alternatives(config.only)
+    settings = alternatives(config.fields)
     problem = compared.problem_of(config.problem, config.env)
     game = {"problem": problem, "weights_fingerprint": weights_fingerprint(env.problem.model)}
     jobs = [
@@ -114,16 +114,16 @@ def main(config: Config) -> None:
     print(table(rows, best))
 
 
-def alternatives(only: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+def alternatives(fields: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Return the fields that each setting changes, by its name. The default and random search come first.
 
     Args:
-        only: Fields to compare; an empty sequence selects all.
+        fields: Settings to compare; an empty sequence selects all.
     """
     defaults = dataclasses.asdict(QMIXConfig())
     settings: dict[str, dict[str, Any]] = {DEFAULT: {}, RANDOM: {}}
     for name, values in VALUES.items():
-        if not only or name in only:
+        if not fields or name in fields:
             settings |= {f"{name} = {value}": {name: value} for value in values if value != defaults[name]}
     return settings
 

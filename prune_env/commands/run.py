@@ -18,7 +18,7 @@ from qmix_agent import QMIX, QMIXConfig
 
 from ..common.command import check_writable, require_packages
 from ..common.files import replacing
-from ..common.settings import Count, Positive, Seed, Settings
+from ..common.settings import Count, Positive, Seed, Settings, Whole
 from ..data import DataSplits
 from ..finalise import Finaliser, Finalist, accuracy, recalibrated
 from ..game.arguments import ProblemArgs
@@ -53,8 +53,9 @@ class RunConfig(Settings):
     """Folder of all runs."""
     resume: bool = False
     """Resume the run of this name, or the latest unnamed run of this network and data."""
-    episodes: Count = 400
-    """Episodes of the search; each ends with one plan."""
+    episodes: Whole = 400
+    """Episodes of the search; each ends with one plan. The least-change plan of each budget is evaluated first; with 0
+    it is the only one."""
     finalists: Count = 4
     """Number of best plans that get the short distillation."""
     short_epochs: Positive = 1.0
@@ -146,9 +147,22 @@ def search(config: RunConfig, env: FilterPruneEnv, directory: Path) -> list[dict
     agent = QMIX.load_or_new(checkpoints, env, config.qmix, config.seed, config.problem.device)
     agent_bytes = agent.checkpoint_bytes(config.episodes, config.env.rounds) * (config.qmix.keep_checkpoints + 2)
     check_room(directory, env, config.finalists, agent_bytes)
-    agent.learn(config.episodes, directory, checkpoints, n_envs=config.n_envs)
+    _play_least_change_plans(env)
+    rows: list[dict[str, Any]] = []
+    if config.episodes:
+        agent.learn(config.episodes, directory, checkpoints, n_envs=config.n_envs)
+        rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     env.close()
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return rows
+
+
+def _play_least_change_plans(env: FilterPruneEnv) -> None:
+    """Let the search begin with one plan for each budget that needs no search."""
+    if env.config.round_finetune_batches:
+        return  # there, a plan does not name a network
+    for target in env.config.targets:
+        if target is not None and (plan := env.least_change.plan(target)) not in env.archive:
+            env.play(plan, target)
 
 
 def _distilled(config: RunConfig, env: FilterPruneEnv, target: float, directory: Path) -> Pruning:

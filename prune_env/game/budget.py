@@ -132,6 +132,21 @@ class Budget(Settings):
         fewest, most = self.macs_range
         return fewest <= int(self.macs(np.asarray(plan, np.int64))) <= most
 
+    def check_finished(self, plan: Sequence[int]) -> None:
+        """Check that an episode may end with a plan: it keeps what must stay, and costs at most the target.
+
+        Raises:
+            ValueError: It does not.
+        """
+        if (np.asarray(plan, np.int64) < self.fewest).any():
+            raise ValueError(f"plan {tuple(plan)} keeps fewer filters than must stay, {tuple(self.fewest.tolist())}")
+        macs, most = int(self.macs(np.asarray(plan, np.int64))), self.macs_range[1]
+        if macs > most:
+            raise ValueError(
+                f"plan {tuple(plan)} keeps {macs / self._full_macs:.4f} of the MACs, more than target_macs="
+                f"{self.target_macs}; project it with env.budget.project, or raise the target"
+            )
+
     def ratios_around_target(self) -> tuple[float, float]:
         """Return the MACs of the uniform plan and of the cheapest plan above the target that is one step larger.
 

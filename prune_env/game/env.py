@@ -25,6 +25,7 @@ from ..data.objective import Loss, Metric
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.resources import Resources
 from ..pruning import Inspection, Plan, PruningGroup
+from ..pruning.groups import check_plan
 from ..pruning.problem import PruningProblem
 from . import exchange, render, saved_state, validation
 from .archive import Archive
@@ -277,6 +278,28 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         result = self._episode.move(state, last)
         self.agents = agents
         return result
+
+    def play(self, plan: Plan, target_macs: float | None = None) -> float:
+        """Play an episode of one move that ends with a given plan: it is evaluated, paid for and archived.
+
+        A search can start from a plan that is known to be good, such as `least_change.plan(0.5)`.
+
+        Args:
+            plan: Filters kept in each group, in the order of the agents.
+            target_macs: The budget of the episode; None for the current one.
+
+        Returns:
+            The reward.
+
+        Raises:
+            ValueError: The plan is not one of this network, breaks a limit, or exceeds the budget.
+        """
+        check_plan(self.groups, plan)
+        budget = self.budget if target_macs is None else self.budgets.of(target_macs)
+        budget.check_finished(plan)
+        self._start(budget)
+        self.agents = []
+        return self.move(self._transitions.to(self.round_state, tuple(plan)), last=True)[0]
 
     def state(self) -> np.ndarray:
         """Return all observations and the network's totals, float32 [S]; also after the last step."""

@@ -113,10 +113,12 @@ def save_plots(
 ) -> None:
     """Write learning.png, layers.png and tradeoff.png, with the accuracies of the search, before distillation.
 
+    Without episodes there is no learning.png.
+
     Args:
         folder: Folder for the plots.
         env: The environment of the search, with one target.
-        episodes: Rows of metrics.jsonl, for this target.
+        episodes: Rows of metrics.jsonl, for this target; none if only plans without a search were evaluated.
         entries: The evaluated plans, for this target.
         uniform: Plan of the uniform baseline.
         winner: Plan of the winning network.
@@ -131,7 +133,8 @@ def save_plots(
         greedy = (1 + row["eval/return"]) * original if "eval/return" in row else 0.0
         best = max(best, row.get("info/accuracy", 0.0), greedy if env.config.reward == "budget" else 0.0)
         rows.append({**row, "best_accuracy": best})
-    plot_learning(folder / "learning.png", rows, references={"uniform L1": point(uniform)[1]})
+    if rows:
+        plot_learning(folder / "learning.png", rows, references={"uniform L1": point(uniform)[1]})
     plot_tradeoff(
         folder / "tradeoff.png",
         [(entry.macs_ratio, entry.accuracy) for entry in entries],

@@ -9,8 +9,9 @@ import pytest
 from benchmarks.compare.methods import METHODS, ONE_PLAN
 from benchmarks.compare.methods.counted import PROPOSALS, Counted
 from benchmarks.compare.methods.plans import from_keep_ratios
-from benchmarks.speed import evaluator_memory
-from prune_env import FilterPruneEnv, make_tabulated_env
+from benchmarks.speed import evaluator_memory, search
+from prune_env import EnvConfig, FilterPruneEnv, make_tabulated_env
+from qmix_agent.learner import Learner
 
 MakeEnv = Callable[..., FilterPruneEnv]
 GROUPS = 5
@@ -122,3 +123,19 @@ def test_the_size_of_the_memory_is_printed(capsys: pytest.CaptureFixture[str]) -
     _, _, *lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in lines] == ["| 10", "| 20"]
     assert all(float(line.split(" | ")[1]) > 100 for line in lines)
+
+
+def test_the_time_of_a_search_is_divided(capsys: pytest.CaptureFixture[str]) -> None:
+    before = Learner.update
+    game = EnvConfig(target_macs=0.5, reward_images=20, calibration_images=20, prove=False)
+    search.main(search.Config(env=game, plans=40))
+    table = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    header, *rows = table
+    assert [row[0] for row in rows] == list(search.SEARCHES)
+    for row in rows:
+        total, *parts = map(float, row[1:-1])
+        assert sum(parts) == pytest.approx(total, abs=0.3)
+        assert float(row[header.index("learning")]) > 0
+        assert int(row[-1]) > 0
+    assert float(rows[1][header.index("imagining")]) > float(rows[0][header.index("imagining")]) == 0
+    assert Learner.update is before

@@ -146,6 +146,7 @@ class TestCompare:
         tested = [row[f"{kind}test_accuracy"] for kind in ("", "short_", "original_")]
         assert all(abs(360 * accuracy - round(360 * accuracy)) < 1e-6 for accuracy in tested), "shares of 360 images"
 
+    @pytest.mark.slow
     def test_runs_of_one_seed_share_a_teacher(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         passes, compute = [], Teacher.compute
         monkeypatch.setattr(Teacher, "compute", lambda teacher, images: passes.append(1) or compute(teacher, images))

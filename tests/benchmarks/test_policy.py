@@ -12,6 +12,7 @@ import torch
 from benchmarks.policy import games, judge, train
 from benchmarks.policy.architectures import FAMILIES, Architecture
 from benchmarks.policy.games import JUDGING, LEARNING, GameSpec
+from prune_env import list_problems, make_problem
 from prune_env.data import DataSplits
 from prune_env.pruning import inspect
 from prune_env.training.fit import FitConfig
@@ -40,6 +41,15 @@ def test_equal_seeds_give_equal_networks() -> None:
     one, two, other = (TINY.architecture.build(10, 1, seed).head.weight for seed in (0, 0, 1))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", list_problems("small_cnn-digits-0*"))
+def test_the_published_policy_plans_for_named_problems(name: str) -> None:
+    """If observations or rates change, it must be learned again."""
+    env = make_problem(name)
+    plan = TeamPolicy.load(train.PUBLISHED).plan(env)
+    assert env.budget.meets(plan)
+    assert plan != env.budget.uniform()
 
 
 class TestRuns:

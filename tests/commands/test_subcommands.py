@@ -81,6 +81,18 @@ def test_a_search_prints_and_saves_plans_within_the_limits(
     assert not Path("runs/run/pruned.json").exists()
 
 
+def test_without_episodes_the_only_plan_of_a_budget_is_that_of_least_change(
+    network: str, photos: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [network, "--weights", "w.pt", *photos, *SMALL, "--target-macs", "0.3", "0.5", "--no-prove"]
+    assert main(["prune", *arguments, "--episodes=0"]) == 0
+    for target in (0.3, 0.5):
+        folder = Path(f"runs/run/macs-{target}")
+        assert json.loads((folder / "pruned.json").read_text())["metrics"]["macs_ratio"] <= target
+        assert sorted(file.name for file in folder.glob("*.png")) == ["layers.png", "tradeoff.png"]
+    assert "2 plans" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_prune_continues_a_search_and_ends_with_everything(
     network: str, photos: list[str], trained: nn.Module, digits: DataSplits, capsys: pytest.CaptureFixture[str]

@@ -131,6 +131,7 @@ class TestFixedItems:
         with pytest.raises(DataError, match=r"^item 7 of the test data"):
             list(data.test.batches(4))
 
+    @pytest.mark.slow
     def test_what_cannot_be_streamed_is_named(self) -> None:
         with pytest.raises(DataError, match="train data"):
             from_datasets(Endless(), Noisy("none"), reading=STREAM)

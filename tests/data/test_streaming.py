@@ -81,6 +81,7 @@ class TestFolder:
             rows = torch.tensor([3, 1, 1])
             assert torch.equal(one.batch(rows), two.batch(rows))
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("untouched_rngs")
     def test_training_search_and_test_have_the_results_in_memory(self, photos: Path) -> None:
         found = []
@@ -170,6 +171,7 @@ class TestFolder:
             fit(network(), data, FitConfig(epochs=1, batch_size=4), run=QUIET)
         assert "Traceback" not in str(caught.value)
 
+    @pytest.mark.slow
     def test_a_metric_reads_batches(self, photos: Path) -> None:
         sizes = []
 

@@ -69,7 +69,13 @@ def all_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("all_positions")
-@pytest.mark.parametrize("name", [*list_networks(), "resnet18", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=() if name == "resnet20" else pytest.mark.slow) for name in list_networks()),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "shufflenet_v2_x0_5")),
+    ],
+)
 def test_known_networks_are_fused_completely(name: str) -> None:
     """Every convolution is fused with the operations behind it: no BatchNorm and no ReLU is left."""
     model, images = make(name)
@@ -94,6 +100,7 @@ def test_every_family(name: str) -> None:
     check(model, images.tile(4, 1, 1, 1))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     kinds=st.lists(st.sampled_from(sorted(set(KINDS) - {"HardReshape"})), min_size=1, max_size=5),

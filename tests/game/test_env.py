@@ -390,3 +390,37 @@ class TestRendering:
 
     def test_without_a_mode(self, make_env: EnvMaker) -> None:
         assert make_env().render() is None
+
+
+def test_a_given_plan_can_be_played(make_env: EnvMaker) -> None:
+    """It is evaluated, paid for and archived like the end of an episode with the same plan."""
+    env = make_env(target_macs=0.5)
+    play(env)
+    (entry,) = env.archive
+    other = make_env(target_macs=0.5)
+    assert other.play(entry.plan) == entry.episode_return
+    assert list(other.archive) == [entry]
+    assert other.plan == entry.plan
+    assert not other.agents
+    other.reset()
+    assert other.plan == other.problem.full_plan
+
+
+@pytest.mark.parametrize(
+    ("plan", "named"), [((16, 16), "2"), ((1, 8, 8, 8, 8), "1, 8"), ((10**6, 8, 8, 8, 8), "conv_0")]
+)
+def test_a_plan_that_cannot_be_played_is_refused(make_env: EnvMaker, plan: tuple[int, ...], named: str) -> None:
+    env = make_env(target_macs=0.5)
+    with pytest.raises(ValueError, match=named):
+        env.play(plan)
+    with pytest.raises(ValueError, match=r"target_macs=0\.5"):
+        env.play(env.problem.full_plan)
+    assert not len(env.archive)
+
+
+def test_a_plan_is_played_at_a_given_budget(make_env: EnvMaker) -> None:
+    env = make_env(target_macs=(0.3, 0.5))
+    plan = env.least_change.plan(0.4)
+    env.play(plan, 0.4)
+    assert env.budget.target_macs == 0.4
+    assert plan in env.archive
