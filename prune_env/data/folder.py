@@ -109,6 +109,9 @@ class Files:
                 f"{file} is {width}x{height} pixels, {self.path(0)} is {first_width}x{first_height}; give the size= "
                 "that all images get"
             )
+        # It would have other pixels, or other channels, than those that accuracies and fingerprint belong to.
+        if not torch.equal(file_stamps([self.names[row]], self.root)[0], self.stamps[row]):
+            raise DataError(f"{file} has changed since the data were loaded; load them again")
         tensor = torch.from_numpy(pixels)
         return tensor.expand(shape) if tensor.ndim == 2 else tensor.permute(2, 0, 1)
 

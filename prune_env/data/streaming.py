@@ -146,21 +146,20 @@ def read_ahead(
         generator=torch.Generator(),  # otherwise it draws from the global random state
     )
     results = iter(loader)
-    while True:
-        try:
-            result = next(results)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DataError(
-                f"a worker process that reads images died: {error}. It may lack memory, or shared memory (/dev/shm): "
-                "try Reading(workers=0)"
-            ) from error
-        if isinstance(result, DataError):
-            raise result
-        yield result
+    try:
+        while (result := next(results, None)) is not None:
+            if isinstance(result, DataError):
+                raise result
+            yield result
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):  # that it was killed
+            raise
+        raise DataError(
+            f"a worker process that reads images died: {error}. It may lack memory, or shared memory (/dev/shm): "
+            "try Reading(workers=0)"
+        ) from error
+    finally:
+        del results  # ends the workers, also where the traceback of an error lives on
 
 
 def _workers(batches: Sequence[torch.Tensor], reading: Reading) -> int:

@@ -14,7 +14,8 @@ Letters: N images, C filters of a group, K channels that a module reads, m chann
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..common.device import with_gradients
+from ..common.device import seeded, with_gradients
+from ..common.failure import described
+from ..common.warn import warn
 from .copies import shared_copy
 from .forward import first_input, with_first_input
 from .groups import PruningGroup
@@ -46,22 +49,34 @@ def output_changes(
 
     Returns:
         Name of a group -> mean squared change for each of its filters, as a fraction of the outputs' variance, float64
-        [C] on the CPU. Zeros where the outputs cannot be differentiated with respect to what the readers read.
+        [C] on the CPU. Where the outputs cannot be differentiated, zeros, and a warning.
     """
     generator = torch.Generator().manual_seed(seed)
     network = shared_copy(model).eval().requires_grad_(False)
-    changes = {group.name: torch.zeros(group.filters, dtype=torch.float64) for group in groups}
+    changes: dict[str, torch.Tensor] = {}
     outputs = []
+    fault = "no_grad, inference_mode or detach within forward"
     for images in batches:
-        gates, output = _gated(network, groups, images)
-        outputs.append(output.detach().flatten(1).double().cpu())
-        directions = torch.randn(output.shape, generator=generator).to(output)
-        slopes = _slopes((output * directions).sum(), gates)
+        with seeded(images.device, seed), _gated(network, groups, len(images)) as gates:
+            output = network(images)
+            outputs.append(output.detach().flatten(1).double().cpu())
+            directions = torch.randn(output.shape, generator=generator).to(output)
+            try:
+                slopes = _slopes((output * directions).sum(), gates)
+            except RuntimeError as error:  # a custom function without backward, or tensors that were overwritten
+                slopes, fault = {}, described(error)
         for group in groups:
-            changes[group.name] += _filter_slopes(slopes, group).square().sum(0)
+            if (slope := _filter_slopes(slopes, group)) is not None:
+                changes[group.name] = changes.get(group.name, 0) + slope.square().sum(0)
+    if unknown := [layer for group in groups if group.name not in changes for layer in group.layers]:
+        warn(
+            f"how much the outputs change without filters of layers {', '.join(unknown)} is unknown and counts as 0: "
+            f"the outputs do not depend on them, or cannot be differentiated ({fault})"
+        )
     every = torch.cat(outputs)  # [N, outputs]
     variance = float((every - every.mean(0)).square().sum())
-    return {name: change / variance if variance > 0 else change for name, change in changes.items()}
+    none = {group.name: torch.zeros(group.filters, dtype=torch.float64) for group in groups}
+    return none | {name: change / variance if variance > 0 else change for name, change in changes.items()}
 
 
 def accumulated(changes: torch.Tensor, order: torch.Tensor) -> np.ndarray:
@@ -79,16 +94,20 @@ def accumulated(changes: torch.Tensor, order: torch.Tensor) -> np.ndarray:
     return np.concatenate(([0.0], np.cumsum(changes[order].flip(0).numpy() / left)))
 
 
-def _gated(network: nn.Module, groups: Sequence[PruningGroup], images: torch.Tensor) -> tuple[Gates, torch.Tensor]:
-    """Return the gates and the output of a forward pass with a gate for each channel that a reader reads."""
+@contextmanager
+def _gated(network: nn.Module, groups: Sequence[PruningGroup], images: int) -> Iterator[Gates]:
+    """Put a gate in front of each channel that a reader reads; the gates are there after a forward pass.
+
+    They stay for the backward pass, in which checkpoints run parts of the network again.
+    """
     gates: Gates = {}
     readers = dict.fromkeys(member.module for group in groups for member in group.members if member.side == "in")
-    hooks = {path: partial(_gate, gates, path, len(images)) for path in readers}
     handles = [
-        network.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True) for path, hook in hooks.items()
+        network.get_submodule(path).register_forward_pre_hook(partial(_gate, gates, path, images), with_kwargs=True)
+        for path in readers
     ]
     try:
-        return gates, network(images)
+        yield gates
     finally:
         for handle in handles:
             handle.remove()
@@ -117,10 +136,11 @@ def _slopes(total: torch.Tensor, gates: Gates) -> Gates:
     return {path: slope.double().cpu() for path, slope in zip(gates, found, strict=True) if slope is not None}
 
 
-def _filter_slopes(slopes: Gates, group: PruningGroup) -> torch.Tensor:
-    """Return the derivative with respect to every filter of a group, [N, C]."""
-    total = torch.zeros(1, group.filters, dtype=torch.float64)
-    for member in group.members:
-        if member.side == "in" and member.module in slopes:
-            total = total + slopes[member.module][:, member.index].sum(-1)
-    return total
+def _filter_slopes(slopes: Gates, group: PruningGroup) -> torch.Tensor | None:
+    """Return the derivative with respect to every filter of a group, [N, C], or None if no reader has one."""
+    found = [
+        slopes[member.module][:, member.index].sum(-1)
+        for member in group.members
+        if member.side == "in" and member.module in slopes
+    ]
+    return sum(found[1:], found[0]) if found else None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import re
+import shutil
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -188,6 +191,51 @@ class TestFolder:
         assert accuracy(model, streamed, streamed.test, metric) == expected == 1 + accuracy(model, kept, kept.test)
         assert accuracy(model, streamed, streamed.test, whole) == pytest.approx(expected)
         assert max(sizes) == 7
+
+
+def test_a_file_that_has_changed_is_not_read(tmp_path: Path, photos: Path) -> None:
+    from PIL import Image
+
+    shutil.copytree(photos, tmp_path / "photos")
+    data = from_folder(tmp_path / "photos", size=SIZE, reading=ALONE)
+    file = data.train.items.path(0)
+    Image.new("RGB", (40, 40)).save(file)
+    with pytest.raises(DataError, match=re.escape(file.name)):
+        data.train.first(1)
+
+
+class Broken:
+    """Items of which one cannot be read, with an error of another type in `Programmed`."""
+
+    shape, dtype = (1, 2, 2), torch.uint8
+
+    def read(self, row: int, seed: int) -> torch.Tensor:
+        if row == 3:
+            raise DataError("row 3")
+        return torch.zeros(self.shape, dtype=self.dtype)
+
+    def describe(self, digest: Any, rows: torch.Tensor) -> None:
+        digest.update(b"")
+
+
+class Programmed(Broken):
+    def read(self, row: int, seed: int) -> torch.Tensor:
+        return super().read(row, seed) if row != 3 else torch.zeros(2).view(3)
+
+
+def test_an_error_ends_the_workers_while_it_is_kept() -> None:
+    split = StreamedSplit(Broken(), torch.arange(8), torch.zeros(8), WORKERS)
+    before = set(multiprocessing.active_children())
+    with pytest.raises(DataError, match="row 3") as kept:
+        list(split.batches(1))
+    assert set(multiprocessing.active_children()) <= before
+    assert kept.value.__traceback__ is not None
+
+
+def test_a_mistake_of_the_program_is_no_dead_worker() -> None:
+    split = StreamedSplit(Programmed(), torch.arange(8), torch.zeros(8), WORKERS)
+    with pytest.raises(RuntimeError, match="shape"):
+        list(split.batches(1))
 
 
 class Counted:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from prune_env.data import DataSplits
 from prune_env.pruning import PruningGroup, find_groups, importance
@@ -115,14 +116,57 @@ def test_the_network_and_the_global_random_state_do_not_change() -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_outputs_without_a_gradient_change_by_zero() -> None:
-    class Detached(Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(x).detach()
+class Opaque(torch.autograd.Function):
+    """A function without backward."""
 
-    model, images = Detached(), images_of(50, 2, 4, 4)
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+
+def overwritten(x: torch.Tensor) -> torch.Tensor:
+    return x.sigmoid().mul_(2)
+
+
+@pytest.mark.parametrize("last", [torch.Tensor.detach, Opaque.apply, overwritten])
+def test_outputs_without_a_gradient_change_by_zero_with_a_warning(last: Any) -> None:
+    class Undifferentiable(Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return last(super().forward(x))
+
+    model, images = Undifferentiable(), images_of(50, 2, 4, 4)
     groups = find_groups(model, images[:2])
-    assert not any(change.any() for change in output_changes(model, groups, [images]).values())
+    with pytest.warns(UserWarning, match="one"):
+        changes = output_changes(model, groups, [images])
+    assert not any(changes[group.name].any() for group in groups)
+
+
+def test_layers_behind_the_last_gradient_are_named_and_the_others_count() -> None:
+    class Frozen(Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.inference_mode():
+                x = self.two(self.one(x))
+            return self.head(x.clone().mean((2, 3)))
+
+    model, images = Frozen(), images_of(50, 2, 4, 4)
+    groups = find_groups(model, images[:2])
+    with pytest.warns(UserWarning, match="layers one is unknown"):
+        changes = output_changes(model, groups, [images])
+    assert [bool(changes[group.name].any()) for group in groups] == [False, True]
+
+
+def test_checkpoints_run_with_gates_again() -> None:
+    class Checkpointed(Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return checkpoint(super().forward, x, use_reentrant=False)
+
+    model, images = Linear(), images_of(50, 2, 4, 4)
+    again = Checkpointed()
+    again.load_state_dict(model.state_dict())
+    groups = find_groups(model, images[:2])
+    expected, found = (output_changes(one, groups, [images]) for one in (model, again))
+    for name, change in expected.items():
+        assert found[name].numpy() == pytest.approx(change.numpy(), rel=1e-6)
 
 
 def test_the_fewer_filters_are_left_the_more_each_counts() -> None:
