@@ -34,6 +34,8 @@ from .plans import print_plans, save_plans
 
 SUMMARY = "summary.txt"
 """The table of a finished run."""
+FEW_IMAGES = 100
+"""Below so many reward images, one of them is more than a point."""
 INTERRUPTED = "Interrupted. Use the same command with --resume to continue from the last checkpoint."
 
 
@@ -133,6 +135,11 @@ def start(config: RunConfig) -> tuple[FilterPruneEnv, Path]:
     check_writable("out", config.out, folder=True)
     data = config.problem.load_data()
     print(f"Data {data.summary}")
+    if len(data.reward) < FEW_IMAGES:
+        print(
+            f"Note: plans are compared on {len(data.reward)} reward images, which can hardly tell them apart. Give "
+            "more images; with folders train, val and test, val is the reward split"
+        )
     settings = asdict(replace(config, resume=False, name=None))
     del settings["out"]  # the folder of a run may be moved
     settings["normalisation"] = {"mean": data.mean, "std": data.std}

@@ -147,7 +147,7 @@ def load_pruned(
     if base is None:
         raise ValueError(
             f"{directory / RECORD} names neither a registered network nor an import path; pass the original network as "
-            "base_model"
+            "base_model (on the command line: --base)"
         )
     try:
         network = _cut(base, record["kept_channels"])

@@ -39,7 +39,8 @@ class ProblemArgs(Resources):
 
     network: Annotated[str, tyro.conf.arg(help=NETWORK_HELP)] = "small_cnn"
     data: str = "digits"
-    """digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*."""
+    """digits, cifar10, cifar100, or a folder PATH/{train,test}/<class>/*. test may be called val; with both, val is the
+    reward split."""
     size: Count | None = None
     """Resize and crop the images of a folder to this number of pixels per side; needed if they differ in size."""
     mean: Name | tuple[float, ...] | None = None

@@ -21,6 +21,7 @@ from .trace import Trace
 from .tracing import trace_network
 
 NOTHING_TO_PRUNE = "no group of filters can be pruned: the network needs a convolution whose output feeds another layer"
+EXCLUDED = "no group of filters can be pruned: exclude and only leave none; let some layers lose filters"
 
 Sides = Mapping[tuple[str, Side], list[int]]
 """(path, side) -> channels on that side, in ascending order."""
@@ -59,7 +60,8 @@ def require_groups(groups: Sequence[PruningGroup], protected: Sequence[Protected
         PruningError: It has no group; the message names the protected layers.
     """
     if not groups:
-        raise PruningError(f"{NOTHING_TO_PRUNE}; {'; '.join(map(str, protected)) or 'it has no convolution'}")
+        found = EXCLUDED if any(entry.excluded for entry in protected) else NOTHING_TO_PRUNE
+        raise PruningError(f"{found}; {'; '.join(map(str, protected)) or 'it has no convolution'}")
 
 
 def groups_and_protected(

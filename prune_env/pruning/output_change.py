@@ -70,8 +70,8 @@ def output_changes(
                 changes[group.name] = changes.get(group.name, 0) + slope.square().sum(0)
     if unknown := [layer for group in groups if group.name not in changes for layer in group.layers]:
         warn(
-            f"how much the outputs change without filters of layers {', '.join(unknown)} is unknown and counts as 0: "
-            f"the outputs do not depend on them, or cannot be differentiated ({fault})"
+            f"how much the outputs change without filters of layers {', '.join(unknown)} is unknown, and least-change "
+            f"plans take an average: the outputs do not depend on them, or cannot be differentiated ({fault})"
         )
     every = torch.cat(outputs)  # [N, outputs]
     variance = float((every - every.mean(0)).square().sum())

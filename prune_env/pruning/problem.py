@@ -164,7 +164,13 @@ class PruningProblem:
         """
         batches = (images for images, _ in _batches(self.data, min(CHANGE_IMAGES, self.config.calibration_images)))
         changes = output_changes(self.model, self.groups, batches, self.config.problem_seed)
-        return tuple(accumulated(changes[group.name], self.ranking[group.name]) for group in self.groups)
+        known = [change for change in changes.values() if change.any()]
+        usual = torch.cat(known).mean() if known else torch.tensor(1.0)
+        return tuple(
+            # Filters whose change is unknown count like an average one, or they would be removed first.
+            accumulated(change if change.any() else usual.expand(len(change)), self.ranking[name])
+            for name, change in changes.items()
+        )
 
     def build(self, plan: Plan) -> nn.Module:
         """Return the pruned network of a plan: new, smaller, with the original weights and BatchNorm statistics."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,14 @@ from ..common.files import check_space, replacing, sweep
 from ..common.locks import hold
 from ..game.config import NOT_SET, differences
 from ..game.env import FilterPruneEnv
+from ..pruning.limits import LimitsConfig
 
 SETTINGS = "config.json"
 LOCK = ".lock"
+
+
+LIMITS = [field.name for field in fields(LimitsConfig)]
+"""Settings that may be mappings from patterns to values; such a mapping is compared as a whole."""
 
 
 def open_folder(out: Path, name: str | None, stem: str, settings: Mapping[str, Any], resume: bool) -> Path:
@@ -80,10 +86,11 @@ def open_folder(out: Path, name: str | None, stem: str, settings: Mapping[str, A
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return settings by their full names: {"env": {"rounds": 3}} -> {"env.rounds": 3}."""
-    fields: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in settings.items():
-        fields |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return fields
+        nested = isinstance(value, dict) and name not in LIMITS
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat
 
 
 def check_room(directory: Path, env: FilterPruneEnv, finalists: int, agent_bytes: int) -> None:

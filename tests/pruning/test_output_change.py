@@ -174,6 +174,25 @@ def test_the_fewer_filters_are_left_the_more_each_counts() -> None:
     assert found == pytest.approx(np.cumsum([0, 0 / 1, 1 / 0.75, 2 / 0.5, 4 / 0.25]))
 
 
+def test_a_group_of_unknown_change_counts_like_the_others(digits: DataSplits) -> None:
+    class Half(nn.Module):
+        """The gradient does not reach what the second convolution reads."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)
+            self.three, self.head = nn.Conv2d(4, 4, 3), nn.Linear(4, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.two(self.one(x)).detach()
+            return self.head(self.three(x).mean((2, 3)))
+
+    problem = PruningProblem.create(Half(), digits)
+    with pytest.warns(UserWarning, match="layers one"):
+        curves = problem.output_changes
+    assert all((np.diff(curve) > 0).all() for curve in curves)
+
+
 def test_a_problem_has_a_curve_for_every_group(trained: nn.Module, digits: DataSplits) -> None:
     problem = PruningProblem.create(trained, digits)
     assert [len(curve) for curve in problem.output_changes] == [group.filters + 1 for group in problem.groups]

@@ -199,6 +199,13 @@ except BlockingIOError as error:
             with pytest.raises(ValueError, match=r"config\.json"):
                 open_folder(tmp_path, "run", "run", {"a": 1}, resume=True)
 
+    @pytest.mark.parametrize(("before", "now"), [(1.0, {"*": 0.7}), ({"*": 0.7}, 1.0), ({"a": 1, "b": 2}, {"a": 1})])
+    def test_limits_by_pattern_are_compared_as_a_whole(self, tmp_path: Path, before: Any, now: Any) -> None:
+        open_folder(tmp_path, "run", "run", {"env": {"max_rate": before}}, resume=False)
+        with pytest.raises(ValueError, match=r"env\.max_rate: ") as caught:
+            open_folder(tmp_path, "run", "run", {"env": {"max_rate": now}}, resume=True)
+        assert "older" not in str(caught.value)
+
     def test_settings_that_a_run_lacks_are_those_of_an_older_version(self, tmp_path: Path) -> None:
         open_folder(tmp_path, "run", "run", {"a": 1}, resume=False)
         with pytest.raises(ValueError, match="older version"):
