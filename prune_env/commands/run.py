@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -145,7 +146,12 @@ def start(config: RunConfig) -> tuple[FilterPruneEnv, Path]:
     settings["normalisation"] = {"mean": data.mean, "std": data.std}
     directory = open_folder(config.out, config.name, f"{config.problem.title}-{data.name}", settings, config.resume)
     print(f"Writing to {directory}")
-    return config.problem.make_env(config.env, data), directory
+    try:
+        return config.problem.make_env(config.env, data), directory
+    except BaseException:
+        if not config.resume:  # nothing was found yet, and --resume must not take this for a run
+            shutil.rmtree(directory)
+        raise
 
 
 def search(config: RunConfig, env: FilterPruneEnv, directory: Path) -> list[dict[str, Any]]:

@@ -93,6 +93,12 @@ def test_without_episodes_the_only_plan_of_a_budget_is_that_of_least_change(
     assert "2 plans" in capsys.readouterr().out
 
 
+def test_a_start_that_fails_leaves_no_run(network: str, photos: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["search", network, "--weights", "w.pt", *photos, "--target-macs", "0.001", "--no-prove"]
+    assert "0.001" in failure(arguments, capsys)
+    assert not list(Path("runs").iterdir())
+
+
 @pytest.mark.slow
 def test_prune_continues_a_search_and_ends_with_everything(
     network: str, photos: list[str], trained: nn.Module, digits: DataSplits, capsys: pytest.CaptureFixture[str]
