@@ -24,8 +24,9 @@ from prune_env.game.arguments import ProblemArgs
 from prune_env.game.budget import TargetMacs
 
 from ..compare import rows
+from ..compare.methods.rules import RULES
 from . import report
-from .methods import METHODS, RULES
+from .methods import METHODS
 
 
 def _game() -> EnvConfig:

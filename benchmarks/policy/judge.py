@@ -31,7 +31,7 @@ from ..compare import rows
 from ..compare.methods import evolution, least_change, random_search
 from ..compare.methods.counted import PROPOSALS, Counted
 from ..compare.methods.result import SearchResult
-from ..front.methods import insides, uniform
+from ..compare.methods.rules import insides, uniform
 from .games import JUDGING, RATES, RECIPES, make_games
 from .train import PUBLISHED, settings
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from benchmarks.compare import rows
+from benchmarks.compare.methods.rules import RULES
 from benchmarks.front import __main__ as front
 from benchmarks.front import report
-from benchmarks.front.methods import METHODS, RULES
+from benchmarks.front.methods import METHODS
 from prune_env import EnvConfig
 from prune_env.game.arguments import ProblemArgs
 
@@ -24,7 +25,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> front.Config:
     """A finished comparison on the tabulated problem, which has plans of these two budgets only."""
     config = front.Config(
         ProblemArgs(tabulated=True),
-        EnvConfig(target_macs=TARGETS),
+        EnvConfig(target_macs=TARGETS, rates=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)),  # those of the published policy
         unseen=(0.5,),
         max_plans=8,
         seeds=1,
