@@ -125,6 +125,7 @@ def test_the_size_of_the_memory_is_printed(capsys: pytest.CaptureFixture[str]) -
     assert all(float(line.split(" | ")[1]) > 100 for line in lines)
 
 
+@pytest.mark.slow
 def test_the_time_of_a_search_is_divided(capsys: pytest.CaptureFixture[str]) -> None:
     before = Learner.update
     game = EnvConfig(target_macs=0.5, reward_images=20, calibration_images=20, prove=False)

@@ -81,6 +81,7 @@ def test_a_search_prints_and_saves_plans_within_the_limits(
     assert not Path("runs/run/pruned.json").exists()
 
 
+@pytest.mark.slow
 def test_without_episodes_the_only_plan_of_a_budget_is_that_of_least_change(
     network: str, photos: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
