@@ -19,10 +19,8 @@ from qmix_agent import QMIX, TeamPolicy
 from ..compare.methods import evolution, qmix, random_search
 from ..compare.methods.counted import PROPOSALS, Counted
 from ..compare.methods.plans import from_keep_ratios
-from ..policy.train import PUBLISHED, settings
+from ..policy.train import CONTINUED, PUBLISHED, settings
 
-IMAGINED = 64
-"""Imagined episodes for each that is evaluated."""
 RANDOM_PER_BUDGET = 10
 """Random episodes for each budget before planning starts."""
 
@@ -52,16 +50,14 @@ def qmix_front(env: FilterPruneEnv, max_plans: int, seed: int, **fields: Any) ->
 def qmix_planned_front(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
     """Learn one policy over all budgets, and evaluate the best of many imagined episodes."""
     random_episodes = RANDOM_PER_BUDGET * len(env.config.targets)
-    planning = {"imagined_episodes": IMAGINED, "learning_starts": random_episodes, "epsilon_end": 1.0}
-    return qmix_front(env, max_plans, seed, **planning)
+    return qmix_front(env, max_plans, seed, **qmix.PLANNING, learning_starts=random_episodes)
 
 
 def qmix_policy_front(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
     """Continue learning from the published policy, which was learned on other networks, with planning."""
-    fields = {"epsilon_start": 0.1, "epsilon_end": 0.1, "learning_starts": 8, "updates_per_episode": 8}
     policy = TeamPolicy.load(PUBLISHED)
     with Counted(env, max_plans) as counted:
-        config = settings(PROPOSALS * max_plans, **fields, imagined_episodes=IMAGINED)
+        config = settings(PROPOSALS * max_plans, **CONTINUED)
         agent = QMIX(counted.env, config, seed, policy=policy)
         agent.learn(PROPOSALS * max_plans, progress=False)
     return Front(_accuracies(counted), lambda target: _greedy_plan(agent, env, target))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,12 @@ from prune_env.game.budget import TargetMacs
 from qmix_agent import QMIX, TeamPolicy
 
 from ..compare import rows
-from ..compare.methods import evolution, least_change, random_search
+from ..compare.methods import evolution, random_search
 from ..compare.methods.counted import PROPOSALS, Counted
 from ..compare.methods.result import SearchResult
-from ..compare.methods.rules import insides, uniform
+from ..compare.methods.rules import RULES, insides
 from .games import JUDGING, RATES, RECIPES, make_games
-from .train import PUBLISHED, settings
+from .train import CONTINUED, PUBLISHED, settings
 
 IMAGINED = 64
 """Imagined episodes, of which the one with the highest Q_tot is evaluated."""
@@ -154,8 +155,7 @@ def _policy_around(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[i
 
 def _policy_learning(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
     """Continue learning from the policy, with planning."""
-    fields = {"epsilon_start": 0.1, "epsilon_end": 0.1, "learning_starts": 8, "updates_per_episode": 8}
-    return _few_shot(env, policy, seed, **fields, imagined_episodes=IMAGINED)
+    return _few_shot(env, policy, seed, **CONTINUED)
 
 
 def _few_shot(env: FilterPruneEnv, policy: TeamPolicy, seed: int, **fields: Any) -> dict[int, float]:
@@ -186,14 +186,17 @@ def _random(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, flo
     return _best(random_search.search(env, FEW, seed), FEW)
 
 
+def _rule(name: str, env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
+    """Evaluate the plan of a rule without a search."""
+    return {1: env.evaluator.accuracy(RULES[name](env, _target(env)))}
+
+
 METHODS: dict[str, Method] = {
     "policy": _policy,
     "policy_imagined": _policy_imagined,
     "policy_around": _policy_around,
     "policy_learning": _policy_learning,
-    "uniform": lambda env, policy, seed: {1: env.evaluator.accuracy(uniform(env, _target(env)))},
-    "insides": lambda env, policy, seed: {1: env.evaluator.accuracy(insides(env, _target(env)))},
-    "least_change": lambda env, policy, seed: {1: env.evaluator.accuracy(least_change.plan(env))},
+    **{name: partial(_rule, name) for name in RULES},
     "random": _random,
     "cma": _cma,
     "cma_insides": _cma_insides,

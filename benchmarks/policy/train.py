@@ -25,6 +25,14 @@ from .games import LEARNING, make_games
 
 PUBLISHED = Path(__file__).with_name("policy.safetensors")
 """The policy whose results are published: 12,000 episodes with seed 0."""
+CONTINUED: dict[str, Any] = {
+    "epsilon_start": 0.1,
+    "epsilon_end": 0.1,
+    "learning_starts": 8,
+    "updates_per_episode": 8,
+    "imagined_episodes": 64,
+}
+"""Settings of an agent that continues to learn from a policy on another network."""
 PARALLEL = 8
 """Episodes that are played together, so that the agent network computes all their actions in one pass."""
 

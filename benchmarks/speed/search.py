@@ -30,7 +30,7 @@ from ..compare.methods import qmix
 
 PARTS = {"evaluating": (LiveEvaluator, "accuracy"), "learning": (Learner, "update"), "imagining": (Planner, "plan")}
 """Part -> the method whose calls take its time."""
-SEARCHES: dict[str, dict[str, Any]] = {"no planning": {}, "planning": {"imagined_episodes": 64, "epsilon_end": 1.0}}
+SEARCHES: dict[str, dict[str, Any]] = {"no planning": {}, "planning": qmix.PLANNING}
 """Settings of each search."""
 
 

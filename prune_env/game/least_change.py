@@ -59,7 +59,7 @@ class LeastChange:
         step = np.maximum(1, full // PARTS // multiple) * multiple
         plan, path = full.copy(), [full]
         while (plan > fewest).any():
-            smaller = np.maximum(-(-(plan - step) // multiple) * multiple, fewest)
+            smaller = np.maximum(self._rules.limits.rounded_up(plan - step), fewest)
             saved = self._rules.macs(plan) - self._rules.macs(plan + np.diag(smaller - plan))  # [G]
             change = np.array(
                 [

@@ -25,8 +25,6 @@ class RoundState:
 
     budget: Budget
     """The budget of this episode."""
-    number: int
-    """Rounds that have been played."""
     rounds: Rounds
     """Rounds that are left, and rounds of an episode."""
     plan: Plan
@@ -36,6 +34,11 @@ class RoundState:
     params_ratio: float
     masks: np.ndarray  # int8 [G, A]
     observations: np.ndarray  # float32 [G, F]
+
+    @property
+    def number(self) -> int:
+        """Rounds that have been played."""
+        return self.rounds.per_episode - self.rounds.left
 
 
 class Transitions:
@@ -89,4 +92,4 @@ class Transitions:
         rounds = Rounds(self._count - number, self._count)
         observations = self._observer.observe(budget, plan, rates, rounds)
         masks = budget.action_masks(plan)
-        return RoundState(budget, number, rounds, plan, rates, *self.cost_ratios(plan), masks, observations)
+        return RoundState(budget, rounds, plan, rates, *self.cost_ratios(plan), masks, observations)

@@ -17,6 +17,8 @@ from .counted import PROPOSALS, Counted
 from .result import SearchResult
 
 SETTINGS: dict[str, Any] = {"recurrent": False, "updates_per_episode": 8, "standardise_returns": True}
+PLANNING: dict[str, Any] = {"imagined_episodes": 64, "epsilon_end": 1.0}
+"""Further settings of a search that plans; it acts by the imagined episodes, so epsilon does not fall."""
 
 
 def search(env: FilterPruneEnv, max_plans: int, seed: int, mixer: Mixer = "qmix") -> SearchResult:
