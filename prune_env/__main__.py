@@ -34,6 +34,7 @@ from .deploy import export
 from .deploy.import_network import check_spec, import_network, working_folder
 from .deploy.record import IMAGE_LIMIT, read_record
 from .deploy.saved import load_pruned
+from .game.arguments import NetworkName
 from .networks.registry import create, image_size, list_networks
 from .pruning import Cost, inspect
 from .pruning.limits import LimitsConfig
@@ -52,9 +53,7 @@ class Inspect(LimitsConfig):
     are only pruned if it is at most 1e-4. The exit status is 1 if nothing can be pruned.
     """
 
-    network: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NETWORK")] = field(kw_only=True)
-    """A registered network (small_cnn, resnet20, ...); FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, which makes one
-    without arguments or is one; torchvision:NAME or timm:NAME."""
+    network: NetworkName = field(kw_only=True)
     shape: Annotated[tuple[int, int, int] | None, tyro.conf.arg(metavar="C H W")] = None
     """Shape of one image; 3 32 32 by default, and 3 8 8 for small_cnn."""
     proof: bool = True

@@ -10,7 +10,7 @@ import tyro
 
 from ..common.command import one_line_errors
 from ..common.settings import Settings
-from ..game.arguments import ProblemArgs
+from ..game.arguments import NetworkName, ProblemArgs
 from .run import INTERRUPTED, SUMMARY, RunConfig, only_search, prune
 
 
@@ -18,9 +18,7 @@ from .run import INTERRUPTED, SUMMARY, RunConfig, only_search, prune
 class NetworkArgs(ProblemArgs):
     """The same as `ProblemArgs`, with the network as a positional argument."""
 
-    network: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NETWORK")] = field(kw_only=True)
-    """A registered network (small_cnn, resnet20, ...); FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, which makes one
-    without arguments or is one; torchvision:NAME or timm:NAME."""
+    network: NetworkName = field(kw_only=True)
 
 
 @dataclass(frozen=True)

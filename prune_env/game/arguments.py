@@ -26,6 +26,8 @@ NETWORK_HELP = (
     f"Registered network ({', '.join(list_networks())}); FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, which makes one "
     "without arguments or is one; torchvision:NAME or timm:NAME."
 )
+NetworkName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NETWORK", help=NETWORK_HELP)]
+"""The network as a positional argument of a command."""
 
 
 @dataclass(frozen=True)
