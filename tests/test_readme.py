@@ -16,7 +16,7 @@ from torch import nn
 
 from prune_env import EnvConfig, FilterPruneEnv, PruningProblem, save_pruned
 from prune_env.data import DataSplits
-from prune_env.game.observation import GLOBAL
+from prune_env.game.observation import global_names
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -66,7 +66,7 @@ def test_game_page_lists_every_observation_and_info(trained: nn.Module, digits: 
         *(f"{name}<rate>" for name in per_rate),
     ]
     state = _first_column(_section("State"))
-    assert state == ["<agent>.<entry>", *GLOBAL]
+    assert state == ["<agent>.<entry>", *global_names("macs")]
     _, infos = env.reset()
     assert _first_column(_section("Infos")) == list(infos[env.agents[0]])
 

@@ -163,7 +163,7 @@ class TestLayerByLayer:
         self, shared: FilterPruneEnv, wanted: list[float], target: float, round_to: int
     ) -> None:
         """With the bound the target is met if later groups keep their minimum; with one step more it is not."""
-        budget = replace(shared.budget, target_macs=target, limits=replace(shared.budget.limits, round_to=round_to))
+        budget = replace(shared.budget, target=target, limits=replace(shared.budget.limits, round_to=round_to))
         least = [budget.kept(group, 0.0) for group in range(GROUPS)]
         plan = list(budget.full_plan)
         for group, ratio in enumerate(wanted):
@@ -178,7 +178,7 @@ class TestLayerByLayer:
         assert shared.cost_ratios(tuple(plan))[0] <= target
 
     def test_an_action_keeps_its_fraction_up_to_the_bound(self, make_env: EnvMaker) -> None:
-        env = LayerByLayer(make_env())
+        env = LayerByLayer(make_env(round_to=1))
         _, start = env.reset()
         assert start["most_kept"] == 1.0
         _, _, _, _, info = env.step(*keep(0.3))
@@ -195,7 +195,7 @@ class TestLayerByLayer:
         assert observation[-1] == np.float32(bound)
 
     def test_filters_that_are_given_back_are_reported(self, make_env: EnvMaker) -> None:
-        env = LayerByLayer(make_env())
+        env = LayerByLayer(make_env(round_to=1))
         *_, last = play(env, keep(0.1, 0.1, 0.1, 0.1, 0.1))
         assert last[-1]["keep_ratio"] > 0.2
         assert last[-1]["plan"].tolist() == list(env.game.plan)

@@ -48,8 +48,8 @@ def problem_of(args: ProblemArgs, config: EnvConfig) -> Row:
 
 
 def with_defaults(problem: Row) -> Row:
-    """Return the problem of a row. Settings that are newer than the row have their defaults."""
-    return {"tabulated": False} | asdict(EnvConfig()) | problem
+    """Return the problem of a row. Settings newer than the row have their defaults, but no count is rounded."""
+    return {"tabulated": False} | asdict(EnvConfig(round_to=1)) | problem
 
 
 def check_weights(found: Iterable[Row], now: str, weights: Path | None, out: Path) -> None:

@@ -1,6 +1,7 @@
 """Compare search methods on one problem, all by the same rules.
 
-    python -m benchmarks.compare --network resnet20 --data PATH --weights FILE --target-macs 0.5 0.3 --max-plans 300
+    python -m benchmarks.compare --network resnet20 --data PATH --weights FILE --round-to 1 \
+        --target-macs 0.5 0.3 --max-plans 300
 
 Every method may evaluate the same number of distinct plans, all of the same cost. Its best plans are scored on the
 whole reward split and distilled briefly, the best of them is distilled fully, and the test set is read once.

@@ -21,7 +21,7 @@ from prune_env.common.command import check_writable, one_line_errors, require_pa
 from prune_env.common.fingerprints import weights_fingerprint
 from prune_env.common.settings import Count, Settings
 from prune_env.game.arguments import ProblemArgs
-from prune_env.game.budget import TargetMacs
+from prune_env.game.budget import Target
 
 from ..compare import rows
 from ..compare.methods.rules import RULES
@@ -30,7 +30,7 @@ from .methods import METHODS
 
 
 def _game() -> EnvConfig:
-    return EnvConfig(target_macs=(0.3, 0.4, 0.5, 0.6, 0.7), rates=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6))
+    return EnvConfig(target_macs=(0.3, 0.4, 0.5, 0.6, 0.7), rates=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), round_to=1)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Config(Settings):
     """The network and its data."""
     env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=_game)
     """The game and its budgets."""
-    unseen: tuple[TargetMacs, ...] = (0.35, 0.45, 0.55, 0.65)
+    unseen: tuple[Target, ...] = (0.35, 0.45, 0.55, 0.65)
     """Budgets that no method sees during its search."""
     max_plans: Count = 300
     """Evaluations of a search, for all budgets together."""

@@ -88,7 +88,7 @@ def cma_joint(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
 
     Its fitness is the mean accuracy over the budgets, each relative to the accuracy of the uniform plan.
     """
-    games = [env.clone(target_macs=target) for target in env.config.targets]
+    games = [env.clone(target=target) for target in env.config.targets]
     best: list[tuple[float, np.ndarray]] = []
     with Counted(env, max_plans) as counted:
         uniform = [counted.accuracy(game.budget.uniform()) for game in games]
@@ -102,7 +102,7 @@ def cma_joint(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
         start = np.mean([game.budget.uniform() for game in games], 0) / env.problem.full_plan
         evolution.maximise(fitness, start, seed)
     _, keep = max(best, key=lambda pair: pair[0])
-    return Front(_accuracies(counted), lambda target: from_keep_ratios(env.clone(target_macs=target), keep))
+    return Front(_accuracies(counted), lambda target: from_keep_ratios(env.clone(target=target), keep))
 
 
 METHODS: dict[str, Method] = {
@@ -126,7 +126,7 @@ def _each(env: FilterPruneEnv, max_plans: int, search: Callable[[FilterPruneEnv,
     best: dict[float, Plan] = {}
     accuracies: dict[Plan, float] = {}
     for target in targets:
-        entries = search(env.clone(target_macs=target), max_plans // len(targets))
+        entries = search(env.clone(target=target), max_plans // len(targets))
         accuracies |= {entry.plan: entry.accuracy for entry in entries}
         best[target] = max(entries, key=lambda entry: entry.accuracy).plan
 
@@ -144,7 +144,7 @@ def _accuracies(counted: Counted) -> dict[Plan, float]:
 
 def _greedy_plan(agent: QMIX, env: FilterPruneEnv, target: float) -> Plan:
     """Return the plan that the agent's greedy policy ends with."""
-    game = env.clone(target_macs=target).imagine()
+    game = env.clone(target=target).imagine()
     observations, infos = game.reset()
     first = True
     while game.agents:

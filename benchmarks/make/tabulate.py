@@ -23,7 +23,7 @@ from prune_env.common.command import check_writable, one_line_errors
 from prune_env.common.settings import Count, Settings
 from prune_env.data import load
 from prune_env.evaluation.resources import Resources
-from prune_env.game.budget import TargetMacs
+from prune_env.game.budget import Target
 from prune_env.game.tabulated import FILE, FIXED, Table, images_fingerprint
 from prune_env.training.pretrained import pretrained
 
@@ -32,7 +32,7 @@ from prune_env.training.pretrained import pretrained
 class Config(Settings):
     out: Path = FILE
     """File of the table."""
-    targets: tuple[TargetMacs, ...] = (0.5, 0.3, 0.2)
+    targets: tuple[Target, ...] = (0.5, 0.3, 0.2)
     """Fractions of the MACs that may stay."""
     round_to: Count = 4
     """Filter counts are multiples of this number."""
@@ -56,7 +56,7 @@ def main(config: Config) -> None:
     grid = itertools.product(*(range(config.round_to, count + 1, config.round_to) for count in env.problem.full_plan))
     plans = np.array(list(grid))
     macs = env.problem.cost.macs(plans)
-    limits = [env.budgets.of(target).macs_range for target in config.targets]
+    limits = [env.budgets.of(target).cost_range for target in config.targets]
     meets = [(fewest <= macs) & (macs <= most) for fewest, most in limits]
     meets.append((plans < env.problem.full_plan).sum(1) <= 1)
     wanted = np.stack(meets)  # [T + 1, P]; a plan belongs to the first target that it meets

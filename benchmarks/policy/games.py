@@ -134,7 +134,7 @@ def make_games(
         cifar10: CIFAR-10 by its name or as an image folder.
         targets: Budgets of every game.
     """
-    config = EnvConfig(target_macs=tuple(targets), rates=RATES, reward_images=REWARD_IMAGES)
+    config = EnvConfig(target_macs=tuple(targets), rates=RATES, reward_images=REWARD_IMAGES, round_to=1)
     data = {name: load_data(name, cifar10) for name in dict.fromkeys(spec.data for spec in specs)}
     for spec in specs:
         splits = data[spec.data]

@@ -25,7 +25,7 @@ from prune_env.common.command import check_writable, one_line_errors, require_pa
 from prune_env.common.fingerprints import weights_fingerprint
 from prune_env.common.settings import Count, Settings
 from prune_env.game.arguments import ProblemArgs
-from prune_env.game.budget import TargetMacs
+from prune_env.game.budget import Target
 from qmix_agent import QMIX, TeamPolicy
 
 from ..compare import rows
@@ -64,7 +64,7 @@ class Config(Settings):
     """Folder of the trained networks of `games.JUDGING`."""
     data_sets: tuple[str, ...] = ("digits", "cifar16")
     """Data sets of `games.JUDGING` to use."""
-    targets: tuple[TargetMacs, ...] = (0.3, 0.5, 0.7)
+    targets: tuple[Target, ...] = (0.3, 0.5, 0.7)
     """Budgets."""
     seeds: Count = 3
     """Runs of each method that has random numbers."""
@@ -96,7 +96,7 @@ def main(config: Config) -> None:
     for name, game in _games(config):
         weights = weights_fingerprint(game.problem.model)
         for target in config.targets:
-            env = game.clone(target_macs=target)
+            env = game.clone(target=target)
             for method in config.methods:
                 for seed in range(config.seeds if method in RANDOM else 1):
                     row = {"network": name, "weights_fingerprint": weights, "target_macs": target}
@@ -135,7 +135,7 @@ def _games(config: Config) -> Iterator[tuple[str, FilterPruneEnv]]:
         yield from make_games(chosen, config.networks, config.data, config.targets)
         return
     args = ProblemArgs(network=config.network, data=config.data, weights=config.weights, cache=config.cache)
-    yield config.network, args.make_env(EnvConfig(target_macs=config.targets, rates=RATES))
+    yield config.network, args.make_env(EnvConfig(target_macs=config.targets, rates=RATES, round_to=1))
 
 
 def _policy(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
@@ -215,8 +215,8 @@ RANDOM = {
 
 
 def _target(env: FilterPruneEnv) -> float:
-    assert env.budget.target_macs is not None
-    return env.budget.target_macs
+    assert env.budget.target is not None
+    return env.budget.target
 
 
 def _best(result: SearchResult, *counts: int) -> dict[int, float]:

@@ -30,7 +30,7 @@ import tyro
 from prune_env.common.command import check_writable, one_line_errors, require_packages
 from prune_env.common.figure_style import add_legend, new_figure, save_figure, style_axes
 from prune_env.common.settings import Count, Settings
-from prune_env.game.budget import TargetMacs
+from prune_env.game.budget import Target
 
 from ..compare.jobs import Job, complete
 from ..compare.statistics import mean_interval
@@ -78,7 +78,7 @@ class Config(Settings):
     """Games to play."""
     seeds: Count = 5
     """Runs with different seeds."""
-    target_macs: TargetMacs = 0.5
+    target_macs: Target = 0.5
     """Fraction of the original MACs that may stay, in digits."""
     pymarl: Path | None = None
     """Folder of a clone of oxwhirl/pymarl."""

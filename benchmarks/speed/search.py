@@ -39,7 +39,7 @@ class Config(Settings):
     problem: Annotated[ProblemArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=ProblemArgs)
     """The network and its data. Without a cache, so that plans are evaluated."""
     env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(
-        default_factory=lambda: EnvConfig(target_macs=0.5, rates=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6))
+        default_factory=lambda: EnvConfig(target_macs=0.5, rates=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), round_to=1)
     )
     """The game."""
     plans: Count = 300

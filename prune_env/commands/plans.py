@@ -14,14 +14,14 @@ PLANS = "plans.json"
 
 def best_plans(env: FilterPruneEnv, count: int) -> list[tuple[float | None, list[Entry]]]:
     """Return every target of the game with its most accurate plans, the best first."""
-    return [(target, env.archive.best(count, target_macs=target)) for target in env.config.targets]
+    return [(target, env.archive.best(count, target=target)) for target in env.config.targets]
 
 
 def save_plans(directory: Path, env: FilterPruneEnv) -> None:
     """Write all plans to plans.json: for every target the best first, with the filters of every layer."""
     content = [
         {
-            "target_macs": target,
+            env.target_name: target,
             "accuracy": entry.accuracy,
             "macs_ratio": entry.macs_ratio,
             "params_ratio": entry.params_ratio,

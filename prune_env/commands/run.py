@@ -21,6 +21,7 @@ from ..common.command import check_writable, require_packages
 from ..common.files import replacing
 from ..common.settings import Count, Positive, Seed, Settings, Whole
 from ..data import DataSplits
+from ..deploy.layer_times import LayerTiming, measure_layer_times
 from ..finalise import Finaliser, Finalist, accuracy, recalibrated
 from ..game.arguments import ProblemArgs
 from ..game.config import EnvConfig
@@ -29,12 +30,15 @@ from ..pruning import Plan
 from ..reporting.plots import plot_front
 from ..reporting.result import Contestant, network_rows, save_result, search_seconds
 from ..reporting.run_folder import check_room, open_folder
-from ..reporting.summary import NetworkRow, summary
+from ..reporting.summary import percent, summary
+from ..scoring.latency_table import LatencyTable
 from ..training.distillation import DistillationConfig
 from .plans import print_plans, save_plans
 
 SUMMARY = "summary.txt"
 """The table of a finished run."""
+LATENCY_TABLE = "latency_table.json"
+"""The latencies of layers that a run has measured."""
 FEW_IMAGES = 100
 """Below so many reward images, one of them is more than a point."""
 INTERRUPTED = "Interrupted. Use the same command with --resume to continue from the last checkpoint."
@@ -69,6 +73,8 @@ class RunConfig(Settings):
     """Episodes played at the same time; as many as there are workers keep all of them busy."""
     env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=EnvConfig)
     """The game: actions, rewards, and how plans are evaluated."""
+    latency: LayerTiming = field(default_factory=LayerTiming)
+    """What `target-latency` counts, if there is no `latency-table`."""
     # The game is deterministic, pays at its end, and returns of good plans differ little.
     qmix: QMIXConfig = field(
         default_factory=lambda: QMIXConfig(checkpoint_every=10, eval_episodes=1, standardise_returns=True)
@@ -79,7 +85,7 @@ class RunConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.env.target_macs is None:
+        if None in self.env.targets:
             raise ValueError("a run compares networks of equal cost: set target-macs, with reward budget or amc")
         if self.env.max_cycles is not None and self.env.max_cycles < self.env.rounds:
             raise ValueError(f"max-cycles must be at least rounds ({self.env.rounds}), or no episode would finish")
@@ -114,7 +120,9 @@ def prune(config: RunConfig) -> None:
     print("\nFinalists: % of all reward images as cut (with sampled statistics) and after the short distillation")
     for one in itertools.chain(*(pruning.finalists for pruning in prunings)):
         print(f"  {100 * one.recalibrated_accuracy:6.2f} {100 * one.distilled_accuracy:6.2f}  {one.plan}")
-    text = _heading(env.problem.data) + "\n\n" + _table(config, rows)
+    text = f"{_heading(env.problem.data)}\n\n{summary(rows)}"
+    if env.config.latency_table is not None:
+        text += "\n" + _predicted(prunings, LatencyTable.load(env.config.latency_table).measured_on)
     with replacing(directory / SUMMARY) as temporary:
         temporary.write_text(f"{text}\n", encoding="utf-8")
     print(f"\n{text}")
@@ -147,11 +155,23 @@ def start(config: RunConfig) -> tuple[FilterPruneEnv, Path]:
     directory = open_folder(config.out, config.name, f"{config.problem.title}-{data.name}", settings, config.resume)
     print(f"Writing to {directory}")
     try:
-        return config.problem.make_env(config.env, data), directory
+        return _make_env(config, data, directory), directory
     except BaseException:
         if not config.resume:  # nothing was found yet, and --resume must not take this for a run
             shutil.rmtree(directory)
         raise
+
+
+def _make_env(config: RunConfig, data: DataSplits, directory: Path) -> FilterPruneEnv:
+    """Make the environment. For a budget of latency without a table, measure one, once."""
+    if config.env.cost != "latency" or config.env.latency_table is not None or config.problem.tabulated:
+        return config.problem.make_env(config.env, data)
+    problem, file = config.problem.make_problem(config.env, data), directory / LATENCY_TABLE
+    if not file.is_file():
+        table = measure_layer_times(problem.model, problem.groups, data.example_input, config.latency)
+        table.save(file)
+        print(f"Measured the latencies of all layers: {table.measured_on}")
+    return FilterPruneEnv(problem, replace(config.env, latency_table=file), resources=config.problem)
 
 
 def search(config: RunConfig, env: FilterPruneEnv, directory: Path) -> list[dict[str, Any]]:
@@ -180,7 +200,7 @@ def _play_least_change_plans(env: FilterPruneEnv) -> None:
 
 def _distilled(config: RunConfig, env: FilterPruneEnv, target: float, directory: Path) -> Pruning:
     """Choose and distil the network of a budget without looking at the test set. The uniform plan is trained alike."""
-    game = env.clone(target_macs=target)
+    game = env.clone(target=target)
     finaliser = Finaliser(
         game,
         config.distillation,
@@ -188,12 +208,14 @@ def _distilled(config: RunConfig, env: FilterPruneEnv, target: float, directory:
         checkpoints=directory / "checkpoint",
         device=config.problem.device,
     )
-    finalists = finaliser.rank([entry.plan for entry in env.archive.best(config.finalists, target_macs=target)])
+    finalists = finaliser.rank([entry.plan for entry in env.archive.best(config.finalists, target=target)])
     plans = {"uniform L1": game.budget.uniform(), "QMIX": finalists[0].plan}
     single = len(env.config.targets) == 1
     suffix = "" if single else f" {100 * target:g} %"
     networks = {name: (plan, finaliser.distil(plan, title=name + suffix)) for name, plan in plans.items()}
-    return Pruning(game, directory if single else directory / f"macs-{target:g}", suffix, finalists, networks)
+    return Pruning(
+        game, directory if single else directory / f"{env.config.cost}-{target:g}", suffix, finalists, networks
+    )
 
 
 def _tested(config: RunConfig, prunings: list[Pruning], episodes: list[dict[str, Any]]) -> list[Contestant]:
@@ -211,19 +233,18 @@ def _tested(config: RunConfig, prunings: list[Pruning], episodes: list[dict[str,
         three = [contestants[0], *contestants[-2:]]
         base = config.problem.base or problem.model
         save_result(pruning.folder, pruning.env, three, episodes, config.env.targets, base=base)
-    if config.env.round_to != 1:  # for latencies: the same budgets without rounding, without distillation
-        for pruning in prunings:
-            budget = pruning.env.budget
-            plan = replace(budget, limits=replace(budget.limits, round_to=1)).uniform()
-            contestants.append(Contestant(f"L1, unrounded{pruning.suffix}", recalibrated(pruning.env, plan), plan))
     return contestants
+
+
+def _predicted(prunings: list[Pruning], measured_on: str) -> str:
+    """Return a line with the latencies that the table predicts, to compare with the measured ones."""
+    shares = [
+        f"{name}{pruning.suffix} {percent(pruning.env.budget.ratio(plan), 1)}"
+        for pruning in prunings
+        for name, (plan, _) in pruning.networks.items()
+    ]
+    return f"Predicted latency, share of the original ({measured_on or 'latency table'}): {', '.join(shares)}"
 
 
 def _heading(data: DataSplits) -> str:
     return f"Test accuracy on {data.name}, {len(data.test)} images: one image is {100 / len(data.test):.2f} points"
-
-
-def _table(config: RunConfig, rows: list[NetworkRow]) -> str:
-    if config.env.round_to == 1:
-        return summary(rows)
-    return f"{summary(rows)}\nL1, unrounded: the uniform plan of the same budget with round-to 1, to compare latencies"

@@ -16,6 +16,7 @@ from ..data.normalisation import Name, check_pair
 from ..deploy.model_library import library_of
 from ..evaluation.resources import Resources
 from ..networks import list_networks
+from ..pruning.problem import PruningProblem
 from ..training.pretrained import check_names, pretrained, with_network_normalisation
 from .config import EnvConfig
 from .env import FilterPruneEnv
@@ -121,9 +122,13 @@ class ProblemArgs(Resources):
             defaults = asdict(EnvConfig())
             changed = {name: value for name, value in asdict(config).items() if value != defaults[name]}
             return make_tabulated_env(**changed)
+        return FilterPruneEnv(self.make_problem(config, data), config, resources=self)
+
+    def make_problem(self, config: EnvConfig, data: DataSplits | None = None) -> PruningProblem:
+        """Make the problem of an environment with these settings; see `make_env`."""
         check_rules(config, None, None)  # before a network is trained
         data = data or self.load_data()
-        return FilterPruneEnv.from_model(self.load_model(data), data, config, resources=self)
+        return PruningProblem.create(self.load_model(data), data, config)
 
 
 def _names(file: Path) -> list[str]:

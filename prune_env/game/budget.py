@@ -1,9 +1,10 @@
-"""What a pruning rate does to a plan, which rates are legal, and how a plan is projected onto the MACs budget.
+"""What a pruning rate does to a plan, which rates are legal, and how a plan is projected onto the budget.
 
 A plan is a tuple of G integers: the filters kept in each pruning group. Letters: G groups, A rates, M moves.
 
-Every finished episode costs the same: at most `target_macs` of the original MACs, and at most one percentage point
-less. `Budget.project` ensures this by four rules, in this order:
+A budget limits one cost: MACs, parameters or latency. Every finished episode costs the same: at most the target, a
+fraction of the original network's cost, and at most one percentage point less. `Budget.project` ensures this by four
+rules, in this order:
 
 1. Overshoot. If a plan lies below the target, the round's removals are scaled by the smallest factor s in [0, 1] that
    still reaches the target.
@@ -29,23 +30,17 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import combinations, pairwise
 from math import ceil, floor
-from typing import Annotated, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common.settings import Count, Range, Settings
 from ..pruning.limits import ROUNDING, IntArray, Limits
+from .costs import UNITS, CostFunction, CostName
 
-TargetMacs = Annotated[float, Range(0, 1, above=True)]
-"""Fraction of the original MACs that may stay."""
-
-
-@runtime_checkable
-class MacsFunction(Protocol):
-    """Return the MACs of each plan in an integer array [..., G], as int64 [...]. More filters never cost less."""
-
-    def __call__(self, plans: IntArray, /) -> IntArray: ...
+Target = Annotated[float, Range(0, 1, above=True)]
+"""Fraction of the original network's cost that may stay."""
 
 
 def check_rates(rates: Sequence[float]) -> None:
@@ -62,39 +57,41 @@ def check_rates(rates: Sequence[float]) -> None:
         )
 
 
-def macs_range(target_macs: float, full_macs: int) -> tuple[int, int]:
-    """Return the fewest and the most MACs that meet a target: within the tolerance below it, and never above.
+def cost_range(target: float, full_cost: int) -> tuple[int, int]:
+    """Return the lowest and the highest cost that meet a target: within the tolerance below it, and never above.
 
     The target counts as the decimal that is written: 0.29 of 100 MACs are 29, although 0.29 * 100 < 29 in binary.
     """
-    target = Fraction(str(float(target_macs)))
-    most = floor(target * full_macs)
-    most += (most + 1) / full_macs <= target_macs  # 1/3 is no finite decimal
-    return ceil((target - Fraction(str(Budget.tolerance))) * full_macs), most
+    exact = Fraction(str(float(target)))
+    most = floor(exact * full_cost)
+    most += (most + 1) / full_cost <= target  # 1/3 is no finite decimal
+    return ceil((exact - Fraction(str(Budget.tolerance))) * full_cost), most
 
 
 @dataclass(frozen=True, eq=False)
 class Budget(Settings):
-    """The rules of pruning rates and of the MACs target for one network. Immutable and deterministic.
+    """The rules of pruning rates and of the target for one network. Immutable and deterministic.
 
     Raises:
         ValueError: A field has a value that is not allowed, or the target is out of reach; the message names the field,
             or the lowest fraction within reach.
     """
 
-    macs: MacsFunction = field(repr=False)
+    cost: CostFunction = field(repr=False)
     """Costs of plans."""
     full_plan: tuple[Count, ...]
     """Filters of the original groups, [G]."""
     rates: tuple[float, ...]
     """Pruning rates, [A]: the fraction of a group's remaining filters that is removed. rates[0] is 0."""
-    target_macs: TargetMacs | None
-    """Fraction of the original MACs that may stay, in (0, 1]; None for no budget."""
+    target: Target | None
+    """Fraction of the original cost that may stay, in (0, 1]; None for no budget."""
     limits: Limits = field(default_factory=Limits)
     """What must stay of each group."""
+    cost_name: CostName = "macs"
+    """What `cost` counts."""
 
     tolerance: ClassVar[float] = 0.01
-    """How far below the target a finished plan may lie, as a fraction of the original MACs."""
+    """How far below the target a finished plan may lie, as a fraction of the original cost."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,34 +100,46 @@ class Budget(Settings):
             raise ValueError("full_plan must have at least one group, got none")
         check_rates(self.rates)
         self.limits.check_groups(len(self.full_plan))
-        if self.target_macs is None:
+        if self.target is None:
             return
-        lowest = int(self.macs(self.fewest))
+        lowest = int(self.cost(self.fewest))
         if lowest > self._most:
-            fraction = ceil(Fraction(10_000 * lowest, self._full_macs)) / 10_000  # rounded up, so that it is in reach
+            fraction = ceil(Fraction(10_000 * lowest, self.full_cost)) / 10_000  # rounded up, so that it is in reach
             raise ValueError(
-                f"target_macs={self.target_macs} is out of reach: with {self.limits} at least {fraction:.4f} of the "
-                "MACs stay. Raise target_macs to that or more, lower min_filters or round_to, raise max_rate, or "
-                "exclude fewer layers"
+                f"{self} is out of reach: with {self.limits} at least {fraction:.4f} of the {self.unit} stay. Raise "
+                f"target_{self.cost_name} to that or more, lower min_filters or round_to, raise max_rate, or exclude "
+                "fewer layers"
             )
 
-    def with_target(self, target_macs: float | None) -> Budget:
+    def __str__(self) -> str:
+        return f"target_{self.cost_name}={self.target}"
+
+    @property
+    def unit(self) -> str:
+        """What `cost` counts, as a word for messages."""
+        return UNITS[self.cost_name]
+
+    def with_target(self, target: float | None) -> Budget:
         """Return the same rules with another target.
 
         Raises:
             ValueError: The target is no fraction in (0, 1], or out of reach.
         """
-        return replace(self, target_macs=target_macs)
+        return replace(self, target=target)
 
     @cached_property
-    def macs_range(self) -> tuple[int, int]:
-        """The fewest and the most MACs of a finished plan; from 0 to those of the original without a budget."""
-        return (0, self._full_macs) if self.target_macs is None else macs_range(self.target_macs, self._full_macs)
+    def cost_range(self) -> tuple[int, int]:
+        """The lowest and the highest cost of a finished plan; from 0 to that of the original without a budget."""
+        return (0, self.full_cost) if self.target is None else cost_range(self.target, self.full_cost)
+
+    def ratio(self, plan: Sequence[int]) -> float:
+        """Return the cost of a plan as a fraction of the original network's."""
+        return int(self.cost(np.asarray(plan, np.int64))) / self.full_cost
 
     def meets(self, plan: Sequence[int]) -> bool:
-        """Return whether a plan's MACs are at most the target, and below it by no more than the tolerance."""
-        fewest, most = self.macs_range
-        return fewest <= int(self.macs(np.asarray(plan, np.int64))) <= most
+        """Return whether a plan's cost is at most the target, and below it by no more than the tolerance."""
+        least, most = self.cost_range
+        return least <= int(self.cost(np.asarray(plan, np.int64))) <= most
 
     def check_finished(self, plan: Sequence[int]) -> None:
         """Check that an episode may end with a plan: it keeps what must stay, and costs at most the target.
@@ -140,30 +149,29 @@ class Budget(Settings):
         """
         if (np.asarray(plan, np.int64) < self.fewest).any():
             raise ValueError(f"plan {tuple(plan)} keeps fewer filters than must stay, {tuple(self.fewest.tolist())}")
-        macs, most = int(self.macs(np.asarray(plan, np.int64))), self.macs_range[1]
-        if macs > most:
+        if int(self.cost(np.asarray(plan, np.int64))) > self._most:
             raise ValueError(
-                f"plan {tuple(plan)} keeps {macs / self._full_macs:.4f} of the MACs, more than target_macs="
-                f"{self.target_macs}; project it with env.budget.project, or raise the target"
+                f"plan {tuple(plan)} keeps {self.ratio(plan):.4f} of the {self.unit}, more than {self}; project it "
+                "with env.budget.project, or raise the target"
             )
 
     def ratios_around_target(self) -> tuple[float, float]:
-        """Return the MACs of the uniform plan and of the cheapest plan above the target that is one step larger.
+        """Return the cost of the uniform plan and of the cheapest plan above the target that is one step larger.
 
         Returns:
-            Two fractions of the original MACs: at most the target, and above it (1 if there is none).
+            Two fractions of the original cost: at most the target, and above it (1 if there is none).
         """
         plan = np.array(self.uniform(), np.int64)
         up = np.minimum(self.limits.rounded_up(plan + 1), self._full) - plan  # [G]
-        larger = self.macs(plan + np.diag(up))
-        above = larger[larger > self._most].min(initial=self._full_macs)
-        return int(self.macs(plan)) / self._full_macs, int(above) / self._full_macs
+        larger = self.cost(plan + np.diag(up))
+        above = larger[larger > self._most].min(initial=self.full_cost)
+        return int(self.cost(plan)) / self.full_cost, int(above) / self.full_cost
 
-    def distance(self, macs_ratio: float) -> float:
+    def distance(self, ratio: float) -> float:
         """Return the part of the way to the target that is left, 1 for the original network; 0 without a budget."""
-        if self.target_macs is None or self.target_macs == 1:
+        if self.target is None or self.target == 1:
             return 0.0
-        return max(0.0, (macs_ratio - self.target_macs) / (1 - self.target_macs))
+        return max(0.0, (ratio - self.target) / (1 - self.target))
 
     def removable(self, plan: Sequence[int]) -> IntArray:
         """Return how many filters each rate removes from each group, at most down to the fewest that may stay: [G, A].
@@ -183,11 +191,11 @@ class Budget(Settings):
         now = np.asarray(plan, np.int64)
         kept = self._kept_by_rate(plan)  # [G, A]
         legal = (kept < now[:, None]) & (kept >= self.fewest[:, None])
-        if self.target_macs is not None:
+        if self.target is not None:
             groups, rates = np.nonzero(legal)
             alone = np.repeat(now[None], len(groups), 0)  # [legal pairs, G]
             alone[np.arange(len(groups)), groups] = kept[groups, rates]
-            legal[groups, rates] = self.macs(alone) >= self._most
+            legal[groups, rates] = self.cost(alone) >= self._most
         legal[:, 0] = True
         return legal.astype(np.int8)
 
@@ -246,14 +254,14 @@ class Budget(Settings):
                 f"wanted must lie between the fewest filters {tuple(self.fewest.tolist())} and previous "
                 f"{tuple(before.tolist())} in every group, got {tuple(after.tolist())}; filters never come back"
             )
-        macs = int(self.macs(after))
-        if self.target_macs is None or macs == self._most or (macs > self._most and not last):
+        cost = int(self.cost(after))
+        if self.target is None or cost == self._most or (cost > self._most and not last):
             return tuple(after.tolist())
-        if macs < self._most:
+        if cost < self._most:
             return self._fit(before, before - after, before, before)
         start, removals, most = self._full, self._full - after, after
         scaled = self._scale(start, removals, most)
-        if int(self.macs(scaled)) > self._most:
+        if int(self.cost(scaled)) > self._most:
             start, removals, most = scaled, scaled, scaled
         return self._fit(start, removals, most, before)
 
@@ -272,29 +280,29 @@ class Budget(Settings):
             ValueError: The groups before this one keep so much that the target is out of reach.
         """
         full, fewest = self.full_plan[group], int(self.fewest[group])
-        if self.target_macs is None:
+        if self.target is None:
             return full
         counts = np.append(np.arange(fewest, full, self.multiples[group]), full)  # [K]
         plans = np.repeat(np.asarray(plan, np.int64)[None], len(counts), 0)  # [K, G]
         plans[:, group], plans[:, group + 1 :] = counts, self.fewest[group + 1 :]
-        fits = self.macs(plans) <= self._most
+        fits = self.cost(plans) <= self._most
         if not fits.any():
             raise ValueError(f"with {tuple(plan[:group])} in the groups before {group} the target is out of reach")
         return int(counts[fits].max())
 
-    def uniform(self, target_macs: float | None = None) -> tuple[int, ...]:
+    def uniform(self, target: float | None = None) -> tuple[int, ...]:
         """Return the baseline plan: every group loses the same fraction, the smallest that meets the target.
 
         Args:
-            target_macs: Another target than the budget's own.
+            target: Another target than the budget's own.
 
         Raises:
             ValueError: There is no target, or it is out of reach.
         """
-        if target_macs is not None and target_macs != self.target_macs:
-            return self.with_target(target_macs).uniform()
-        if self.target_macs is None:
-            raise ValueError("a uniform plan needs a target_macs; this budget has none, so pass one in (0, 1]")
+        if target is not None and target != self.target:
+            return self.with_target(target).uniform()
+        if self.target is None:
+            raise ValueError("a uniform plan needs a target; this budget has none, so pass one in (0, 1]")
         return self._fit(self._full, self._full, self._full, self._full)
 
     @cached_property
@@ -302,8 +310,8 @@ class Budget(Settings):
         return np.array(self.full_plan, np.int64)
 
     @cached_property
-    def _full_macs(self) -> int:
-        return int(self.macs(self._full))
+    def full_cost(self) -> int:
+        return int(self.cost(self._full))
 
     @cached_property
     def fewest(self) -> IntArray:
@@ -317,11 +325,11 @@ class Budget(Settings):
 
     @property
     def _enough(self) -> int:
-        return self.macs_range[0]
+        return self.cost_range[0]
 
     @property
     def _most(self) -> int:
-        return self.macs_range[1]
+        return self.cost_range[1]
 
     def _kept_by_rate(self, plan: Sequence[int]) -> IntArray:
         """Return how many filters each rate keeps if the fewest that may stay are ignored: [G, A]."""
@@ -350,14 +358,14 @@ class Budget(Settings):
             kept = self.limits.rounded_up(start - np.floor(factor * removals + ROUNDING).astype(np.int64))
             return np.minimum(np.maximum(kept, self.fewest), most)
 
-        found = bisect_left(factors, True, key=lambda factor: bool(self.macs(scaled(factor)) <= self._most))
+        found = bisect_left(factors, True, key=lambda factor: bool(self.cost(scaled(factor)) <= self._most))
         return scaled(factors[min(found, len(factors) - 1)])
 
     def _give_back(self, plan: IntArray, start: IntArray, removals: IntArray, most: IntArray) -> IntArray:
         """Add single steps while one fits, each to the group that has lost the largest part of its removals."""
         while True:
             up = np.minimum(self.limits.rounded_up(plan + 1), most) - plan  # [G]
-            fits = (up > 0) & (self.macs(plan + np.diag(up)) <= self._most)
+            fits = (up > 0) & (self.cost(plan + np.diag(up)) <= self._most)
             if not fits.any():
                 return plan
             lost = np.where(fits, (start - plan) / np.maximum(removals, 1), -np.inf)
@@ -367,7 +375,7 @@ class Budget(Settings):
     def _exchange(self, plan: IntArray, ceiling: IntArray) -> IntArray:
         """Exchange filters between groups, by as few steps as possible, until the plan is within the tolerance."""
         for reach in (1, 2, 4, 8, 16):
-            if self.macs(plan) >= self._enough:
+            if self.cost(plan) >= self._enough:
                 break
             plan = self._exchange_pairs(plan, ceiling, reach)
             plan = self._exchange_with_all(plan, ceiling, reach)
@@ -375,33 +383,33 @@ class Budget(Settings):
 
     def _exchange_pairs(self, plan: IntArray, ceiling: IntArray, reach: int) -> IntArray:
         """Climb by the best change of two groups at a time. Small networks need such combinations."""
-        macs = int(self.macs(plan))
+        highest_cost = int(self.cost(plan))
         lowest, highest = self.limits.steps(self.fewest), self.limits.steps(ceiling)
         moves = np.stack(np.meshgrid(*2 * [np.arange(-reach, reach + 1)]), -1).reshape(-1, 2)  # [M, 2]
         improved = True
-        while improved and macs < self._enough:
+        while improved and highest_cost < self._enough:
             improved, centre = False, self.limits.steps(plan)
             for pair in combinations(range(len(plan)), 2):
                 steps = np.repeat(centre[None], len(moves), 0)  # [M, G]
                 steps[:, pair] += moves
                 plans = np.minimum(np.clip(steps, lowest, highest) * self.multiples, ceiling)
-                costs = self.macs(plans)
+                costs = self.cost(plans)
                 best = int(np.argmax(np.where(costs <= self._most, costs, -1)))
-                if macs < costs[best] <= self._most:
-                    plan, macs, improved = plans[best], int(costs[best]), True
+                if highest_cost < costs[best] <= self._most:
+                    plan, highest_cost, improved = plans[best], int(costs[best]), True
         return plan
 
     def _exchange_with_all(self, plan: IntArray, ceiling: IntArray, reach: int) -> IntArray:
         """Add steps to one group and remove the same fraction from all others. Groups that span many layers need
         this."""
-        macs = int(self.macs(plan))
+        highest_cost = int(self.cost(plan))
         for group in range(len(plan)):
-            if macs >= self._enough:
+            if highest_cost >= self._enough:
                 break
             start, others = plan.copy(), plan.copy()
             start[group] = min((self.limits.steps(plan)[group] + reach) * self.multiples[group], ceiling[group])
             others[group] = 0
             candidate = self._give_back(self._scale(start, others, start), start, others, start)
-            if macs < (cost := int(self.macs(candidate))) <= self._most:
-                plan, macs = candidate, cost
+            if highest_cost < (cost := int(self.cost(candidate))) <= self._most:
+                plan, highest_cost = candidate, cost
         return plan

@@ -31,6 +31,7 @@ from . import exchange, render, saved_state, validation
 from .archive import Archive
 from .budget import Budget
 from .config import EnvConfig, completed
+from .costs import cost_function
 from .episode import Episode
 from .evaluators import ImaginedEvaluator, live_evaluator
 from .exchange import reset_options
@@ -98,17 +99,18 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             validation.check_evaluator(config, problem, evaluator, resources)
         self.problem, self.config, self.render_mode = problem, config, render_mode
         self.max_cycles = config.max_cycles or config.rounds
-        rules = Budget(problem.cost.macs, problem.full_plan, config.rates, None, config.limits(problem.groups))
+        cost, limits = cost_function(config.cost, problem, config.latency_table), config.limits(problem.groups)
+        rules = Budget(cost, problem.full_plan, config.rates, None, limits, config.cost)
         self.budgets = Budgets(rules, config.targets)
         """The budgets of the episodes; `budgets.of(0.4)` is any other."""
         for budget in self.budgets:
             validation.warn_coarse(budget)
         self.evaluator: Evaluator = live_evaluator(problem, config, resources) if evaluator is None else evaluator
-        self.archive = Archive()
+        self.archive = Archive(config.cost)
         """Every finished plan with its accuracy, over all episodes."""
         self.least_change = LeastChange(rules, problem.output_changes)
         """`least_change.plan(0.4)` is the plan that changes the network's outputs least, to first order."""
-        self.observer = Observer(problem, config.rates, self.least_change)
+        self.observer = Observer(problem, rules, self.least_change)
         self.reward_function = reward or REWARDS[config.reward]
         """Pays for every move."""
         self._transitions = Transitions(problem.cost, problem.full_plan, self.observer, config.rounds)
@@ -175,6 +177,11 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         return self._episode.state
 
     @property
+    def target_name(self) -> str:
+        """The option of `reset` that sets the target of an episode: target_macs, target_params or target_latency."""
+        return f"target_{self.config.cost}"
+
+    @property
     def budget(self) -> Budget:
         """The budget of the current episode; before the first one, that of the first target."""
         return self.round_state.budget
@@ -201,15 +208,15 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
 
         Args:
             seed: Seed of `np_random`, which shuffles the targets if the game has several.
-            options: `{"target_macs": 0.4}` sets the target of this episode. Otherwise it is one of the game's targets;
-                all of them get equally many episodes.
+            options: `{"target_macs": 0.4}` sets the target of this episode; `target_name` is the name for budgets of
+                other costs. Otherwise it is one of the game's targets; all get equally many episodes.
 
         Raises:
             ValueError: The target is no fraction in (0, 1] or out of reach, or the game has no budget.
         """
         if seed is not None:
             self.np_random, self.np_random_seed = seeding.np_random(checked("seed", seed, Seed))
-        target = reset_options(options, "target_macs").get("target_macs")
+        target = reset_options(options, self.target_name).get(self.target_name)
         self._start(self.budgets.deal(self.np_random) if target is None else self.budgets.of(target))
         self.agents = list(self.possible_agents)
         return self._observe()
@@ -279,14 +286,14 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self.agents = agents
         return result
 
-    def play(self, plan: Plan, target_macs: float | None = None) -> float:
+    def play(self, plan: Plan, target: float | None = None) -> float:
         """Play an episode of one move that ends with a given plan: it is evaluated, paid for and archived.
 
         A search can start from a plan that is known to be good, such as `least_change.plan(0.5)`.
 
         Args:
             plan: Filters kept in each group, in the order of the agents.
-            target_macs: The budget of the episode; None for the current one.
+            target: The target of the episode; None for the current one.
 
         Returns:
             The reward.
@@ -295,7 +302,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             ValueError: The plan is not one of this network, breaks a limit, or exceeds the budget.
         """
         check_plan(self.groups, plan)
-        budget = self.budget if target_macs is None else self.budgets.of(target_macs)
+        budget = self.budget if target is None else self.budgets.of(target)
         budget.check_finished(plan)
         self._start(budget)
         self.agents = []
@@ -313,6 +320,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             "accuracy": float(self._episode.accuracy),
             "macs_ratio": float(now.macs_ratio),
             "params_ratio": float(now.params_ratio),
+            f"{self.config.cost}_ratio": float(now.cost_ratio),
         }
 
     def pruned_model(self) -> nn.Module:
@@ -339,22 +347,22 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         shares = self.observer.macs_shares(self.plan).tolist()
         return render.draw(self.render_mode, self.groups, self.round_state, shares, self._episode.accuracy)
 
-    def clone(self, evaluator: Evaluator | None = None, target_macs: float | None = None) -> FilterPruneEnv:
+    def clone(self, evaluator: Evaluator | None = None, target: float | None = None) -> FilterPruneEnv:
         """Return another environment of the same game, to play an episode at the same time.
 
         Problem, evaluator and archive are shared, and so is the deck of targets.
 
         Args:
             evaluator: An evaluator that the clone uses instead, for instance one that counts.
-            target_macs: The only target of the clone's episodes; None for those of this environment.
+            target: The only target of the clone's episodes; None for those of this environment.
         """
         other = copy.copy(self)
         if evaluator is not None:
             validation.check_evaluator(self.config, self.problem, evaluator)
             other.evaluator = evaluator
-        if target_macs is not None:
-            other.budgets = self.budgets.only(target_macs)
-            other.config = dataclasses.replace(self.config, target_macs=target_macs)
+        if target is not None:
+            other.budgets = self.budgets.only(target)
+            other.config = self.config.with_targets(target)
             other.__dict__.pop("fingerprint", None)  # cached, and the settings belong to it
         other.observation_spaces, other.action_spaces = exchange.agent_spaces(self.groups, self.observer)
         other.np_random, other.np_random_seed = seeding.np_random()
@@ -375,12 +383,12 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     @property
     def episode_options(self) -> dict[str, Any]:
         """The options with which `reset` repeats the current episode."""
-        return {} if self.budget.target_macs is None else {"target_macs": self.budget.target_macs}
+        return {} if self.budget.target is None else {self.target_name: self.budget.target}
 
     @property
     def all_episode_options(self) -> list[dict[str, Any]]:
         """The options of every kind of episode, one for each target; evaluations that use them move no deck."""
-        return [{} if target is None else {"target_macs": target} for target in self.config.targets]
+        return [{} if target is None else {self.target_name: target} for target in self.config.targets]
 
     @property
     def known(self) -> bool:

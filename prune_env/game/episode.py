@@ -77,7 +77,8 @@ class Episode:
         self._return += result.reward
         ended = last or result.ended
         if ended:
-            entry = Entry(state.plan, self.accuracy, state.macs_ratio, state.params_ratio, self._return)
+            latency_ratio = state.cost_ratio if state.budget.cost_name == "latency" else None
+            entry = Entry(state.plan, self.accuracy, state.macs_ratio, state.params_ratio, self._return, latency_ratio)
             if self._archive.add(entry):
                 validation.warn_missed(state.budget, state.plan)
         return result.reward, ended

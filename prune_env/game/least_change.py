@@ -1,6 +1,6 @@
-"""Greedy plans: remove the filters that change the network's outputs least for the MACs that they save.
+"""Greedy plans: remove the filters that change the network's outputs least for the cost that they save.
 
-A plan needs no accuracy: it follows from MACs and from `output_changes` alone. Letters: G groups, C filters.
+A plan needs no accuracy: it follows from costs and from `output_changes` alone. Letters: G groups, C filters.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class LeastChange:
     """The least-change plan of every budget of one network.
 
     One path leads from the original network to the smallest one. Each step shrinks the group whose outputs change
-    least, divided by the MACs that the step saves; changes of different groups are added up. A budget's plan is the
+    least, divided by the cost that the step saves; changes of different groups are added up. A budget's plan is the
     first on the path that meets its target, projected onto the budget.
 
     Args:
@@ -35,21 +35,21 @@ class LeastChange:
         self._path: list[IntArray] = []
         self._plans: dict[float, Plan] = {}
 
-    def plan(self, target_macs: float) -> Plan:
+    def plan(self, target: float) -> Plan:
         """Return the plan of a target.
 
         Raises:
             ValueError: The target is no fraction in (0, 1], or out of reach.
         """
-        found = self._plans.get(target_macs)
+        found = self._plans.get(target)
         if found is None:
-            budget = self._rules.with_target(target_macs)
+            budget = self._rules.with_target(target)
             self._path = self._path or self._follow()
-            most = budget.macs_range[1]
-            place = bisect_left(self._path, True, key=lambda plan: bool(budget.macs(plan) <= most))
+            most = budget.cost_range[1]
+            place = bisect_left(self._path, True, key=lambda plan: bool(budget.cost(plan) <= most))
             nearest = self._path[min(place, len(self._path) - 1)]
             found = budget.project(budget.full_plan, nearest.tolist(), last=True)
-            self._plans[target_macs] = found
+            self._plans[target] = found
         return found
 
     def _follow(self) -> list[IntArray]:
@@ -60,7 +60,7 @@ class LeastChange:
         plan, path = full.copy(), [full]
         while (plan > fewest).any():
             smaller = np.maximum(self._rules.limits.rounded_up(plan - step), fewest)
-            saved = self._rules.macs(plan) - self._rules.macs(plan + np.diag(smaller - plan))  # [G]
+            saved = self._rules.cost(plan) - self._rules.cost(plan + np.diag(smaller - plan))  # [G]
             change = np.array(
                 [
                     curve[whole - after] - curve[whole - now]

@@ -18,6 +18,7 @@ import torch
 from ..pruning import Plan, channels
 from ..pruning.problem import PruningProblem
 from .budget import Budget
+from .costs import CostName
 from .least_change import LeastChange
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -34,19 +35,28 @@ STATIC = (
     "grouped",
     "agents",
 )
-DYNAMIC = (
-    "kept_ratio",
-    "macs_share_now",
-    "macs_slope",
-    "macs_ratio",
-    "target_macs",
-    "macs_left",
-    "budget_distance",
-    "rounds_left",
-    "last_rate",
-    "proposed_rate",
-)
-GLOBAL = ("macs_ratio", "params_ratio", "target_macs", "budget_distance", "rounds_left")
+
+
+def dynamic_names(cost: CostName) -> tuple[str, ...]:
+    """Return the names of an agent's entries that change, in a game whose budget limits this cost."""
+    return (
+        "kept_ratio",
+        "macs_share_now",
+        "macs_slope",
+        "macs_ratio",
+        f"target_{cost}",
+        f"{cost}_left",
+        "budget_distance",
+        "rounds_left",
+        "last_rate",
+        "proposed_rate",
+        *(() if cost == "macs" else (f"{cost}_ratio", f"{cost}_slope")),
+    )
+
+
+def global_names(cost: CostName) -> tuple[str, ...]:
+    """Return the names of the state's entries that describe the whole network."""
+    return ("macs_ratio", "params_ratio", f"target_{cost}", "budget_distance", "rounds_left")
 
 
 CHANGES = (-4, 1)
@@ -65,11 +75,15 @@ class Rounds(NamedTuple):
 class Observer:
     """Turns (budget, plan, last rates, rounds left) into arrays. Constant entries are computed once.
 
+    In a game whose budget does not limit MACs, entries with the name of its cost stand for those of MACs.
     `feature_map` measures the output of a group's first layer, but the input of a transposed convolution.
     """
 
-    def __init__(self, problem: PruningProblem, rates: Sequence[float], least_change: LeastChange) -> None:
-        groups, cost, self.rates = problem.groups, problem.cost, tuple(rates)
+    def __init__(self, problem: PruningProblem, rules: Budget, least_change: LeastChange) -> None:
+        groups, cost, self.rates = problem.groups, problem.cost, rules.rates
+        self._dynamic = dynamic_names(rules.cost_name)
+        self.totals = global_names(rules.cost_name)
+        """Names of the state's entries that describe the whole network; they are its last ones."""
         self._cost, self._least_change = cost, least_change
         self._full = np.array([group.filters for group in groups])
         self._full_macs, self._full_params = cost.macs(tuple(self._full)), cost.params(tuple(self._full))
@@ -85,15 +99,15 @@ class Observer:
         self._importance_starts, self._mass_starts = starts, starts + np.arange(len(groups))[:, None]
         self.names: tuple[str, ...] = (
             *STATIC,
-            *DYNAMIC,
+            *self._dynamic,
             *(f"importance_q{int(100 * quantile)}" for quantile in QUANTILES),
-            *(f"importance_lost_{rate:g}" for rate in rates[1:]),  # rate 0 removes nothing
-            *(f"output_change_{rate:g}" for rate in rates[1:]),
+            *(f"importance_lost_{rate:g}" for rate in self.rates[1:]),  # rate 0 removes nothing
+            *(f"output_change_{rate:g}" for rate in self.rates[1:]),
         )
         """Names of the F entries of every agent's observation."""
         self.state_names: tuple[str, ...] = (
             *(f"{group.name}.{name}" for group in groups for name in self.names),
-            *GLOBAL,
+            *self.totals,
         )
         """Names of the entries of the state vector."""
 
@@ -114,15 +128,17 @@ class Observer:
             "proposed_rate": self._proposed_rates(budget, plan, rounds.left),
             **self._totals(budget, plan, rounds),
         }
-        dynamic = np.empty((len(plan), len(DYNAMIC)))
-        for column, name in enumerate(DYNAMIC):
+        if budget.cost_name != "macs":
+            now[f"{budget.cost_name}_slope"] = self._cost_slopes(budget, plan)
+        dynamic = np.empty((len(plan), len(self._dynamic)))
+        for column, name in enumerate(self._dynamic):
             dynamic[:, column] = now[name]
         return np.concatenate((self._static, dynamic, self._profile(budget, plan)), 1).clip(0, 1).astype(np.float32)
 
     def state(self, budget: Budget, plan: Plan, last_rates: Sequence[float], rounds: Rounds) -> np.ndarray:
         """Return all observations and the network's totals as a new float32 array [S]."""
         totals = self._totals(budget, plan, rounds)
-        values = np.array([totals[name] for name in GLOBAL], np.float32)
+        values = np.array([totals[name] for name in self.totals], np.float32)
         return np.concatenate((self.observe(budget, plan, last_rates, rounds).ravel(), values))
 
     def macs_shares(self, plan: Plan) -> np.ndarray:
@@ -130,23 +146,31 @@ class Observer:
         layer_macs = np.asarray(self._cost.layer_macs(plan), np.float64)  # [L]
         return self._owns @ layer_macs / layer_macs.sum()
 
+    @staticmethod
+    def _cost_slopes(budget: Budget, plan: Plan) -> np.ndarray:
+        """Return n / (2 C) * dC/dn for the filters n of every group and the cost C, like `macs_slope`: [G]."""
+        now = np.asarray(plan, np.int64)
+        step = -(-now // 8)  # one filter alone may be cheaper than the cost function can tell
+        saved = budget.cost(now) - budget.cost(now - np.diag(step))
+        return saved * now / step / (2 * budget.cost(now))
+
     def _proposed_rates(self, budget: Budget, plan: Plan, rounds_left: int) -> np.ndarray:
         """Return the rates that, repeated in every round that is left, lead to the least-change plan, [G]."""
-        if budget.target_macs is None or not rounds_left:
+        if budget.target is None or not rounds_left:
             return np.zeros(len(plan))
-        wanted = np.minimum(self._least_change.plan(budget.target_macs), plan)
+        wanted = np.minimum(self._least_change.plan(budget.target), plan)
         return 1 - (wanted / np.asarray(plan)) ** (1 / rounds_left)
 
     def _totals(self, budget: Budget, plan: Plan, rounds: Rounds) -> dict[str, float]:
         """Return the entries that describe the whole network and the episode."""
-        macs_ratio = self._cost.macs(plan) / self._full_macs
-        target_macs = 1.0 if budget.target_macs is None else budget.target_macs
+        target, ratio, cost = 1.0 if budget.target is None else budget.target, budget.ratio(plan), budget.cost_name
         return {
-            "macs_ratio": macs_ratio,
+            "macs_ratio": self._cost.macs(plan) / self._full_macs,
             "params_ratio": self._cost.params(plan) / self._full_params,
-            "target_macs": target_macs,
-            "macs_left": target_macs / macs_ratio,
-            "budget_distance": budget.distance(macs_ratio),
+            f"{cost}_ratio": ratio,
+            f"target_{cost}": target,
+            f"{cost}_left": target / ratio,
+            "budget_distance": budget.distance(ratio),
             "rounds_left": rounds.left / rounds.per_episode,
         }
 

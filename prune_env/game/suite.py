@@ -20,7 +20,6 @@ from ..pruning import Plan
 from .budget import Budget
 from .env import FilterPruneEnv, StepResult
 from .exchange import reset_options
-from .observation import GLOBAL
 from .reward import REWARDS, RewardInput
 from .targets import Deck
 
@@ -101,15 +100,16 @@ class FilterPruneSuite(ParallelEnv[str, np.ndarray, int]):
         """
         if seed is not None:
             self.np_random, self.np_random_seed = seeding.np_random(checked("seed", seed, Seed))
-        rest = reset_options(options, "game", "target_macs")
+        target_name = self.game.target_name  # equal in all games, as it is the name of an observation
+        rest = reset_options(options, "game", target_name)
         name = rest.pop("game", None)
         if name is None:
             name = self.deck.deal(self.np_random)
         elif name not in list(self.games):
             raise ValueError(f"game {name!r} is unknown; choose one of {', '.join(self.games)}")
         game = self.games[name]
-        if rest.get("target_macs") is None and None not in game.config.targets:
-            rest["target_macs"] = game.budgets.deal(self.np_random).target_macs
+        if rest.get(target_name) is None and None not in game.config.targets:
+            rest[target_name] = game.budgets.deal(self.np_random).target
         result = game.reset(options=rest)
         self.game_name, self.agents = name, list(game.agents)
         return result
@@ -136,7 +136,7 @@ class FilterPruneSuite(ParallelEnv[str, np.ndarray, int]):
 
     def state(self) -> np.ndarray:
         """Return the observations of all agents and the network's totals, float32 [N * F + totals]."""
-        state, totals = self.game.state(), len(GLOBAL)
+        state, totals = self.game.state(), len(self.game.observer.totals)
         padding = np.zeros(len(self.state_names) - len(state), np.float32)
         return np.concatenate((state[:-totals], padding, state[-totals:]))
 
@@ -223,8 +223,8 @@ class FilterPruneSuite(ParallelEnv[str, np.ndarray, int]):
     def _uniform_return(self) -> float:
         """Return what the uniform plan of the current game and budget would have paid."""
         game, budget = self.game, self.game.budget
-        assert budget.target_macs is not None
-        key = self.game_name, budget.target_macs
+        assert budget.target is not None
+        key = self.game_name, budget.target
         if key not in self._uniform_returns:
             plan, original = budget.uniform(), game.evaluator.original_accuracy
             step = RewardInput(
@@ -247,7 +247,7 @@ def _check_games(games: Mapping[str, FilterPruneEnv], relative: bool) -> None:
             if (theirs := getattr(game, attribute)) != (expected := getattr(first, attribute)):
                 raise ValueError(
                     f"games[{name!r}] has the {attribute} {theirs}, but games[{first_name!r}] has {expected}; all "
-                    "games of a suite need equal rates"
+                    "games of a suite need equal rates and budgets of one cost"
                 )
         if relative and (obstacle := _obstacle(game)):
             raise ValueError(
@@ -262,7 +262,7 @@ def _obstacle(game: FilterPruneEnv) -> str | None:
     if config.every_round and game.reward_function is not REWARDS["budget"]:
         return f"every_round={config.every_round} with another reward than 'budget'"
     if None in config.targets:
-        return "no target_macs"
+        return "no budget"
     if config.round_finetune_batches:
         return f"round_finetune_batches={config.round_finetune_batches}"
     if config.max_cycles is not None and config.max_cycles < config.rounds:

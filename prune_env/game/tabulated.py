@@ -97,6 +97,8 @@ class Table:
                     f"{name}={values[name]!r} was not tabulated; the tabulated problem has {name}="
                     f"{self.settings[name]!r}: leave the setting out, or use make_env"
                 )
+        if config.cost != "macs":
+            raise ValueError(f"target_{config.cost} was not tabulated; set target_macs, or use make_env")
         for target in config.targets:
             if target not in self.settings["targets"]:
                 raise ValueError(

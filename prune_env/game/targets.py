@@ -8,21 +8,21 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from ..common.settings import checked
-from .budget import Budget, TargetMacs
+from .budget import Budget, Target
 
 Card = TypeVar("Card")
-Targets = TargetMacs | tuple[TargetMacs, ...] | None
+Targets = Target | tuple[Target, ...] | None
 """One target, several targets, or None for no budget."""
 
 
-def target_tuple(target_macs: Targets) -> tuple[float | None, ...]:
+def target_tuple(targets: Targets) -> tuple[float | None, ...]:
     """Return the distinct targets of a game in the order given; (None,) for a game without a budget."""
-    return tuple(dict.fromkeys(target_macs)) if isinstance(target_macs, tuple) else (target_macs,)
+    return tuple(dict.fromkeys(targets)) if isinstance(targets, tuple) else (targets,)
 
 
-def smallest_target(targets: Sequence[float], macs_ratio: float) -> float | None:
-    """Return the smallest target that a plan with this MACs ratio meets, or None if it meets none."""
-    return min((target for target in targets if macs_ratio <= target), default=None)
+def smallest_target(targets: Sequence[float], ratio: float) -> float | None:
+    """Return the smallest target that a plan with this cost ratio meets, or None if it meets none."""
+    return min((target for target in targets if ratio <= target), default=None)
 
 
 class Deck(Generic[Card]):
@@ -67,21 +67,21 @@ class Budgets:
     def __iter__(self) -> Iterator[Budget]:
         return iter(self._known.values())
 
-    def of(self, target_macs: float) -> Budget:
+    def of(self, target: float) -> Budget:
         """Return the budget of a target, which need not be one of the game's.
 
         Raises:
             ValueError: The target is no fraction in (0, 1] or out of reach, or the game has no budget.
         """
         if None in self._known:
-            raise ValueError(f"target_macs={target_macs} has no effect in a game without a budget; set it in EnvConfig")
-        checked("target_macs", target_macs, TargetMacs)
-        return self._known.get(target_macs) or self._rules.with_target(target_macs)
+            raise ValueError(f"target {target} has no effect in a game without a budget; set target_macs in EnvConfig")
+        checked(f"target_{self._rules.cost_name}", target, Target)
+        return self._known.get(target) or self._rules.with_target(target)
 
     def deal(self, rng: np.random.Generator) -> Budget:
         """Return the budget of the next episode."""
         return self._known[self.deck.deal(rng)]
 
-    def only(self, target_macs: float) -> Budgets:
+    def only(self, target: float) -> Budgets:
         """Return the budgets of a game with this target alone."""
-        return Budgets(self._rules, (self.of(target_macs).target_macs,))
+        return Budgets(self._rules, (self.of(target).target,))

@@ -32,6 +32,8 @@ class RoundState:
     """Fraction of filters that each group lost in the last round."""
     macs_ratio: float
     params_ratio: float
+    cost_ratio: float
+    """Fraction of the original cost that the budget limits."""
     masks: np.ndarray  # int8 [G, A]
     observations: np.ndarray  # float32 [G, F]
 
@@ -52,11 +54,11 @@ class Transitions:
 
     def start(self, budget: Budget) -> RoundState:
         """Return the state of a new episode."""
-        found = self._starts.get(budget.target_macs)
+        found = self._starts.get(budget.target)
         if found is None:
             found = self._state(budget, 0, self._full_plan, (0.0,) * len(self._full_plan))
             if len(self._starts) < MEMORY:
-                self._starts[budget.target_macs] = found
+                self._starts[budget.target] = found
         return found
 
     def after(self, state: RoundState, actions: Sequence[int]) -> RoundState:
@@ -69,7 +71,7 @@ class Transitions:
             actions: One action per group, [G].
         """
         budget = state.budget
-        key = (budget.target_macs, state.plan, tuple(actions), state.number)
+        key = (budget.target, state.plan, tuple(actions), state.number)
         found = self._memory.get(key)
         if found is None:
             if len(self._memory) >= MEMORY:
@@ -92,4 +94,5 @@ class Transitions:
         rounds = Rounds(self._count - number, self._count)
         observations = self._observer.observe(budget, plan, rates, rounds)
         masks = budget.action_masks(plan)
-        return RoundState(budget, rounds, plan, rates, *self.cost_ratios(plan), masks, observations)
+        ratios = *self.cost_ratios(plan), budget.ratio(plan)
+        return RoundState(budget, rounds, plan, rates, *ratios, masks, observations)

@@ -30,7 +30,7 @@ def check_rules(config: EnvConfig, reward: RewardFunction | None, render_mode: s
     """
     if render_mode is not None and render_mode not in render.MODES:
         raise ValueError(f"render_mode {render_mode!r} is unknown; choose one of {', '.join(render.MODES)} or None")
-    if reward is None and config.reward == "budget" and config.target_macs is None:
+    if reward is None and config.reward == "budget" and None in config.targets:
         raise ValueError("reward 'budget' pays for accuracy alone and needs target_macs; set it, or use 'tradeoff'")
 
 
@@ -56,16 +56,16 @@ def check_problem(config: EnvConfig, problem: PruningProblem) -> None:
 
 def warn_coarse(budget: Budget) -> None:
     """Warn if filters are so coarse that no plan was found within the budget's tolerance."""
-    if budget.target_macs is None or budget.meets(budget.uniform()):
+    if budget.target is None or budget.meets(budget.uniform()):
         return
     below, above = (f"{ratio:.4f}" for ratio in budget.ratios_around_target())
     round_to = np.max(budget.limits.round_to)
     smaller = ", or a smaller round_to," if round_to > 1 else ""
     warn(
-        f"target_macs={budget.target_macs} cannot be met within {budget.tolerance} of the MACs: groups of "
+        f"{budget} cannot be met within {budget.tolerance} of the {budget.unit}: groups of "
         f"{min(budget.full_plan)} to {max(budget.full_plan)} filters and round_to={round_to} are too coarse. "
-        f"The plans next to it have {below} and {above} of the MACs, so finished plans lie as far below it; "
-        f"choose target_macs={above}{smaller} if that is too far"
+        f"The plans next to it have {below} and {above} of the {budget.unit}, so finished plans lie as far below it; "
+        f"choose target_{budget.cost_name}={above}{smaller} if that is too far"
     )
 
 
@@ -74,10 +74,10 @@ def warn_missed(budget: Budget, plan: Sequence[int]) -> None:
 
     The text is the same for every plan, so that Python shows it once.
     """
-    if int(budget.macs(np.asarray(plan))) < budget.macs_range[0]:
+    if int(budget.cost(np.asarray(plan))) < budget.cost_range[0]:
         warn(
-            f"a finished plan has over {budget.tolerance} of the MACs less than target_macs={budget.target_macs}: one "
-            "filter of a group, or round_to of them, has more MACs than that. Its macs_ratio is in the infos and in "
+            f"a finished plan has over {budget.tolerance} of the {budget.unit} less than {budget}: one filter of a "
+            f"group, or round_to of them, costs more than that. Its {budget.cost_name}_ratio is in the infos and in "
             "the archive; a smaller round_to comes closer",
         )
 

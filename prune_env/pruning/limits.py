@@ -19,6 +19,14 @@ ROUNDING = 1e-9
 """Far above the rounding error of rate * filters and far below a decimal's step: 0.29 of 100 filters are 29."""
 
 
+def fitting_multiple(filters: int) -> int:
+    """Return the largest of 8, 4, 2 and 1 of which at least four multiples fit into a number of filters.
+
+    Processors compute channels in blocks of such a size, so that other counts are slower than the next larger multiple.
+    """
+    return next(multiple for multiple in (8, 4, 2, 1) if filters >= 4 * multiple or multiple == 1)
+
+
 @dataclass(frozen=True)
 class Limits(Settings):
     """What must stay of each group. Every field is one number for all groups, or one for each, [G].
@@ -81,8 +89,9 @@ class LimitsConfig(Settings):
     """Filters that stay in every group, as one number or by layer pattern."""
     max_rate: Fraction | Mapping[str, Fraction] = 1.0
     """Largest fraction of a group's filters that may be removed in all, as one number or by layer pattern."""
-    round_to: Count | Mapping[str, Count] = 1
-    """Numbers of kept filters are multiples of this, as one number or by layer pattern; 8 suits most hardware."""
+    round_to: Count | Mapping[str, Count] | None = None
+    """Numbers of kept filters are multiples of this, as one number or by layer pattern. By default of 8, or of 4 or 2
+    in groups of fewer than 32 or 16 filters: pruned networks with other counts can be slower than the original."""
 
     def limits(self, groups: Sequence[PruningGroup]) -> Limits:
         """Return the limits of pruning groups.
@@ -96,15 +105,19 @@ class LimitsConfig(Settings):
     def _of_groups(self, name: str, strictest: Callable[[set[Any]], Any], groups: Sequence[PruningGroup]) -> Any:
         """Return the value of a field for each group, or its one number."""
         value, default = getattr(self, name), getattr(LimitsConfig, name)
+        if value is None:
+            return tuple(fitting_multiple(group.filters) for group in groups)
         if not isinstance(value, Mapping):
             return value
         check_patterns(name, value, groups)
         last_first = list(reversed(list(value)))
-        numbers = {
-            layer: default if (pattern := first_match(layer, last_first)) is None else value[pattern]
-            for group in groups
-            for layer in group.layers
-        }
+
+        def number(layer: str, group: PruningGroup) -> Any:
+            if (pattern := first_match(layer, last_first)) is not None:
+                return value[pattern]
+            return fitting_multiple(group.filters) if default is None else default
+
+        numbers = {layer: number(layer, group) for group in groups for layer in group.layers}
         return tuple(strictest({numbers[layer] for layer in group.layers}) for group in groups)
 
 

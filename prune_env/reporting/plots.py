@@ -150,6 +150,7 @@ def plot_tradeoff(
     marked: Mapping[str, tuple[float, float]],
     *,
     budget: float | None = None,
+    cost: str = "MACs",
     title: str = "Every evaluated plan",
 ) -> None:
     """Plot accuracy against MACs of all plans, coloured by the order of evaluation.
@@ -162,7 +163,8 @@ def plot_tradeoff(
         path: The file to write.
         points: MACs ratio and accuracy of every plan, both as fractions, in the order of evaluation.
         marked: MACs ratio and accuracy of the network "original" and optionally of "winner" and "uniform".
-        budget: Target MACs as a fraction of the original network's, or None.
+        budget: Target as a fraction of the original network's cost, or None.
+        cost: What the first number of every point is a ratio of.
         title: Title of the plot.
 
     Raises:
@@ -182,7 +184,7 @@ def plot_tradeoff(
     others = [100 * place[0] for name, place in marked.items() if name != "original"]
     near = _set_macs_range(axes, [*x, *others, *([] if budget is None else [100 * budget])], 100 * original[0])
     if not near:
-        label = f"original: {percent(original[1], 1)} (at {percent(original[0], 0)} of MACs)"
+        label = f"original: {percent(original[1], 1)} (at {percent(original[0], 0)} of {cost})"
         axes.axhline(100 * original[1], color=INK, linewidth=1.2, linestyle="--", label=label)
     _plot_marked(axes, {name: marked[name] for name in MARKERS if name in marked and (near or name != "original")})
     if budget is not None:
@@ -190,7 +192,7 @@ def plot_tradeoff(
         axes.axvline(100 * budget, color=GREY, linewidth=1.4, linestyle=":", zorder=1, label=label)
         # Without a budget, a low accuracy can be due to few MACs, so that the plan belongs in the plot.
         _leave_out_the_lowest(axes, x, y, [100 * place[1] for place in marked.values()], "{:.1f} %")
-    axes.set_xlabel("MACs, % of the original", color=INK)
+    axes.set_xlabel(f"{cost[0].upper()}{cost[1:]}, % of the original", color=INK)
     axes.set_ylabel("Accuracy on reward images, %", color=INK)
     _add_order_bar(figure, axes, dots, count)
     add_title(figure, title)

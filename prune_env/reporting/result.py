@@ -92,9 +92,10 @@ def save_result(
         "search_seconds": search_seconds(episodes),
     }
     saved.save_pruned(folder, winner.network, winner.plan, env.problem, base=base, metrics=metrics)
-    fractions, target = [one for one in targets if one is not None], env.budget.target_macs
-    own = [row for row in episodes if smallest_target(fractions, row["info/macs_ratio"]) == target]
-    entries = [entry for entry in env.archive if smallest_target(fractions, entry.macs_ratio) == target]
+    fractions, target = [one for one in targets if one is not None], env.budget.target
+    ratio = f"info/{env.config.cost}_ratio"
+    own = [row for row in episodes if smallest_target(fractions, row[ratio]) == target]
+    entries = [entry for entry in env.archive if smallest_target(fractions, env.archive.ratio(entry)) == target]
     save_plots(folder, env, own, entries, uniform.plan, winner.plan)
 
 
@@ -125,7 +126,7 @@ def save_plots(
     """
 
     def point(plan: Plan) -> tuple[float, float]:
-        return env.cost_ratios(plan)[0], env.evaluator.accuracy(plan)
+        return env.budget.ratio(plan), env.evaluator.accuracy(plan)
 
     original = env.evaluator.original_accuracy
     best, rows = 0.0, []
@@ -137,9 +138,10 @@ def save_plots(
         plot_learning(folder / "learning.png", rows, references={"uniform L1": point(uniform)[1]})
     plot_tradeoff(
         folder / "tradeoff.png",
-        [(entry.macs_ratio, entry.accuracy) for entry in entries],
+        [(env.archive.ratio(entry), entry.accuracy) for entry in entries],
         {"original": (1.0, original), "winner": point(winner), "uniform": point(uniform)},
-        budget=env.budget.target_macs,
+        budget=env.budget.target,
+        cost=env.budget.unit,
     )
     plot_layers(folder / "layers.png", _layer_rows(env, winner))
 

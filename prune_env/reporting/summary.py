@@ -105,7 +105,7 @@ def summary(rows: Sequence[NetworkRow]) -> str:
         blocks = [columns, deployment]
         notes[1] = "In parentheses: share of the original. Latency: median forward pass; ONNX by onnxruntime."
         if max(onnx[2]) > 1.05 * onnx[2][0]:
-            notes.append("A pruned network is slower: odd filter counts can cause that; --round-to 8 avoids them.")
+            notes.append("A pruned network is slower than the original: MACs are no latency; see --target-latency.")
     names = [row.name for row in rows]
     return "\n\n".join([*(_block(names, block) for block in blocks), "\n".join(notes)])
 

@@ -29,10 +29,12 @@ RUNS_PER_TURN = 4
 
 @dataclass(frozen=True)
 class Latency:
-    """Median wall-clock time of one forward pass, and how it was measured."""
+    """Wall-clock time of one forward pass, and how it was measured."""
 
     median_ms: float
     """Milliseconds."""
+    fastest_ms: float
+    """Milliseconds of the fastest run, which other work on the machine disturbs least."""
     batch_size: int
     """Images per forward pass."""
     runs: int
@@ -121,6 +123,7 @@ def latencies(
     return {
         name: Latency(
             median_ms=1000 * median(times[name]),
+            fastest_ms=1000 * min(times[name]),
             batch_size=batch_size,
             runs=len(times[name]),
             threads=threads,

@@ -25,7 +25,7 @@ def weights(tmp_path: Path) -> Path:
 
 def made(args: ProblemArgs, target: float = 0.5, seed: int = 0, accuracy: float = 0.5, **settings: Any) -> rows.Row:
     """Return a row as `benchmarks.compare` writes it."""
-    problem = rows.problem_of(args, EnvConfig(rates=RATES, **settings))
+    problem = rows.problem_of(args, EnvConfig(rates=RATES, round_to=None if args.tabulated else 1, **settings))
     result = {"search_accuracy": accuracy, "search_seconds": 2.0, "evaluations": 9}
     return {"problem": problem, "target_macs": target, "method": "random", "max_plans": 9, "seed": seed, **result}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import importlib
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,7 @@ SMALL = [
     "--qmix.batch-size=4",
     "--name=run",
 ]
-LIMITS = ["--exclude", "features.0", "--max-rate", "*.14", "0.5", "--min-filters", "*", "8"]
+LIMITS = ["--exclude", "features.0", "--max-rate", "*.14", "0.5", "--min-filters", "*", "8", "--round-to", "1"]
 FEWEST = np.array([8, 8, 8, 64])
 
 
@@ -92,6 +93,24 @@ def test_without_episodes_the_only_plan_of_a_budget_is_that_of_least_change(
         assert json.loads((folder / "pruned.json").read_text())["metrics"]["macs_ratio"] <= target
         assert sorted(file.name for file in folder.glob("*.png")) == ["layers.png", "tradeoff.png"]
     assert "2 plans" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_budget_of_latency_is_measured_once_and_reported(
+    network: str, photos: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    timing = ["--latency.runtime=torch", "--latency.timing.seconds=0", "--latency.timing.threads=1"]
+    arguments = [network, "--weights", "w.pt", *photos, *SMALL, "--target-latency", "0.7", *timing, "--no-prove"]
+    assert main(["search", *arguments, "--episodes=0"]) == 0
+    assert "torch, batch size 1" in capsys.readouterr().out
+    table = Path("runs/run/latency_table.json").read_bytes()
+    assert main(["prune", *arguments, "--episodes=0", "--resume"]) == 0
+    assert Path("runs/run/latency_table.json").read_bytes() == table
+    predicted = re.search(r"Predicted latency.*: uniform L1 ([\d.]+) %, QMIX ([\d.]+) %", capsys.readouterr().out)
+    assert predicted
+    assert all(float(share) <= 70 for share in predicted.groups())
+    entries = json.loads(Path("runs/run/plans.json").read_text())
+    assert [entry["target_latency"] for entry in entries] == [0.7]
 
 
 def test_a_start_that_fails_leaves_no_run(network: str, photos: list[str], capsys: pytest.CaptureFixture[str]) -> None:

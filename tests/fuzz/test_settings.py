@@ -134,8 +134,15 @@ def wrong_values(kind: Any) -> Iterator[Any]:
 
 def complete(kind: type, **values: Any) -> dict[str, Any]:
     """Return arguments for the fields without a default, in which `values` replace the right ones."""
-    right = {"network": "small_cnn", "steps": 3, "full_plan": (8,), "rates": (0.0, 0.5), "target_macs": 0.5}
-    right |= {"macs": lambda plans: plans.sum(-1), "folder": Path("run"), "amc": Path("amc"), "rows": (Path("rows"),)}
+    right = {"network": "small_cnn", "steps": 3, "full_plan": (8,), "rates": (0.0, 0.5), "target": 0.5}
+    right |= {
+        "cost": lambda plans: plans.sum(-1),
+        "layers": {},
+        "inputs": (3,),
+        "outputs": (4,),
+        "milliseconds": ((1.0,),),
+    }
+    right |= {"folder": Path("run"), "amc": Path("amc"), "rows": (Path("rows"),)}
     right |= {"problem": NetworkArgs(network="small_cnn")}
     needed = [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
     return {name: right.get(name) for name in needed} | values

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from layered import BY_HAND, EQUAL_COSTS, RATES, VGG16, Network, chain, networks
 
-from prune_env.game.budget import Budget, macs_range
+from prune_env.game.budget import Budget, cost_range
 from prune_env.pruning.limits import Limits
 
 # The target in MACs, and the distance to it
@@ -27,7 +27,7 @@ targets = st.floats(0.011, 1) | st.integers(2, 100).map(lambda percent: percent 
 @example(0.29, 100)  # 0.29 * 100 < 29 in floats
 @example(1 / 3, 9)  # 1/3 is not a finite decimal
 def test_the_most_macs_meet_the_target_and_one_more_does_not(target: float, full: int) -> None:
-    fewest, most = macs_range(target, full)
+    fewest, most = cost_range(target, full)
     assert most / full <= target < (most + 1) / full
     assert fewest <= most + 1
     assert fewest / full >= target - Budget.tolerance - 1e-12
@@ -35,24 +35,24 @@ def test_the_most_macs_meet_the_target_and_one_more_does_not(target: float, full
 
 
 def test_the_target_counts_as_the_decimal_that_is_written() -> None:
-    assert macs_range(0.29, 100) == (28, 29)
-    assert macs_range(0.3, 10**6) == (290_000, 300_000)
-    assert macs_range(1, 7) == (7, 7)
+    assert cost_range(0.29, 100) == (28, 29)
+    assert cost_range(0.3, 10**6) == (290_000, 300_000)
+    assert cost_range(1, 7) == (7, 7)
 
 
 def test_a_plan_meets_a_budget_within_the_tolerance_below_it_and_never_above() -> None:
     one_mac_a_filter = Network(((1, 0, "1"),), (100,))
     budget = one_mac_a_filter.budget(0.29)
-    assert budget.macs_range == (28, 29)
+    assert budget.cost_range == (28, 29)
     assert [kept for kept in range(1, 101) if budget.meets((kept,))] == [28, 29]
     free = one_mac_a_filter.budget(None)
-    assert free.macs_range == (0, 100)
+    assert free.cost_range == (0, 100)
     assert all(free.meets((kept,)) for kept in range(1, 101))
 
 
 @given(st.floats(0.01, 0.99), st.floats(0, 1))
 def test_the_distance_is_the_part_of_the_way_to_the_target_that_is_left(target: float, ratio: float) -> None:
-    budget = dataclasses.replace(EQUAL_COSTS.budget(None), target_macs=max(target, 0.2))
+    budget = dataclasses.replace(EQUAL_COSTS.budget(None), target=max(target, 0.2))
     distance = budget.distance(ratio)
     assert budget.distance(1.0) == 1
     assert 0 <= distance <= 1
@@ -212,16 +212,16 @@ def test_the_order_of_agents_does_not_matter() -> None:
         ({"rates": (0.0, 0.3, 0.3)}, r"rates .*\(0.0, 0.3, 0.3\)"),
         ({"rates": (0.0, 1.0)}, r"rates .*\(0.0, 1.0\)"),
         ({"rates": (0.0, math.nan)}, "rates .*nan"),
-        ({"target_macs": 0.0}, "target_macs .*0.0"),
-        ({"target_macs": 50}, "target_macs .*50"),
-        ({"target_macs": math.nan}, "target_macs .*nan"),
-        ({"target_macs": "0.5"}, "target_macs .*'0.5'"),
-        ({"target_macs": True}, "target_macs .*True"),
+        ({"target": 0.0}, "target .*0.0"),
+        ({"target": 50}, "target .*50"),
+        ({"target": math.nan}, "target .*nan"),
+        ({"target": "0.5"}, "target .*'0.5'"),
+        ({"target": True}, "target .*True"),
         ({"limits": Limits(min_filters=(1, 2, 3))}, r"min_filters .*\(1, 2, 3\)"),
     ],
 )
 def test_wrong_fields_are_named(changes: dict[str, object], named: str) -> None:
-    fields: dict[str, object] = {"full_plan": (10, 10), "rates": RATES, "target_macs": 0.5, **changes}
+    fields: dict[str, object] = {"full_plan": (10, 10), "rates": RATES, "target": 0.5, **changes}
     with pytest.raises(ValueError, match=named):
         Budget(BY_HAND.macs, **fields)  # type: ignore[arg-type]
 
@@ -249,5 +249,5 @@ def test_apply_needs_one_action_per_group() -> None:
 def test_a_budget_is_immutable_and_pickles() -> None:
     budget = VGG16.budget(0.5)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        budget.target_macs = 0.4  # type: ignore[misc]
+        budget.target = 0.4  # type: ignore[misc]
     assert pickle.loads(pickle.dumps(budget)).uniform() == budget.uniform()

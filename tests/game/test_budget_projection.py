@@ -171,7 +171,7 @@ def test_a_uniform_plan_keeps_the_same_fraction_of_every_group(target: float) ->
 
 
 def test_a_uniform_plan_needs_a_target() -> None:
-    with pytest.raises(ValueError, match="target_macs"):
+    with pytest.raises(ValueError, match="target"):
         VGG16.budget(None).uniform()
 
 

@@ -107,7 +107,7 @@ class TestRules:
         assert all(entry.macs_ratio <= target for entry in env.archive)
 
     def test_a_legal_action_removes_what_its_rate_says(self, make_env: EnvMaker) -> None:
-        env = make_env(target_macs=0.3)
+        env = make_env(target_macs=0.3, round_to=1)
         for index, agent in enumerate(env.possible_agents):
             _, infos = env.reset()
             for action in np.flatnonzero(infos[agent]["action_mask"]):
@@ -361,7 +361,7 @@ class TestSavedState:
     def test_settings_that_the_saving_release_lacked_are_named(self, make_env: EnvMaker) -> None:
         state = make_env().state_dict()
         older = {name: value for name, value in state["settings"].items() if name != "round_to"}
-        with pytest.raises(ValueError, match=r"round_to .*not set .*1"):
+        with pytest.raises(ValueError, match=r"round_to .*not set .*None"):
             make_env().load_state_dict(state | {"problem": "of another release", "settings": older})
 
 
@@ -422,5 +422,5 @@ def test_a_plan_is_played_at_a_given_budget(make_env: EnvMaker) -> None:
     env = make_env(target_macs=(0.3, 0.5))
     plan = env.least_change.plan(0.4)
     env.play(plan, 0.4)
-    assert env.budget.target_macs == 0.4
+    assert env.budget.target == 0.4
     assert plan in env.archive

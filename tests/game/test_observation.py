@@ -74,7 +74,7 @@ def budget(problem: PruningProblem, target: float | None = 0.5) -> Budget:
 
 def observer_of(problem: PruningProblem) -> Observer:
     changes = [np.array(curve) for curve in CHANGES]
-    return Observer(problem, RATES, LeastChange(budget(problem, None), changes))
+    return Observer(problem, budget(problem, None), LeastChange(budget(problem, None), changes))
 
 
 def test_every_entry_has_its_value(problem: PruningProblem) -> None:
@@ -144,6 +144,6 @@ def test_changes_are_shown_on_a_scale_from_a_ten_thousandth_to_ten(
     problem: PruningProblem, change: float, shown: float
 ) -> None:
     curves = [np.array([0, change / 2, change, 2 * change, 4 * change]), np.array([0, 1.0, 2.0])]
-    observer = Observer(problem, RATES, LeastChange(budget(problem, None), curves))
+    observer = Observer(problem, budget(problem, None), LeastChange(budget(problem, None), curves))
     found = observer.observe(budget(problem), (4, 2), (0.0, 0.0), Rounds(2, 2))[0]
     assert found[observer.names.index("output_change_0.5")] == pytest.approx(shown)

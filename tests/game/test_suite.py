@@ -13,7 +13,7 @@ from pettingzoo.test import parallel_api_test
 from torch import nn
 
 from prune_env import DataSplits, FilterPruneEnv, FilterPruneSuite
-from prune_env.game.observation import GLOBAL
+from prune_env.game.observation import global_names
 from qmix_agent import QMIX, QMIXConfig
 
 
@@ -49,7 +49,7 @@ def test_games_and_their_targets_are_played_equally_often(suite: FilterPruneSuit
     played: Counter[Any] = Counter()
     for seed in range(8):
         suite.reset(seed=seed)
-        played[suite.game_name, suite.budget.target_macs] += 1
+        played[suite.game_name, suite.budget.target] += 1
     assert played == {(name, target): 2 for name in ("tiny", "small") for target in (0.4, 0.6)}
 
 
@@ -57,13 +57,13 @@ def test_an_episode_has_the_agents_of_its_game(suite: FilterPruneSuite) -> None:
     for name, game in suite.games.items():
         observations, infos = suite.reset(options={"game": name, "target_macs": 0.5})
         assert suite.agents == list(observations) == list(infos) == game.possible_agents
-        assert suite.budget.target_macs == 0.5
+        assert suite.budget.target == 0.5
     assert set(suite.games["tiny"].possible_agents) < set(suite.possible_agents)
 
 
 def test_the_state_is_padded_with_zeros(suite: FilterPruneSuite) -> None:
     suite.reset(options={"game": "tiny", "target_macs": 0.5})
-    state, own, totals = suite.state(), suite.game.state(), len(GLOBAL)
+    state, own, totals = suite.state(), suite.game.state(), len(global_names("macs"))
     assert suite.state_space.contains(state)
     assert np.array_equal(state[: len(own) - totals], own[:-totals])
     assert np.array_equal(state[-totals:], own[-totals:])
@@ -91,7 +91,7 @@ def test_an_imagined_episode_measures_nothing_and_deals_no_card(suite: FilterPru
     left, imagined = list(suite.deck.left), suite.imagine()
     for _ in range(3):
         imagined.reset(options=suite.episode_options)
-        assert (imagined.game_name, imagined.budget.target_macs) == (suite.game_name, suite.budget.target_macs)
+        assert (imagined.game_name, imagined.budget.target) == (suite.game_name, suite.budget.target)
         while imagined.agents:
             imagined.step(dict.fromkeys(imagined.agents, 1))
     assert suite.deck.left == left
@@ -139,7 +139,7 @@ def test_games_of_other_rates_or_without_a_budget_are_refused(make_env: EnvMaker
     with pytest.raises(ValueError, match=r"'b'.*rate_0\.3"):
         FilterPruneSuite({"a": make_env(rates=(0.0, 0.5)), "b": make_env(rates=(0.0, 0.3))})
     free = make_env(target_macs=None, reward="amc")
-    with pytest.raises(ValueError, match=r"'free'.*target_macs"):
+    with pytest.raises(ValueError, match=r"'free'.*budget"):
         FilterPruneSuite({"free": free})
     FilterPruneSuite({"free": free}, relative=False).reset()
 
@@ -166,7 +166,7 @@ def test_a_plan_of_a_policy_meets_the_budget_and_leaves_the_suite_as_it_is(suite
     decks = [list(suite.deck.left), *(list(game.budgets.deck.left) for game in suite.games.values())]
     for imagined in (1, 5):
         plan = agent.policy().plan(suite, imagined_episodes=imagined)
-        assert suite.game.cost_ratios(plan)[0] <= (suite.budget.target_macs or 0)
+        assert suite.game.cost_ratios(plan)[0] <= (suite.budget.target or 0)
     assert decks == [list(suite.deck.left), *(list(game.budgets.deck.left) for game in suite.games.values())]
     assert not any(len(game.archive) for game in suite.games.values())
 

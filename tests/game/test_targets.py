@@ -55,7 +55,7 @@ def test_an_episode_meets_its_target_and_shows_it(make_env: EnvMaker) -> None:
     met = Counter()
     for seed in range(6):
         record = play(env, seed)
-        target = env.budget.target_macs
+        target = env.budget.target
         assert target is not None
         met[target] += 1
         assert target - Budget.tolerance <= last_info(record)["macs_ratio"] <= target
@@ -70,9 +70,9 @@ def test_options_fix_the_target_of_one_episode(make_env: EnvMaker) -> None:
     dealt = []
     for _ in range(len(SEVERAL)):
         env.reset(options={"target_macs": 0.4})  # not one of the game's
-        assert env.budget.target_macs == 0.4
+        assert env.budget.target == 0.4
         env.reset()
-        dealt.append(env.budget.target_macs)
+        dealt.append(env.budget.target)
     assert sorted(dealt) == sorted(SEVERAL), "fixed targets are not taken from the deck"
 
 
@@ -94,13 +94,13 @@ def test_equal_seeds_give_equal_episodes(make_env: EnvMaker) -> None:
 
 def test_clones_share_the_deck_and_can_have_a_target_of_their_own(make_env: EnvMaker) -> None:
     env = make_env(target_macs=SEVERAL)
-    other, fixed = env.clone(), env.clone(target_macs=0.4)
+    other, fixed = env.clone(), env.clone(target=0.4)
     dealt = []
     for game in (env, other, env):
         game.reset(seed=0)
-        dealt.append(game.budget.target_macs)
+        dealt.append(game.budget.target)
         fixed.reset(seed=0)
-        assert fixed.budget.target_macs == fixed.config.target_macs == 0.4
+        assert fixed.budget.target == fixed.config.target_macs == 0.4
     assert sorted(dealt) == sorted(SEVERAL)
     play(fixed)
     assert fixed.plan in env.archive
@@ -109,7 +109,7 @@ def test_clones_share_the_deck_and_can_have_a_target_of_their_own(make_env: EnvM
 def test_the_state_of_a_clone_with_one_target_belongs_to_a_game_with_that_target(make_env: EnvMaker) -> None:
     env = make_env(target_macs=SEVERAL)
     assert env.fingerprint
-    fixed = env.clone(target_macs=0.4)
+    fixed = env.clone(target=0.4)
     play(fixed)
     other = make_env(target_macs=0.4)
     other.load_state_dict(fixed.state_dict())
@@ -124,7 +124,7 @@ def test_a_resumed_game_continues_with_the_same_deck(make_env: EnvMaker) -> None
     for seed in (1, 2, 3):
         env.reset(seed=seed)
         other.reset(seed=seed)
-        assert env.budget.target_macs == other.budget.target_macs
+        assert env.budget.target == other.budget.target
 
 
 def test_the_archive_answers_for_every_target(make_env: EnvMaker) -> None:
@@ -161,7 +161,7 @@ def test_an_imagined_game_evaluates_nothing(make_env: EnvMaker) -> None:
     imagined = env.imagine()
     before = env.evaluator.evaluations
     imagined.reset(options=env.episode_options)
-    assert imagined.budget.target_macs == env.budget.target_macs
+    assert imagined.budget.target == env.budget.target
     while imagined.agents:
         imagined.step({agent: 1 for agent in imagined.agents})
     assert env.evaluator.evaluations == before

@@ -9,13 +9,13 @@ from tiny import tiny_problem
 from prune_env.data import DataSplits
 from prune_env.game.budget import Budget
 from prune_env.game.least_change import LeastChange
-from prune_env.game.observation import DYNAMIC, STATIC, Observer, Rounds
+from prune_env.game.observation import STATIC, Observer, Rounds, dynamic_names
 from prune_env.game.transition import RoundState, Transitions
 from prune_env.pruning.problem import PruningProblem
 
 RATES = (0.0, 0.5)
 MACS, PARAMS = 3476, 90
-NAMES = (*STATIC, *DYNAMIC)
+NAMES = (*STATIC, *dynamic_names("macs"))
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def problem(digits: DataSplits) -> PruningProblem:
 
 def transitions(problem: PruningProblem, rounds: int = 2) -> Transitions:
     least_change = LeastChange(Budget(problem.cost.macs, problem.full_plan, RATES, None), problem.output_changes)
-    return Transitions(problem.cost, problem.full_plan, Observer(problem, RATES, least_change), rounds)
+    return Transitions(problem.cost, problem.full_plan, Observer(problem, budget(problem, None), least_change), rounds)
 
 
 def budget(problem: PruningProblem, target: float | None) -> Budget:

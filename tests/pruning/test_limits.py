@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from prune_env import EnvConfig
 from prune_env.pruning import PruningGroup
-from prune_env.pruning.limits import Limits
+from prune_env.pruning.limits import Limits, fitting_multiple
 
 GROUPS = tuple(
     PruningGroup(f"conv_{number}", layers, 64, ())
@@ -23,7 +23,7 @@ GROUPS = tuple(
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, {"min_filters": 2, "max_rate": 1.0, "round_to": 1}),
+        ({}, {"min_filters": 2, "max_rate": 1.0, "round_to": (8, 8, 8)}),
         ({"min_filters": 8, "round_to": 4}, {"min_filters": 8, "max_rate": 1.0, "round_to": 4}),
         ({"min_filters": {}}, {"min_filters": (2, 2, 2)}),
         ({"min_filters": {"layer1.*": 8}}, {"min_filters": (8, 8, 2)}),
@@ -32,7 +32,7 @@ GROUPS = tuple(
         ({"min_filters": {"conv1": 16, "layer1.1": 4}}, {"min_filters": (16, 2, 2)}),  # both layers are satisfied
         ({"max_rate": {"layer2.1": 0.25}}, {"max_rate": (1.0, 1.0, 0.25)}),
         ({"max_rate": {"conv1": 0.5, "layer1.*": 0.75}}, {"max_rate": (0.5, 0.75, 1.0)}),
-        ({"round_to": {"conv1": 4, "layer1.1": 6}}, {"round_to": (12, 1, 1)}),
+        ({"round_to": {"conv1": 4, "layer1.1": 6}}, {"round_to": (12, 8, 8)}),
     ],
 )
 def test_numbers_by_pattern(settings: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -92,3 +92,11 @@ def test_a_rate_counts_as_the_decimal_that_is_written() -> None:
 
 def test_equal_numbers_print_once() -> None:
     assert str(Limits(2, (0.5, 0.5), (1, 8))) == "min_filters=2, max_rate=0.5, round_to=(1, 8)"
+
+
+@given(st.integers(1, 4096))
+def test_by_default_at_least_four_counts_are_left_where_they_are_rounded(filters: int) -> None:
+    multiple = fitting_multiple(filters)
+    assert multiple in (1, 2, 4, 8)
+    assert multiple == 1 or filters >= 4 * multiple
+    assert multiple == 8 or filters < 8 * multiple

@@ -18,5 +18,5 @@ def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
 
 def plan(env: FilterPruneEnv) -> Plan:
     """Return the least-change plan of the current budget."""
-    assert env.budget.target_macs is not None, "methods are compared at a budget"
-    return env.least_change.plan(env.budget.target_macs)
+    assert env.budget.target is not None, "methods are compared at a budget"
+    return env.least_change.plan(env.budget.target)

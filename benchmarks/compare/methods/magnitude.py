@@ -23,7 +23,7 @@ def search(env: FilterPruneEnv, max_plans: int, seed: int) -> SearchResult:
     with Counted(env, max_plans) as counted:
         scores = [score.numpy() for score in importance.scores("l1", env.problem.model, env.groups).values()]
         scores = [score / score.mean() for score in scores]
-        most = env.budget.macs_range[1]
+        most = env.budget.cost_range[1]
         thresholds = np.unique(np.concatenate(scores))
 
         def keep(threshold: float) -> list[float]:

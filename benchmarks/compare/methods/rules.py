@@ -26,7 +26,7 @@ def insides(env: FilterPruneEnv, target: float) -> Plan:
     tied = np.array([len(group.layers) > 1 for group in env.groups])
     if not tied.any():
         return uniform(env, target)
-    game = env.clone(target_macs=target)
+    game = env.clone(target=target)
     full, low, high = env.problem.full_plan, 0.0, 1.0
     for _ in range(30):  # the largest keep ratio that meets the budget
         middle = (low + high) / 2

@@ -51,7 +51,7 @@ def _greedy(env: FilterPruneEnv, levels: np.ndarray, losses: np.ndarray) -> np.n
     """Return the filter counts [G] of the first cuts that meet the budget of MACs, or of all cuts if none does."""
     groups = np.arange(levels.shape[1])
     at = np.zeros(len(groups), int)
-    most = env.budget.macs_range[1]
+    most = env.budget.cost_range[1]
     while (macs := env.problem.cost.macs(levels[at, groups])) > most:
         best, choice = np.inf, None
         for group in groups:
