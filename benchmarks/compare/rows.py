@@ -48,8 +48,11 @@ def problem_of(args: ProblemArgs, config: EnvConfig) -> Row:
 
 
 def with_defaults(problem: Row) -> Row:
-    """Return the problem of a row. Settings that are newer than the row have their defaults."""
-    return {"tabulated": False} | asdict(EnvConfig()) | problem
+    """Return the problem of a row. Settings that are newer than the row have their defaults.
+
+    Rows without `linear` were measured when linear layers were no agents.
+    """
+    return {"tabulated": False} | asdict(EnvConfig()) | {"linear": False} | problem
 
 
 def check_weights(found: Iterable[Row], now: str, weights: Path | None, out: Path) -> None:

@@ -30,7 +30,7 @@ from .methods import METHODS
 
 
 def _game() -> EnvConfig:
-    return EnvConfig(target_macs=(0.3, 0.4, 0.5, 0.6, 0.7), rates=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6))
+    return EnvConfig(target_macs=(0.3, 0.4, 0.5, 0.6, 0.7), rates=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), linear=False)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ EXPECTED: list[tuple[str, int, dict[str, int], dict[str, str]]] = [
     ("Depthwise", 4, {"stem.0": 8, "stages.0.depthwise": 8, "stages.0.pointwise": 4}, {}),
     ("Grouped", 0, {"stem.0": 8, "stages.0.body.0.0": 4, "stages.0.body.1.0": 4, "stages.0.body.2": 6}, {}),
     ("Gate", 0, {"stem.0": 8, "stages.0.excite": 8, "stages.0.squeeze": 4}, {}),
-    ("Gate", 1, {"stem.0": 8}, {}),
+    ("Gate", 1, {"stem.0": 8, "stages.0.excite": 8, "stages.0.squeeze": 4}, {}),
     ("SpatialGate", 0, {"stem.0": 8}, {"stages.0.map": ""}),
     ("ChannelMean", 0, {}, {"stem.0": "aten.mean"}),
     ("Shuffled", 0, {"stem.0": 8, "stages.0.stem": 4, "stages.0.branch.1": 4, "stages.0.branch.0.0": 6}, {}),
