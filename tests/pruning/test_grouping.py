@@ -205,7 +205,7 @@ class TiedWeights(Net):
 @pytest.mark.parametrize(
     ("model", "names_in_reason"),
     [
-        (Net(nn.GroupNorm(4, 8)), ["group_norm", "between"]),
+        (Net(nn.GroupNorm(1, 8)), ["group_norm", "between"]),
         (Net(nn.LayerNorm((8, 8, 8))), ["layer_norm", "between"]),
         (Net(nn.Softmax(1)), ["softmax", "between"]),
         (Net(nn.LocalResponseNorm(3)), ["aten.avg_pool3d"]),
