@@ -38,6 +38,7 @@ from .game.arguments import NetworkName
 from .networks.registry import create, image_size, list_networks
 from .pruning import Cost, inspect
 from .pruning.limits import LimitsConfig
+from .pruning.patterns import LayersConfig
 
 PROGRAM = "prune-env" if Path(sys.argv[0]).stem == "prune-env" else "python -m prune_env"
 CHECK_IMAGES = 64
@@ -45,7 +46,7 @@ CHECK_IMAGES = 64
 
 
 @dataclass(frozen=True)
-class Inspect(LimitsConfig):
+class Inspect(LayersConfig, LimitsConfig):
     """Show what of a network can be pruned, what cannot, and why.
 
     The column 'difference' is the proof: the largest difference between the outputs of the network without some of
@@ -58,10 +59,6 @@ class Inspect(LimitsConfig):
     """Shape of one image; 3 32 32 by default, and 3 8 8 for small_cnn."""
     proof: bool = True
     """Prove that pruning the filters equals masking them; without the proof it is much faster."""
-    exclude: tuple[str, ...] = ()
-    """Patterns of layers that keep all filters, such as conv1 or 'layer4.*'."""
-    only: tuple[str, ...] = ()
-    """Patterns of the only layers that may lose filters; none for all layers."""
 
     def run(self) -> int:
         """Print the inspection; return 0, or 1 if nothing can be pruned."""
@@ -73,7 +70,9 @@ class Inspect(LimitsConfig):
             raise ValueError(f"--shape takes three numbers of at least 1 (C H W), got {channels} {height} {width}")
         network = create(spec, in_channels=channels) if spec in list_networks() else import_network(spec)
         images = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
-        inspection = inspect(network, images, prove=self.proof, exclude=self.exclude, only=self.only)
+        inspection = inspect(
+            network, images, prove=self.proof, exclude=self.exclude, only=self.only, linear=self.linear
+        )
         if inspection.groups:
             limits = self.limits(inspection.groups)
             inspection = inspection.limited(limits, Cost(network, inspection.groups, images))

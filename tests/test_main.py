@@ -152,7 +152,7 @@ def test_inspect_lists_groups_and_protected_layers(tmp_path: Path, capsys: pytes
     file.write_text(
         "from torch import nn\n"
         "def make():\n"
-        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 6, 3), nn.ReLU(),\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(1, 8), nn.Conv2d(8, 6, 3), nn.ReLU(),\n"
         "                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))\n"
     )
     assert main(["inspect", f"{file}:make", "--shape", "3", "16", "16", "--no-proof"]) == 0

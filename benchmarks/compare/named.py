@@ -26,9 +26,9 @@ from .model import OWN_WEIGHTS
 from .rows import Row
 from .statistics import iqm, stratified_interval
 
-FREE = {"target_macs", "prove", "precision"}
-"""Settings that are not compared: the budget is an entry of its own, the proof changes no result, and of precisions
-auto is accepted as well."""
+FREE = {"target_macs", "prove", "precision", "linear"}
+"""Settings that are not compared: the budget is an entry of its own, the proof changes no result, of precisions auto is
+accepted as well, and no network of a named problem has hidden linear layers."""
 
 
 @dataclass(frozen=True)

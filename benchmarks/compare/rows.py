@@ -48,8 +48,11 @@ def problem_of(args: ProblemArgs, config: EnvConfig) -> Row:
 
 
 def with_defaults(problem: Row) -> Row:
-    """Return the problem of a row. Settings newer than the row have their defaults, but no count is rounded."""
-    return {"tabulated": False} | asdict(EnvConfig(round_to=1)) | problem
+    """Return the problem of a row. Settings that are newer than the row have their defaults.
+
+    Rows without `round_to` or `linear` were measured when no count was rounded and linear layers were no agents.
+    """
+    return {"tabulated": False} | asdict(EnvConfig(round_to=1, linear=False)) | problem
 
 
 def check_weights(found: Iterable[Row], now: str, weights: Path | None, out: Path) -> None:

@@ -52,7 +52,7 @@ PACKAGES = ("prune-env", "torch", "numpy", "cma", "optuna", "stable-baselines3")
 class Config(Settings):
     problem: Annotated[ProblemArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=ProblemArgs)
     """The network, its data, and where plans are evaluated. With a cache, the wall time of searches is not kept."""
-    env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=EnvConfig)
+    env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=lambda: EnvConfig(linear=False))
     """The game. Of several targets, each is searched alone."""
     max_plans: Count = 300
     """Distinct plans that each run may evaluate."""

@@ -30,7 +30,8 @@ from .methods import METHODS
 
 
 def _game() -> EnvConfig:
-    return EnvConfig(target_macs=(0.3, 0.4, 0.5, 0.6, 0.7), rates=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), round_to=1)
+    rates = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+    return EnvConfig(target_macs=(0.3, 0.4, 0.5, 0.6, 0.7), rates=rates, round_to=1, linear=False)
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,7 @@ class Observer:
         rows = []
         for index, group in enumerate(problem.groups):
             convs = [problem.model.get_submodule(layer) for layer in group.layers]
-            first: Any = convs[0]  # a convolution, or a linear layer that acts as a 1x1 convolution
+            first: Any = convs[0]  # a convolution, or a linear layer, which acts as a 1x1 convolution
             pixels = layer_macs[position[group.layers[0]]] / first.weight.numel()
             params = sum(parameter.numel() for conv in convs for parameter in conv.parameters())
             row = {

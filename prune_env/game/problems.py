@@ -76,6 +76,7 @@ _GAME = EnvConfig(
     every_round=False,
     exclude=(),
     only=(),
+    linear=False,
     min_filters=2,
     max_rate=1.0,
     round_to=1,

@@ -33,12 +33,15 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class PruningGroup:
-    """Filters of one or more convolutions that can only be removed together, such as those of a residual stream."""
+    """Filters of one or more layers that can only be removed together, such as those of a residual stream.
+
+    Layers are convolutions, and linear layers, whose filters are their outputs.
+    """
 
     name: str
-    """conv_0, conv_1, ... in forward order of the first convolution."""
+    """conv_0, conv_1, ... in forward order of the first layer."""
     layers: tuple[str, ...]
-    """Paths of the convolutions that lose these filters, in forward order."""
+    """Paths of the layers that lose these filters, in forward order."""
     filters: int
     """Number of filters C that can be removed one by one. In a grouped convolution, one filter stands for a whole group
     of the convolution."""
@@ -51,7 +54,7 @@ class Protected:
     """Filters that every plan keeps."""
 
     layers: tuple[str, ...]
-    """Paths of the convolutions that the filters belong to, in forward order."""
+    """Paths of the layers that the filters belong to, in forward order."""
     filters: int
     """Number of filters; those of tied layers count once."""
     reason: str

@@ -150,7 +150,7 @@ def by_layer(groups: Sequence[PruningGroup], score: Callable[[str], torch.Tensor
 
     Args:
         groups: The pruning groups.
-        score: Path of a convolution -> non-negative scores of its filters, float [K].
+        score: Path of a layer -> non-negative scores of its filters, float [K].
 
     Returns:
         Name of a group -> scores of its filters [C].
@@ -209,8 +209,9 @@ def _bn_scale(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches
         norms = [path for path, module in members.items() if isinstance(module, _NormBase) and module.affine]
         if not norms:
             raise ValueError(
-                f"importance 'bn_scale' needs a BatchNorm with a scale behind every convolution; group "
-                f"{group.name} ({', '.join(group.layers)}) has none: choose another importance"
+                f"importance 'bn_scale' needs a BatchNorm with a scale behind every layer; group {group.name} "
+                f"({', '.join(group.layers)}) has none: choose another importance, or exclude the layer (linear=False "
+                "excludes all hidden linear layers)"
             )
         result[group.name] = _mean_over_layers(group, norms, lambda path: _weight(model, path).detach().float().abs())
     return result

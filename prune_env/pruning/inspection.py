@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from torch import nn
 
-from ..common.settings import checked
+from ..common.expect import expect_fields
 from .copies import uncompiled
 from .cost import Cost
 from .forward import Example
 from .grouping import NOTHING_TO_PRUNE, groups_and_protected, require_groups, warn_protected
 from .groups import Protected, PruningGroup, named
 from .limits import Limits
-from .patterns import chosen_and_excluded
+from .patterns import LayersConfig, chosen_and_excluded
 from .proof import JOINT, proven_and_failed
 
 
@@ -63,9 +64,7 @@ class Inspection:
     def __str__(self) -> str:
         protected = [f"protected  {_short(e.layers)} ({e.filters} filters): {e.reason}" for e in self.protected]
         if not self.groups:
-            return "\n".join(
-                [*protected, NOTHING_TO_PRUNE if protected else f"{NOTHING_TO_PRUNE}; it has no convolution"]
-            )
+            return "\n".join([*protected, NOTHING_TO_PRUNE if protected else f"{NOTHING_TO_PRUNE}; it has none"])
         rows: list[Sequence[str]] = [("group", "layers", "filters", "keeps at least", "MACs %", "difference")]
         keeps = self._keeps()
         for group, least, share in zip(self.groups, keeps, self.macs_shares, strict=True):
@@ -95,8 +94,7 @@ def inspect(
     *,
     prove: bool = True,
     progress: bool = True,
-    exclude: Sequence[str] = (),
-    only: Sequence[str] = (),
+    **layers: Any,
 ) -> Inspection:
     """Find the pruning groups of a network, prove that they can be cut, and count what they cost.
 
@@ -105,23 +103,23 @@ def inspect(
         example_input: float [B, C_in, H, W], or a sequence of tensors for a network with several inputs.
         prove: Whether to check for every group, and for all together, that cutting its filters equals masking them.
         progress: Whether to show a progress bar on stderr if it takes longer than five seconds.
-        exclude: Patterns of layers that keep all filters, such as `conv1` or `layer4.*`. A group of several layers is
-            excluded if one of them is.
-        only: Patterns of the layers that may lose filters; none for all.
+        **layers: Fields of `LayersConfig`: `exclude`, `only` and `linear`.
 
     Returns:
         The report; its `groups` are empty if nothing can be pruned.
 
     Raises:
         PruningError: The network cannot be copied, traced or run.
+        TypeError: A further argument is no field of `LayersConfig`.
         ValueError: A pattern matches no layer that can be pruned; the message lists the layers.
 
     Example:
         >>> print(inspect(model, torch.zeros(2, 3, 32, 32)))
     """
-    exclude, only = (checked(*one, tuple[str, ...]) for one in (("exclude", exclude), ("only", only)))
-    groups, protected = groups_and_protected(model, example_input, progress=progress)
-    groups, excluded = chosen_and_excluded(groups, exclude, only)
+    expect_fields(layers, "inspect", LayersConfig)
+    chosen = LayersConfig(**layers)
+    groups, protected = groups_and_protected(model, example_input, linear=chosen.linear, progress=progress)
+    groups, excluded = chosen_and_excluded(groups, chosen)
     protected += excluded
     model = uncompiled(model)
     differences = None

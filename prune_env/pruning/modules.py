@@ -48,7 +48,10 @@ class ModuleSpec:
 
     sizes: Mapping[str, Side] = field(default_factory=dict)
     """Attribute -> side whose channels it counts. The first attribute of a side is the length of its channel axis; the
-    others are scaled with it."""
+    others are scaled with it. Where no attribute counts them, the first dimension of one of the `tensors` may.
+
+    A module without `tensors` and with `traced_as_whole=False` stores numbers for its code: the channels of each part
+    of a `split`, or the channels and the heads of an attention, into which its code reshapes them."""
     tensors: Mapping[str, tuple[Side | None, ...]] = field(default_factory=dict)
     """Parameter or buffer -> side of each of its leading dimensions, None for a dimension that is never cut."""
     indices: Mapping[str, Side] = field(default_factory=dict)
@@ -81,6 +84,11 @@ class ModuleSpec:
         return tuple(dict.fromkeys((*self.tensors, *self.indices)))
 
     @cached_property
+    def size_attributes(self) -> dict[str, Side]:
+        """The numbers in `sizes`: attribute -> side whose channels it counts."""
+        return {name: side for name, side in self.sizes.items() if name not in self.tensor_names}
+
+    @cached_property
     def _input_names(self) -> tuple[str, ...]:
         sides = {name: (*self.tensors.get(name, ()), self.indices.get(name)) for name in self.tensor_names}
         return tuple(name for name in self.tensor_names if "in" in sides[name])
@@ -92,7 +100,10 @@ class ModuleSpec:
 
     def channels(self, module: nn.Module, side: Side) -> int:
         """Return the number of channels on a side, 0 if the type does not have the side."""
-        return getattr(module, self._lengths[side]) if side in self._lengths else 0
+        if side not in self._lengths:
+            return 0
+        size = getattr(module, self._lengths[side])
+        return len(size) if isinstance(size, torch.Tensor) else size
 
     def obstacle(self, module: nn.Module) -> str | None:
         """Return why a module of this type cannot be cut, None if it can; see `refusal`."""
@@ -133,7 +144,7 @@ class ModuleSpec:
                 smaller = _renumber(tensor if smaller is None else smaller, kept[side], self.channels(module, side))
             if smaller is not None:
                 tensors[name] = smaller
-        for name, side in self.sizes.items():
+        for name, side in self.size_attributes.items():
             if side in kept:
                 sizes[name] = getattr(module, name) * len(kept[side]) // self.channels(module, side)
         return CutModule(tensors, sizes)
@@ -224,11 +235,14 @@ def register_module(spec: Spec) -> Callable[[Kind], Kind]:
 
 
 def spec_of(module: nn.Module) -> ModuleSpec | None:
-    """Return how a module is handled, None if no class that it inherits from is registered."""
+    """Return how a module is handled, None if no class that it inherits from is registered or known."""
     for kind in type(module).__mro__:
         spec = vars(kind).get(SPEC) or TORCH_SPECS.get(kind)
         if spec is not None:
             return spec if isinstance(spec, ModuleSpec) else spec(module)
+        known = SPECS_BY_NAME.get(kind.__name__)
+        if known is not None and all(hasattr(module, name) for name in (*known.sizes, *known.tensors)):
+            return known
     return None
 
 
@@ -309,9 +323,23 @@ TORCH_SPECS: dict[type, Spec] = {
         {name: ("out",) for name in ("weight", "bias", "running_mean", "running_var")},
         traced_as_whole=False,
     ),
+    nn.GroupNorm: ModuleSpec(  # whole groups are cut
+        {"num_channels": "out", "num_groups": "out"},
+        {"weight": ("out",), "bias": ("out",)},
+        traced_as_whole=False,
+    ),
     nn.PReLU: ModuleSpec({"num_parameters": "out"}, {"weight": ("out",)}, traced_as_whole=False),
 }
 """Specs of torch's layers; those of all other classes are stored on the class."""
+
+SPECS_BY_NAME: dict[str, ModuleSpec] = {
+    "FrozenBatchNorm2d": ModuleSpec(  # torchvision, detectron2
+        {"weight": "out"}, {name: ("out",) for name in ("weight", "bias", "running_mean", "running_var")}
+    ),
+    "Attention": ModuleSpec({"attn_dim": "out", "num_heads": "out"}, traced_as_whole=False),  # timm; heads are cut
+    "C2f": ModuleSpec({"c": "out"}, traced_as_whole=False),  # ultralytics; c is the number that its code splits by
+}
+"""Specs by the names of classes that many packages copy. The proof finds a class that only has the name."""
 
 register_module(
     ModuleSpec(

@@ -6,10 +6,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+from ..common.settings import Settings
 from .groups import Protected, PruningGroup
+
+
+@dataclass(frozen=True)
+class LayersConfig(Settings):
+    """Which layers may lose filters.
+
+    Raises:
+        ValueError: A field has a value that is not allowed; the message names the field.
+    """
+
+    exclude: tuple[str, ...] = ()
+    """Patterns of layers that keep all filters, such as conv1 or 'layer4.*'. They and the layers that are tied to them
+    are no agents."""
+    only: tuple[str, ...] = ()
+    """Patterns of the only layers that may lose filters; none for all layers."""
+    linear: bool | None = None
+    """Whether hidden linear layers are agents as well, with their outputs as filters; None for True if they hold over a
+    tenth of the network's parameters. The last layer, whose outputs are the logits, never is."""
 
 
 def first_match(layer: str, patterns: Iterable[str]) -> str | None:
@@ -37,14 +56,13 @@ def check_patterns(setting: str, patterns: Iterable[str], groups: Sequence[Pruni
 
 
 def chosen_and_excluded(
-    groups: Sequence[PruningGroup], exclude: Sequence[str], only: Sequence[str]
+    groups: Sequence[PruningGroup], layers: LayersConfig
 ) -> tuple[list[PruningGroup], list[Protected]]:
     """Separate the groups that may be pruned from those that a user wants to keep whole.
 
     Args:
         groups: The groups of a network.
-        exclude: Patterns of layers that keep all filters.
-        only: Patterns of the layers that may lose filters; none for all.
+        layers: Which layers may lose filters.
 
     Returns:
         The groups that may be pruned, renamed conv_0, conv_1, ...; and the others: those with a layer that `exclude`
@@ -53,12 +71,12 @@ def chosen_and_excluded(
     Raises:
         ValueError: A pattern matches no layer of a group.
     """
-    check_patterns("exclude", exclude, groups)
-    check_patterns("only", only, groups)
+    check_patterns("exclude", layers.exclude, groups)
+    check_patterns("only", layers.only, groups)
     chosen: list[PruningGroup] = []
     excluded = []
     for group in groups:
-        reasons = (_reason(layer, exclude, only) for layer in group.layers)
+        reasons = (_reason(layer, layers.exclude, layers.only) for layer in group.layers)
         if reason := next(filter(None, reasons), None):
             excluded.append(Protected(group.layers, group.filters, reason, excluded=True))
         else:

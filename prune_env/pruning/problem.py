@@ -15,7 +15,7 @@ from torch import nn
 from ..common.device import with_gradients
 from ..common.expect import expect
 from ..common.failure import described
-from ..common.settings import Count, Seed, Settings
+from ..common.settings import Count, Seed
 from ..data import DataSplits, check_data
 from ..data.objective import Loss, Metric, check_metric
 from . import importance
@@ -26,6 +26,7 @@ from .importance import ImportanceFunction
 from .inspection import Inspection, inspect
 from .output_change import accumulated, output_changes
 from .own_tensors import OwnTensors
+from .patterns import LayersConfig
 from .suitability import check_suitable
 from .surgery import build
 
@@ -36,18 +37,13 @@ CHANGE_IMAGES = 128
 
 
 @dataclass(frozen=True)
-class ProblemConfig(Settings):
-    """How filters are ranked and how the pruning groups are checked.
+class ProblemConfig(LayersConfig):
+    """Which layers may lose filters, how filters are ranked, and how the pruning groups are checked.
 
     Raises:
         ValueError: A field has a value that is not allowed; the message names the field.
     """
 
-    exclude: tuple[str, ...] = ()
-    """Patterns of layers that keep all filters, such as conv1 or 'layer4.*'. They and the layers that are tied to them
-    are no agents."""
-    only: tuple[str, ...] = ()
-    """Patterns of the only layers that may lose filters; none for all layers."""
     importance: Annotated[str | ImportanceFunction, tyro.conf.arg(constructor=str)] = "l1"
     """Ranks the filters of a group: l1, l2, bn_scale, fpgm (geometric median), taylor (first order), output_change,
     random, a name of your own, see `register_importance`, or a function."""
@@ -133,7 +129,14 @@ class PruningProblem:
         original = build(model, (), {}, ()).cpu().float().eval()  # a plan without groups: a copy without hooks
         with OwnTensors(model):
             _check_output(original, data)
-        inspection = inspect(model, data.example_input, prove=config.prove, exclude=config.exclude, only=config.only)
+        inspection = inspect(
+            model,
+            data.example_input,
+            prove=config.prove,
+            exclude=config.exclude,
+            only=config.only,
+            linear=config.linear,
+        )
         inspection.warn_protected()
         inspection.require_groups()
         scores = importance.scores(

@@ -170,7 +170,7 @@ class _Tracer(TorchDispatchMode):
         elif spec is not None and spec.sizes and not module.state_dict():
             # No rule has read the channels of a normalisation without tensors; its size must follow all the same.
             channels = trace.along(first_input(args, kwargs), spec.channel_axis, f"{path} reads several dimensions")
-            if channels is not None:
+            if channels is not None and len(channels) == spec.channels(module, "out"):
                 trace.read(path, "out", channels)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

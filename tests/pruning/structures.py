@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torchvision.ops import FrozenBatchNorm2d
 
 from prune_env.pruning.copies import HOOKS
 
@@ -176,7 +177,7 @@ class Normalised(Stage):
     def __init__(self, c: int, rng: random.Random) -> None:
         super().__init__(8)
         kinds: list[Callable[[], nn.Module]] = [
-            lambda: nn.GroupNorm(2, 8),
+            lambda: nn.GroupNorm(4, 8),
             lambda: nn.InstanceNorm2d(8, affine=True),
             lambda: nn.InstanceNorm2d(8),
             lambda: nn.LocalResponseNorm(3),
@@ -313,6 +314,145 @@ class Volume(Stage):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = F.relu(self.volume(x.unsqueeze(2))).squeeze(2)
         return self.line(y.flatten(2)).unflatten(2, y.shape[2:])
+
+
+class Unshuffled(Stage):
+    """Positions that become channels, and back."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(6)
+        self.conv, self.back = nn.Conv2d(4 * c, 6, 1), rng.random() < 0.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.pixel_unshuffle(F.interpolate(x, scale_factor=2), 2)
+        if self.back:
+            b, c, h, w = x.shape
+            x = F.fold(x.flatten(2), (h, w), 1) + x.view(b, c // 4, 4, h, w).flip(2).flatten(1, 2)
+        return self.conv(x)
+
+
+class Gated(Stage):
+    """A gated linear unit."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(5)
+        self.conv = nn.Conv2d(c, 10, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.glu(self.conv(x), 1)
+
+
+class Circular(Stage):
+    """Circular padding, in a convolution and by itself."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(6)
+        self.conv = nn.Conv2d(c, 6, 3, padding=1, padding_mode="circular")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(F.pad(self.conv(x), (1, 1, 1, 1), mode="circular"), 3, 1)
+
+
+class Sampled(Stage):
+    """A grid that a small network computes (spatial transformer), and a fixed one."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(c)
+        self.place = nn.Linear(c, 6) if rng.random() < 0.5 else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        matrix = torch.eye(2, 3, dtype=x.dtype, device=x.device).expand(len(x), 2, 3)
+        if self.place is not None:
+            matrix = matrix + 0.1 * self.place(x.mean((2, 3))).view(-1, 2, 3)
+        grid = F.affine_grid(matrix, [len(x), 1, *x.shape[2:]], align_corners=False)
+        return F.grid_sample(x, grid, align_corners=False)
+
+
+class Unfolded(Stage):
+    """Windows of positions, as further channels, as a dimension of their own, or folded again."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        self.kind = rng.choice(("channels", "dimension", "folded", "tensor"))
+        super().__init__(6)
+        self.conv = nn.Conv2d(9 * c if self.kind == "channels" else c, 6, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, c, h, w = x.shape
+        if self.kind == "tensor":
+            return self.conv(F.pad(x, (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 1).amax((4, 5)))
+        windows = F.unfold(x, 3, padding=1)
+        if self.kind == "folded":
+            return self.conv(F.fold(windows, (h, w), 3, padding=1))
+        return self.conv(windows.view(b, -1, h, w) if self.kind == "channels" else windows.view(b, c, 9, h, w).amax(2))
+
+
+class C2f(Stage):
+    """A split by a number that the module stores (YOLOv8)."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(6)
+        self.c = 3
+        self.cv1, self.m, self.cv2 = nn.Conv2d(c, 6, 1), block(3, 3), nn.Conv2d(9, 6, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = self.cv1(x).split((self.c, self.c), 1)
+        return self.cv2(torch.cat((left, right, self.m(right)), 1))
+
+
+class FrozenNorm(Stage):
+    """BatchNorm whose tensors are buffers."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(6)
+        self.conv, self.norm = nn.Conv2d(c, 6, 3, padding=1), FrozenBatchNorm2d(6)
+        for tensor in self.norm.buffers():
+            nn.init.uniform_(tensor, 0.5, 1.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.norm(self.conv(x)))
+
+
+class Attention(nn.Module):
+    """Attention whose heads can go, with the attributes of timm's."""
+
+    def __init__(self, dim: int, fused: bool) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.fused = 3, 4, fused
+        self.attn_dim = self.num_heads * self.head_dim
+        self.qkv, self.proj = nn.Linear(dim, 3 * self.attn_dim), nn.Linear(self.attn_dim, dim)
+        self.q_norm = nn.LayerNorm(self.head_dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        q = self.q_norm(q)
+        x = F.scaled_dot_product_attention(q, k, v) if self.fused else (q * 0.5 @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.proj(x.transpose(1, 2).reshape(b, n, self.attn_dim))
+
+
+class Heads(Stage):
+    """Attention over positions, fused or not."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(c)
+        self.attention = Attention(c, rng.random() < 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.attention(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+
+
+class AcrossChannels(Stage):
+    """A gate from neighbouring channels (ECA), or from statistics over all channels (CBAM)."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(c)
+        self.neighbours = rng.random() < 0.5
+        self.gate = nn.Conv1d(1, 1, 3, padding=1) if self.neighbours else nn.Conv2d(2, 1, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.neighbours:
+            return x * self.gate(x.mean((2, 3)).unsqueeze(1)).transpose(1, 2).unsqueeze(3).sigmoid()
+        return x * self.gate(torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1)).sigmoid()
 
 
 KINDS: dict[str, Callable[[int, random.Random], Stage]] = {kind.__name__: kind for kind in Stage.__subclasses__()}

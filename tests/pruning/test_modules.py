@@ -33,6 +33,7 @@ from prune_env.pruning import (
 from prune_env.pruning.grouping import groups_and_protected
 from prune_env.pruning.modules import refusal, spec_of
 from prune_env.pruning.problem import ProblemConfig, PruningProblem
+from prune_env.pruning.proof import NOT_THE_SAME
 from prune_env.scoring.batchnorm import recalibrate
 
 
@@ -323,6 +324,52 @@ def test_a_shared_parameter_protects_the_channels() -> None:
     groups, entries = groups_and_protected(model, torch.randn(2, 1, 8, 8))
     assert [group.layers for group in groups] == [("last",)]
     assert {layer for entry in entries for layer in entry.layers} == {"first", "other"}
+
+
+@register_module(ModuleSpec(sizes={"half": "out"}, traced_as_whole=False))
+class Halves(nn.Module):
+    """Splits by a number that it stores."""
+
+    def __init__(self, half: int) -> None:
+        super().__init__()
+        self.half = half
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = x.split(self.half, 1)
+        return torch.cat((left * right, right), 1)
+
+
+class C2f(nn.Module):
+    """Has the name and the attribute of a known class, and means something else."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.c = c
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = x.chunk(2, 1)
+        return torch.cat((left * right, right), 1) * self.c
+
+
+def test_a_stored_number_follows_the_parts_of_a_split() -> None:
+    model, images = Net(Halves(4), outputs=8).eval(), torch.randn(2, 1, 8, 8)
+    inspection = inspect(model, images)
+    assert [group.filters for group in inspection.groups] == [4, 6]
+    assert max((inspection.differences or {}).values()) < 1e-4
+    smaller: Any = build(model, inspection.groups, random_ranking(inspection.groups), (3, 6))
+    assert (model.layer.half, smaller.layer.half) == (4, 3)
+
+
+def test_a_class_that_only_has_the_name_of_a_known_one_stays_whole() -> None:
+    inspection = inspect(Net(C2f(4), outputs=8).eval(), torch.randn(2, 1, 8, 8))
+    assert [group.layers for group in inspection.groups] == [("last",)]
+    assert any(NOT_THE_SAME in entry.reason for entry in inspection.protected)
+
+
+def test_a_known_name_without_the_known_attributes_means_nothing() -> None:
+    layer = C2f(4)
+    del layer.c
+    assert spec_of(layer) is None
 
 
 def test_sizes_that_do_not_fit_the_tensors_are_an_error() -> None:

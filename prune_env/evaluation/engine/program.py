@@ -257,4 +257,4 @@ class Program:
 def _size_attributes(module: nn.Module) -> tuple[str, ...]:
     """Names of the attributes that hold a module's sizes."""
     spec = spec_of(module)
-    return () if spec is None else tuple(spec.sizes)
+    return () if spec is None else tuple(spec.size_attributes)

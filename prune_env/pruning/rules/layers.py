@@ -91,15 +91,32 @@ def by_channel(trace: Trace, call: Call) -> None:
     trace[call.result] = trace[images]
 
 
-@rule(aten.layer_norm, aten.group_norm, aten.softmax, aten.log_softmax, aten._softmax, aten._log_softmax)
+@rule(aten.group_norm)
+def by_group(trace: Trace, call: Call) -> None:
+    """Tie the channels that a GroupNorm normalises together, so that whole groups are removed."""
+    images, groups = call.input, call.args[1]
+    path, reason = trace.owner(call.argument(2, "weight"), call.argument(3, "bias"))
+    channels = trace.along(images, 1, f"{named(path)} reads them at different positions")
+    if channels is None:
+        return
+    if groups == 1 or not isinstance(trace.modules[path], nn.GroupNorm):  # or the number of groups is in the code
+        reason = f"group_norm in {named(path)} normalises across them"
+    if reason is not None:
+        trace.labels.freeze(channels, reason)
+        return
+    parts = channels.view(groups, -1)
+    trace.labels.tie(parts, parts[:, :1])
+    trace.read(path, "out", channels)
+    trace[call.result] = trace[images]
+
+
+@rule(aten.layer_norm, aten.softmax, aten.log_softmax, aten._softmax, aten._log_softmax)
 def normalised_over(trace: Trace, call: Call) -> None:
     """Freeze channels that are normalised together: removing some would change the values of the others."""
     images = call.input
     labels = trace.labels_of(images)
     if call.operation == aten.layer_norm:
         axes: Sequence[int] = range(-len(call.args[1]), 0)
-    elif call.operation == aten.group_norm:
-        axes = range(1, images.ndim)
     else:
         axes = (call.args[1],)
     if any(labels.shape[axis] > 1 for axis in axes):

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from ..labels import aligned
+from ..modules import spec_of
 from ..trace import Trace
 from .registry import Call, rule
 
@@ -107,7 +108,8 @@ def reshaped(trace: Trace, call: Call) -> None:
     """Reshape labels like the tensor.
 
     Merging dimensions is always correct. Splitting the channels into parts requires that every part loses the same
-    channels, so filter i of each part is tied.
+    channels, so filter i of each part is tied, unless each part has the channels of one filter. Channels that are split
+    into the heads of an attention are tied to all others of their head.
     """
     tensor, output = call.input, call.output
     labels = trace.labels_of(tensor)
@@ -118,12 +120,18 @@ def reshaped(trace: Trace, call: Call) -> None:
             continue
         lengths = [output.shape[axis] for axis in outer if output.shape[axis] > 1]
         if len(lengths) > 1:
-            if len([axis for axis in inner if tensor.shape[axis] > 1]) > 1 or len(lengths) > 2:
-                trace.labels.freeze(labels, "a reshape splits their channels over several dimensions")
-                trace[output] = None
-                return
-            parts = labels.movedim(varying[0], 0).unflatten(0, lengths)  # [parts, length, ...]
-            trace.labels.tie(parts, parts[:1])
+            single = len([axis for axis in inner if tensor.shape[axis] > 1]) == 1
+            parts = labels.movedim(varying[0], 0).unflatten(0, lengths) if single else None  # [parts, length, ...]
+            if parts is not None and (heads := _heads(trace, lengths)) is not None:
+                each = parts.movedim(heads, 0).flatten(1, len(lengths) - 1)  # [heads, channels of one, ...]
+                trace.labels.tie(each, each[:, :1])
+                _follow(trace, each[:, 0])
+            elif parts is None or not _along_one(trace, parts, len(lengths)):
+                if parts is None or len(lengths) > 2:
+                    trace.labels.freeze(labels, "a reshape splits their channels over several dimensions")
+                    trace[output] = None
+                    return
+                trace.labels.tie(parts, parts[:1])
         for axis in inner:
             full[axis] = tensor.shape[axis]
         for axis in outer:
@@ -145,9 +153,37 @@ def sliced(trace: Trace, call: Call) -> None:
         trace.labels.freeze(labels, "they pass through a slice of the channels with fixed bounds")
 
 
+@rule(aten.matmul, aten.bmm, all_operands=True)
+def multiplied(trace: Trace, call: Call) -> None:
+    """Tie the matrices of two batches, such as those of the heads of an attention; freeze rows and columns."""
+    operands = call.args[:2]
+    if any((labels := trace[tensor]) is not None and max(labels.shape[-2:]) > 1 for tensor in operands):
+        for tensor in operands:
+            trace.freeze(tensor, f"they pass through {call.operation}, which may mix them")
+    else:
+        elementwise(trace, call)
+
+
+@rule(aten.scaled_dot_product_attention, all_operands=True)
+def attention(trace: Trace, call: Call) -> None:
+    """Tie the heads of queries, keys and values; freeze channels within the heads."""
+    operands = call.args[:3]
+    labels = [one for tensor in operands if (one := trace[tensor]) is not None and max(one.shape[-2:]) == 1]
+    separate = len(labels) == len(operands) and len({one.shape for one in labels}) == 1
+    for tensor in (call.argument(3, "attn_mask"), *(() if separate else operands)):
+        trace.freeze(tensor, f"they pass through {call.operation}, which may mix them")
+    if separate:
+        trace.labels.tie(labels[0], labels[1])
+        trace.labels.tie(labels[0], labels[2])
+        trace[call.output] = labels[0]
+
+
 @rule(aten.chunk, aten.split, aten.split_with_sizes, aten.tensor_split, aten.unbind)
 def split(trace: Trace, call: Call) -> None:
-    """Tie filter i of all parts of a split into equal parts; freeze the channels of any other split."""
+    """Tie filter i of all parts of a split into equal parts; freeze the channels of any other split.
+
+    Where the running module has an attribute for the length of a part (`ModuleSpec.sizes`), the attribute follows.
+    """
     labels = trace.labels_of(call.input)
     unbinds = call.operation == aten.unbind
     axis = call.argument(1 if unbinds else 2, "dim", 0)
@@ -161,6 +197,7 @@ def split(trace: Trace, call: Call) -> None:
         for part, piece in zip(call.output, parts, strict=True):
             trace.labels.tie(parts[0], piece)
             trace[part] = piece
+        _follow(trace, parts[0].movedim(axis, 0))
 
 
 @rule(aten.cat, aten.concat, aten.stack, all_operands=True)
@@ -228,11 +265,15 @@ def padded(trace: Trace, call: Call) -> None:
     aten.replication_pad1d,
     aten.replication_pad2d,
     aten.replication_pad3d,
+    aten._pad_circular,
+    aten.grid_sampler_2d,
+    aten.grid_sampler_3d,
 )
 def over_positions(trace: Trace, call: Call) -> None:
-    """Keep labels in pooling, interpolation and padding, which run over the last one, two or three dimensions."""
+    """Keep labels in pooling, sampling, interpolation and padding, which run over the last one to three dimensions."""
     labels = trace.labels_of(call.input)
-    spatial = next(int(digit) for digit in call.operation.__name__ if digit in "123")
+    digits = [int(digit) for digit in call.operation.__name__ if digit in "123"]
+    spatial = digits[0] if digits else len(call.args[1]) // 2  # circular padding has one operation for all
     if any(length > 1 for length in labels.shape[-spatial:]):
         trace.labels.freeze(labels, f"{call.operation} runs along them")
         return
@@ -254,22 +295,91 @@ def reduced(trace: Trace, call: Call) -> None:
     trace[call.result] = labels.reshape(kept)
 
 
-@rule(aten.pixel_shuffle, aten.channel_shuffle)
+@rule(aten.glu)
+def gated(trace: Trace, call: Call) -> None:
+    """Tie the two halves of the channels of a gated linear unit, of which one is the other's gate."""
+    labels = trace.labels_of(call.input)
+    axis = call.argument(1, "dim", -1)
+    if labels.shape[axis] > 1:
+        labels, gates = labels.chunk(2, axis)
+        trace.labels.tie(labels, gates)
+    trace[call.output] = labels
+
+
+@rule(aten.channel_shuffle)
 def shuffled(trace: Trace, call: Call) -> None:
-    """Tie channels that a shuffle between groups (ShuffleNet), or from channels to positions, keeps in step."""
-    tensor, parts = call.input, call.args[1]
-    labels = trace.along(tensor, -3, f"{call.operation} separates their positions")
-    if labels is None:
-        return
-    if call.operation == aten.pixel_shuffle:
-        rows = labels.view(-1, parts * parts)
-        trace.labels.tie(rows, rows[:, :1])
-        labels = rows[:, 0]
-    else:
-        rows = labels.view(parts, -1)
+    """Tie channels that a shuffle between groups (ShuffleNet) keeps in step."""
+    labels = trace.along(call.input, -3, f"{call.operation} separates their positions")
+    if labels is not None:
+        rows = labels.view(call.args[1], -1)
         trace.labels.tie(rows, rows[:1])
-        labels = rows.T.flatten()
-    trace[call.output] = aligned(labels.view(-1, 1, 1), call.output.ndim)
+        trace[call.output] = aligned(rows.T.reshape(-1, 1, 1), call.output.ndim)
+
+
+@rule(aten.pixel_shuffle, aten.col2im)
+def to_positions(trace: Trace, call: Call) -> None:
+    """Tie the channels that become positions of the same channel."""
+    folds = call.operation == aten.col2im
+    labels = trace.along(call.input, -2 if folds else -3, f"{call.operation} separates their positions")
+    if labels is not None:
+        rows = labels.view(call.output.shape[-3], -1)
+        trace.labels.tie(rows, rows[:, :1])
+        trace[call.output] = aligned(rows[:, 0].reshape(-1, 1, 1), call.output.ndim)
+
+
+@rule(aten.pixel_unshuffle, aten.im2col)
+def from_positions(trace: Trace, call: Call) -> None:
+    """Repeat the label of a channel for all channels that its positions become."""
+    labels = trace.along(call.input, -3, f"{call.operation} separates their positions")
+    if labels is not None:
+        axis = -2 if call.operation == aten.im2col else -3
+        labels = labels.repeat_interleave(call.output.shape[axis] // len(labels))
+        trace[call.output] = aligned(labels.view(-1, *[1] * (-1 - axis)), call.output.ndim)
+
+
+@rule(aten.unfold)
+def windows(trace: Trace, call: Call) -> None:
+    """Keep labels in windows of positions, which are a new last dimension; freeze channels in windows."""
+    labels = trace.labels_of(call.input)
+    if labels.shape[call.argument(1, "dimension")] > 1:
+        trace.labels.freeze(labels, f"{call.operation} takes windows of them")
+    else:
+        trace[call.output] = labels.unsqueeze(-1)
+
+
+def _stored(trace: Trace) -> list[int]:
+    """Numbers that the running module stores for its code, first that of its channels; see `ModuleSpec.sizes`."""
+    module = trace.modules[trace.running]
+    spec = spec_of(module)
+    if spec is None or spec.traced_as_whole or spec.tensor_names:
+        return []
+    return [getattr(module, name) for name in spec.size_attributes]
+
+
+def _follow(trace: Trace, labels: torch.Tensor) -> None:
+    """Let the stored numbers of the running module follow channels that one of them counts.
+
+    Args:
+        trace: The trace.
+        labels: Labels of the channels, or of heads of several channels each, along the first dimension.
+    """
+    numbers, length = _stored(trace), len(labels)
+    if length in numbers and labels.numel() == length:
+        trace.read(trace.running, "out", labels.flatten().repeat_interleave(numbers[0] // length))
+
+
+def _heads(trace: Trace, lengths: Sequence[int]) -> int | None:
+    """The dimension of the heads in a reshape to some lengths, None outside of an attention.
+
+    The running module stores their number behind that of its channels, and the channels of a head are the last ones.
+    """
+    numbers = _stored(trace)[1:]
+    return max((place for place, length in enumerate(lengths[:-1]) if length in numbers), default=None)
+
+
+def _along_one(trace: Trace, parts: torch.Tensor, dimensions: int) -> bool:
+    """Whether labels change along at most one of the first dimensions of a tensor."""
+    return sum(length > 1 for length in trace.labels.compressed(parts).shape[:dimensions]) <= 1
 
 
 def _unsqueezed(trace: Trace, tensor: torch.Tensor, axis: int) -> torch.Tensor:
