@@ -18,7 +18,7 @@ if AS_PROGRAM:
 import io
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -32,6 +32,7 @@ from .common.files import cache_dir
 from .common.settings import Settings
 from .deploy import export
 from .deploy.import_network import check_spec, import_network, working_folder
+from .deploy.quantise import calibration_images, int8_file, quantise_onnx, require_quantiser
 from .deploy.record import IMAGE_LIMIT, read_record
 from .deploy.saved import load_pruned
 from .game.arguments import NetworkName
@@ -43,6 +44,8 @@ from .pruning.patterns import LayersConfig
 PROGRAM = "prune-env" if Path(sys.argv[0]).stem == "prune-env" else "python -m prune_env"
 CHECK_IMAGES = 64
 """Number of images that an exported network is checked on."""
+REMOTE = ("cifar10", "cifar100")
+"""Data sets that are downloaded once."""
 
 
 @dataclass(frozen=True)
@@ -95,23 +98,44 @@ class Export(Settings):
     network."""
     trust_base: Annotated[str | None, tyro.conf.arg(metavar="PACKAGE.MODULE:FUNCTION")] = None
     """The import path that pruned.json names, if you trust its code, which then runs. It is never imported from RUN."""
+    quantise: bool = False
+    """Also write the network in int8, beside the ONNX file: pruned-int8.onnx."""
+    data: str | None = None
+    """Data set of the run, whose calibration images --quantise needs: digits, cifar10, cifar100, or a folder
+    PATH/{train,test}/<class>/*. By default the one that pruned.json names, if no download is needed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.quantise and self.format != "onnx":
+            raise ValueError(f"--quantise makes ONNX files; leave out --format {self.format}")
+        if self.data is not None and not self.quantise:
+            raise ValueError(f"--data {self.data} is for --quantise only; add that, or leave out --data")
 
     def run(self) -> int:
-        """Write the file and print its size and precision; return 0."""
+        """Write the files and print sizes and precision; return 0."""
         write, suffix = {"onnx": (export.to_onnx, "onnx"), "torch": (export.to_torch_export, "pt2")}[self.format]
         out = self.out or self.folder / f"pruned.{suffix}"
         check_writable("out", out)
+        record = read_record(self.folder)
+        if self.quantise:
+            require_quantiser()
+            calibration = calibration_images(record_data(record, self.data))
         if self.base or self.trust_base:
-            classes = read_record(self.folder)["network"]["num_classes"]
+            classes = record["network"]["num_classes"]
             base = import_network(self.base, classes) if self.base else None
             with working_folder():
                 network = load_pruned(self.folder, base, trust_base=self.trust_base)
         else:
             network = load_pruned(self.folder)
-        images, description = check_images(read_record(self.folder))
+        images, description = check_images(record)
         difference = write(network, out, images)
         size = out.stat().st_size / 1024
         print(f"{out}: {size:.1f} KiB, differs by at most {difference:.1g} of the output on {description}")
+        if self.quantise:
+            small = int8_file(out)
+            difference = quantise_onnx(out, calibration, small)
+            size = small.stat().st_size / 1024
+            print(f"{small}: {size:.1f} KiB, differs by at most {difference:.1g} of the output on calibration images")
         return 0
 
 
@@ -183,18 +207,33 @@ def check_images(record: Mapping[str, Any]) -> tuple[torch.Tensor, str]:
         that is available without a download, and noise otherwise.
     """
     name, shape = record["data"]["name"], tuple(record["data"]["image_shape"])
-    if name == "digits" or (name in ("cifar10", "cifar100") and (cache_dir() / name).is_dir()):
-        try:
-            normalisation = record["normalisation"]
-            splits = data.load(name).with_normalisation(normalisation["mean"], normalisation["std"])
-        except data.DataError:  # a package is missing, or the files are damaged
-            pass
-        else:
-            if splits.image_shape == shape:
-                return splits.normalise(splits.test.first(CHECK_IMAGES)), f"{CHECK_IMAGES} test images of {name}"
+    with suppress(ValueError):  # a package is missing, the files are damaged, or it is another data set
+        splits = record_data(record)
+        return splits.normalise(splits.test.first(CHECK_IMAGES)), f"{CHECK_IMAGES} test images of {name}"
     count = min(CHECK_IMAGES, 2 * IMAGE_LIMIT // math.prod(shape))  # at least 2
     noise = torch.randn((count, *shape), generator=torch.Generator().manual_seed(0))
     return noise, f"{count} images of noise, because data {name!r} is not available"
+
+
+def record_data(record: Mapping[str, Any], source: str | None = None) -> data.DataSplits:
+    """Load the data set of a saved network, normalised as the network expects.
+
+    Args:
+        record: The record of the saved network.
+        source: Name or folder of the data set; by default the name in the record, if no download is needed.
+
+    Raises:
+        DataError: The data are missing, damaged, or of another shape than the network's.
+    """
+    name, shape = record["data"]["name"], tuple(record["data"]["image_shape"])
+    if source is None and name != "digits" and not (name in REMOTE and (cache_dir() / name).is_dir()):
+        raise data.DataError(f"data {name!r} is not available; give its name or folder: --data")
+    source = name if source is None else source
+    size = {} if source in ("digits", *REMOTE) or shape[1] != shape[2] else {"size": shape[1]}
+    splits = data.load(source, **size)
+    if splits.image_shape != shape:
+        raise data.DataError(f"data {source!r} has images of shape {splits.image_shape} (C, H, W), the network {shape}")
+    return splits.with_normalisation(record["normalisation"]["mean"], record["normalisation"]["std"])
 
 
 if __name__ == "__main__":

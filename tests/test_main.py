@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -63,6 +64,37 @@ def test_export_to_both_formats(
     }
 
 
+def test_export_to_int8(run: tuple[Path, nn.Module], digits: DataSplits, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, network = run
+    assert main(["export", str(folder), "--quantise"]) == 0
+    assert f"{folder / 'pruned-int8.onnx'}: " in capsys.readouterr().out
+    images = digits.normalise(digits.test.images[:50]).contiguous()
+    session = onnxruntime.InferenceSession(folder / "pruned-int8.onnx")
+    found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    with torch.inference_mode():
+        assert (found.argmax(1) == network(images).argmax(1)).float().mean() > 0.9
+    content = (folder / "pruned-int8.onnx").read_bytes()
+    out = folder / "other.onnx"
+    assert main(["export", str(folder), "--quantise", "--data", "digits", "--out", str(out)]) == 0
+    assert (folder / "other-int8.onnx").read_bytes() == content
+
+
+def test_calibration_images_are_never_noise(
+    run: tuple[Path, nn.Module],
+    image_folder: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = str(image_folder(train=20))
+    for arguments, named in (([], "scikit-learn"), (["--data", folder], r"(3, 8, 8)"), (["--data", "mine"], "'mine'")):
+        monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+        assert status_of(["export", str(run[0]), "--quantise", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert named in error
+        assert error.count("\n") == 1
+    assert not list(run[0].glob("*.onnx"))
+
+
 def test_images_are_those_of_the_data_set_or_fixed_noise(
     run: tuple[Path, nn.Module], digits: DataSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +125,8 @@ def test_images_are_those_of_the_data_set_or_fixed_noise(
         (["export", "RUN", "--base", "nothing"], "'nothing'"),
         (["export", "RUN", "--base", "torch.nn:Identity"], "'features.0'"),
         (["export", "RUN", "--out", "RUN/pruned.json/a.onnx"], "pruned.json"),
+        (["export", "RUN", "--quantise", "--format", "torch"], "--format torch"),
+        (["export", "RUN", "--data", "digits"], "--quantise"),
         (["inspect"], "NETWORK"),
         (["inspect", "small_cnn", "--shape", "1", "8"], "--shape"),
         (["inspect", "small_cnn", "--shape", "0", "8", "8"], "--shape"),

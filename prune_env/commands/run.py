@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,9 +20,11 @@ from qmix_agent import QMIX, QMIXConfig
 
 from ..common.command import check_writable, require_packages
 from ..common.files import replacing
+from ..common.onnx_session import PACKAGES
 from ..common.settings import Count, Positive, Seed, Settings, Whole
 from ..data import DataSplits
 from ..deploy.layer_times import LayerTiming, measure_layer_times
+from ..deploy.quantise import require_quantiser
 from ..finalise import Finaliser, Finalist, accuracy, recalibrated
 from ..game.arguments import ProblemArgs
 from ..game.config import EnvConfig
@@ -82,6 +85,9 @@ class RunConfig(Settings):
     """The agent: networks, learning, exploration, evaluation and checkpoints."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     """The training of the winner and of the uniform network after the search."""
+    quantise: bool = False
+    """Also write the winner as an ONNX file in int8, pruned-int8.onnx, and compare all networks in int8. A finished run
+    gets it with --resume."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,11 +115,16 @@ class Pruning:
 def prune(config: RunConfig) -> None:
     """Search, distil the best plans, test them once, and write networks, plots and the summary."""
     require_packages(["matplotlib"], "the plots", "train")
+    if config.quantise:
+        require_packages(PACKAGES, "ONNX", "export")
+        require_quantiser()
     env, directory = start(config)
     episodes = search(config, env, directory)
     prunings = [_distilled(config, env, target, directory) for target in env.config.targets if target is not None]
-    contestants = _tested(config, prunings, episodes)
-    rows = network_rows(env, contestants, {f"QMIX{pruning.suffix}": pruning.folder for pruning in prunings})
+    contestants = _tested(config, prunings)
+    folders = {f"QMIX{pruning.suffix}": pruning.folder for pruning in prunings}
+    rows = network_rows(env, contestants, folders, quantise=config.quantise)
+    _save(config, prunings, {one.name: (one, row) for one, row in zip(contestants, rows, strict=True)}, episodes)
     if len(prunings) > 1:
         lines = {name: [0, *range(start, 2 * len(prunings) + 1, 2)] for name, start in (("uniform L1", 1), ("QMIX", 2))}
         plot_front(directory / "front.png", {name: [rows[one] for one in line] for name, line in lines.items()})
@@ -150,7 +161,8 @@ def start(config: RunConfig) -> tuple[FilterPruneEnv, Path]:
             "more images; with folders train, val and test, val is the reward split"
         )
     settings = asdict(replace(config, resume=False, name=None))
-    del settings["out"]  # the folder of a run may be moved
+    for name in ("out", "quantise"):  # the folder of a run may be moved, and int8 files be added
+        del settings[name]
     settings["normalisation"] = {"mean": data.mean, "std": data.std}
     directory = open_folder(config.out, config.name, f"{config.problem.title}-{data.name}", settings, config.resume)
     print(f"Writing to {directory}")
@@ -213,13 +225,12 @@ def _distilled(config: RunConfig, env: FilterPruneEnv, target: float, directory:
     single = len(env.config.targets) == 1
     suffix = "" if single else f" {100 * target:g} %"
     networks = {name: (plan, finaliser.distil(plan, title=name + suffix)) for name, plan in plans.items()}
-    return Pruning(
-        game, directory if single else directory / f"{env.config.cost}-{target:g}", suffix, finalists, networks
-    )
+    folder = directory if single else directory / f"{env.config.cost}-{target:g}"
+    return Pruning(game, folder, suffix, finalists, networks)
 
 
-def _tested(config: RunConfig, prunings: list[Pruning], episodes: list[dict[str, Any]]) -> list[Contestant]:
-    """Read the test set, once, and save the network of every budget. Return all networks, the original one first."""
+def _tested(config: RunConfig, prunings: list[Pruning]) -> list[Contestant]:
+    """Read the test set, once. Return all networks, the original one first."""
     problem = prunings[0].env.problem
 
     def test(network: nn.Module) -> float:
@@ -230,10 +241,21 @@ def _tested(config: RunConfig, prunings: list[Pruning], episodes: list[dict[str,
         for name, (plan, network) in pruning.networks.items():
             before = test(recalibrated(pruning.env, plan))
             contestants.append(Contestant(name + pruning.suffix, network, plan, test(network), before))
-        three = [contestants[0], *contestants[-2:]]
-        base = config.problem.base or problem.model
-        save_result(pruning.folder, pruning.env, three, episodes, config.env.targets, base=base)
     return contestants
+
+
+def _save(
+    config: RunConfig,
+    prunings: list[Pruning],
+    measured: Mapping[str, tuple[Contestant, NetworkRow]],
+    episodes: list[dict[str, Any]],
+) -> None:
+    """Save the network of every budget, given all networks and their rows by name."""
+    for pruning in prunings:
+        names = {"original": "original", "pruned": f"QMIX{pruning.suffix}", "uniform": f"uniform L1{pruning.suffix}"}
+        three = {key: measured[name] for key, name in names.items()}
+        base = config.problem.base or pruning.env.problem.model
+        save_result(pruning.folder, pruning.env, three, episodes, config.env.targets, base=base)
 
 
 def _predicted(prunings: list[Pruning], measured_on: str) -> str:

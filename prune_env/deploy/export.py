@@ -56,7 +56,7 @@ def to_onnx(model: nn.Module, path: str | Path, images: torch.Tensor) -> float:
     size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     if size > ONNX_LIMIT:
         raise ExportError(f"the weights take {size} bytes, an ONNX file at most {ONNX_LIMIT}; use to_torch_export")
-    with _exporting("ONNX"):
+    with exporting("ONNX"):
         program = torch.onnx.export(
             network,
             (images[:2],),
@@ -72,7 +72,7 @@ def to_onnx(model: nn.Module, path: str | Path, images: torch.Tensor) -> float:
         part.ClearField("metadata_props")  # stack traces with local paths, which are half of a small file
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(proto.SerializeToString())
-        return _largest_difference(network, open_session(temporary), images, ONNX_TOLERANCE)
+        return largest_difference(network, open_session(temporary), images, ONNX_TOLERANCE)
 
 
 @torch.inference_mode(False)
@@ -95,16 +95,16 @@ def to_torch_export(model: nn.Module, path: str | Path, images: torch.Tensor) ->
     """
     network, images = _prepared(model, images, None)
     buffer = io.BytesIO()
-    with _exporting("torch.export"):
+    with exporting("torch.export"):
         program = torch.export.export(network, (images[:2],), dynamic_shapes=_dynamic_batch(), strict=False)
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # contains local paths
         torch.export.save(program, buffer)
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(buffer.getvalue())
-        with _exporting("torch.export"):
+        with exporting("torch.export"):
             loaded = torch.export.load(temporary).module()
-        return _largest_difference(network, loaded, images, TORCH_TOLERANCE)
+        return largest_difference(network, loaded, images, TORCH_TOLERANCE)
 
 
 def _prepared(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None) -> tuple[nn.Module, torch.Tensor]:
@@ -124,8 +124,15 @@ def _dynamic_batch() -> tuple[dict[int, torch.export.Dim]]:
 
 
 @contextlib.contextmanager
-def _exporting(exporter: str) -> Iterator[None]:
-    """Disable gradients and all output in the block, and turn errors into an ExportError of one line."""
+def exporting(
+    exporter: str, remedy: str = "its forward method must use only plain tensor operations that work for any batch size"
+) -> Iterator[None]:
+    """Disable gradients and all output in the block, and turn errors into an ExportError of one line.
+
+    Args:
+        exporter: What runs in the block, for the message.
+        remedy: What the network must be like, for the message.
+    """
     disabled = logging.root.manager.disable
     with (
         open(os.devnull, "w") as nowhere,
@@ -141,17 +148,23 @@ def _exporting(exporter: str) -> Iterator[None]:
         except Exception as error:  # exporters raise many types
             line = next((line for line in str(error).splitlines() if line.strip()), "")
             raise ExportError(
-                f"{exporter} cannot take this network ({type(error).__name__}: {line}); its forward method must use "
-                "only plain tensor operations that work for any batch size"
+                f"{exporter} cannot take this network ({type(error).__name__}: {line}); {remedy}"
             ) from error
         finally:
             logging.disable(disabled)
 
 
-def _largest_difference(
-    network: nn.Module, exported: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, tolerance: float
+def largest_difference(
+    network: Callable[[torch.Tensor], torch.Tensor],
+    exported: Callable[[torch.Tensor], torch.Tensor],
+    images: torch.Tensor,
+    tolerance: float,
 ) -> float:
-    """Return the largest relative difference between outputs, for all images together and for a single one."""
+    """Return the largest relative difference between outputs, for all images together and for a single one.
+
+    Raises:
+        ExportError: It is above `tolerance`, or one of the two fails.
+    """
     largest = 0.0
     for batch in (images, images[:1]):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,21 @@ from typing import Any
 from torch import nn
 
 from ..common.files import replacing
+from ..data import DataSplits
 from ..deploy import saved
 from ..deploy.export import ExportError, to_onnx
+from ..deploy.quantise import CHECK_IMAGES, calibration_images, quantise_onnx
 from ..game.archive import Entry
 from ..game.env import FilterPruneEnv
 from ..game.targets import smallest_target
 from ..pruning import Plan
 from ..scoring.latency import latencies
+from ..scoring.metric import onnx_accuracy
 from .plots import LayerRow, plot_layers, plot_learning, plot_tradeoff
-from .summary import NetworkRow
+from .summary import INT8, ONNX, NetworkRow
+
+KEPT = {"ONNX": "pruned.onnx", "int8": "pruned-int8.onnx"}
+"""Names of the ONNX files of a pruned network."""
 
 
 @dataclass(frozen=True)
@@ -36,36 +43,40 @@ class Contestant:
 
 
 def network_rows(
-    env: FilterPruneEnv, contestants: Sequence[Contestant], folders: Mapping[str, Path]
+    env: FilterPruneEnv, contestants: Sequence[Contestant], folders: Mapping[str, Path], *, quantise: bool = False
 ) -> list[NetworkRow]:
     """Measure the networks of the final summary: costs, file sizes and latencies, all timed in turn.
 
-    A network whose plan equals that of an earlier one gets both names.
+    A network whose plan equals that of an earlier one gets both names. The test accuracy of an int8 file is measured if
+    that of its network was.
 
     Args:
         env: The environment of the search.
         contestants: The networks, the original one first.
-        folders: Names of the networks whose ONNX file is kept as pruned.onnx, and the folder for it.
+        folders: Names of the networks whose ONNX files are kept as pruned.onnx and pruned-int8.onnx, and the folder for
+            them.
+        quantise: Whether to measure int8 files, too.
     """
     first = {contestant.plan: contestant.name for contestant in reversed(contestants)}
     networks = {contestant.name: contestant.network for contestant in contestants}
+    shape = env.problem.data.image_shape
     with TemporaryDirectory() as scratch:
-        onnx = _onnx_files(Path(scratch), env, networks)
-        for name, folder in folders.items() if onnx else ():
-            with replacing(folder / "pruned.onnx") as temporary:
-                temporary.write_bytes(onnx[name].read_bytes())
-        timed: dict[str, nn.Module | Path] = {**networks, **{f"{name} as ONNX": file for name, file in onnx.items()}}
-        shape = env.problem.data.image_shape
+        files = _onnx_files(Path(scratch), env.problem.data, networks, quantise)
+        for (name, folder), (kind, file) in itertools.product(folders.items(), KEPT.items()):
+            if made := files.get(f"{name} as {kind}"):
+                with replacing(folder / file) as temporary:
+                    temporary.write_bytes(made.read_bytes())
         at_1, at_100 = (
-            {name: timing.median_ms for name, timing in latencies(timed, shape, batch).items()} for batch in (1, 100)
+            {name: timing.median_ms for name, timing in latencies({**networks, **files}, shape, batch).items()}
+            for batch in (1, 100)
         )
-        return [_row(env, one, first[one.plan], onnx.get(one.name), (at_1, at_100)) for one in contestants]
+        return [_row(env, one, first[one.plan], files, (at_1, at_100)) for one in contestants]
 
 
 def save_result(
     folder: Path,
     env: FilterPruneEnv,
-    contestants: Sequence[Contestant],
+    contestants: Mapping[str, tuple[Contestant, NetworkRow]],
     episodes: Sequence[Mapping[str, Any]],
     targets: Sequence[float | None],
     base: str | nn.Module,
@@ -75,21 +86,25 @@ def save_result(
     Args:
         folder: Folder for the files.
         env: The environment of the search, with this budget only.
-        contestants: The original network, the uniform one and the winner, with their accuracies.
+        contestants: The networks "original", "uniform" and "pruned" (the winner), with their rows.
         episodes: Rows of metrics.jsonl, for all targets of the search.
         targets: All targets of the search. A plan belongs to the smallest one that it meets.
         base: Registered name or import path of the original network, or the network.
     """
-    original, uniform, winner = contestants
+    (winner, _), (uniform, _) = contestants["pruned"], contestants["uniform"]
     metrics = {
-        "original_accuracy": original.accuracy,
-        "pruned_accuracy": winner.accuracy,
-        "uniform_accuracy": uniform.accuracy,
+        **{f"{name}_accuracy": one.accuracy for name, (one, _) in contestants.items()},
         "pruned_accuracy_before_distillation": winner.accuracy_before,
         "uniform_accuracy_before_distillation": uniform.accuracy_before,
         **dict(zip(("macs_ratio", "params_ratio"), env.cost_ratios(winner.plan), strict=True)),
         "evaluated_plans": len(env.archive),
         "search_seconds": search_seconds(episodes),
+        **{
+            f"{name}_{field}": getattr(row, field)
+            for name, (_, row) in contestants.items()
+            for field in (*ONNX, "int8_accuracy", *INT8)
+            if row.int8_bytes is not None
+        },
     }
     saved.save_pruned(folder, winner.network, winner.plan, env.problem, base=base, metrics=metrics)
     fractions, target = [one for one in targets if one is not None], env.budget.target
@@ -159,32 +174,46 @@ def _layer_rows(env: FilterPruneEnv, plan: Plan) -> list[LayerRow]:
     ]
 
 
-def _onnx_files(folder: Path, env: FilterPruneEnv, networks: Mapping[str, nn.Module]) -> dict[str, Path]:
-    """Write every network as ONNX, checked on test images, and return the files by name.
+def _onnx_files(folder: Path, data: DataSplits, networks: Mapping[str, nn.Module], quantise: bool) -> dict[str, Path]:
+    """Write every network as ONNX, and as int8 with `quantise`; return the files as "NAME as ONNX" and "NAME as int8".
 
-    Print the reason and write nothing where packages are missing or a network cannot be exported.
+    Where packages are missing or a network cannot be exported, print the reason and return no files of that kind.
     """
-    files = {name: folder / f"{number}.onnx" for number, name in enumerate(networks)}
-    data = env.problem.data
-    images = data.normalise(data.test.first(32))
+    images = calibration_images(data)
+    float32 = {f"{name} as ONNX": folder / f"{number}.onnx" for number, name in enumerate(networks)}
+    int8 = {f"{name} as int8": folder / f"{number}-int8.onnx" for number, name in enumerate(networks)}
     try:
-        for name, network in networks.items():
-            to_onnx(network, files[name], images)
+        for network, file in zip(networks.values(), float32.values(), strict=True):
+            to_onnx(network, file, images[:CHECK_IMAGES])
     except (ImportError, ExportError) as error:
         print(f"No ONNX file: {error}")
         return {}
-    return files
+    if not quantise:
+        return float32
+    try:
+        for file, out in zip(float32.values(), int8.values(), strict=True):
+            quantise_onnx(file, images, out)
+    except (ImportError, ExportError) as error:
+        print(f"No int8 file: {error}")
+        return float32
+    return float32 | int8
 
 
 def _row(
     env: FilterPruneEnv,
     one: Contestant,
     first: str,
-    onnx: Path | None,
+    files: Mapping[str, Path],
     timings: tuple[Mapping[str, float], Mapping[str, float]],
 ) -> NetworkRow:
-    """Return the row of a network, given the first name of its plan and the times of batches of 1 and of 100."""
-    at_1, at_100 = timings
+    """Return the row of a network, given the first name of its plan, all files, and times of batches of 1 and 100."""
+    data, (at_1, at_100) = env.problem.data, timings
+    values: dict[str, Any] = {}
+    for kind, fields in (("ONNX", ONNX), ("int8", INT8)):
+        if file := files.get(name := f"{one.name} as {kind}"):
+            values |= dict(zip(fields, (file.stat().st_size, at_1[name], at_100[name]), strict=True))
+            if kind == "int8" and one.accuracy is not None:
+                values["int8_accuracy"] = onnx_accuracy(file, data, data.test)
     return NetworkRow(
         name=one.name if first == one.name else f"{one.name} = {first}",
         accuracy=one.accuracy,
@@ -194,7 +223,5 @@ def _row(
         latency_1_ms=at_1[one.name],
         latency_100_ms=at_100[one.name],
         accuracy_before=one.accuracy_before,
-        onnx_bytes=None if onnx is None else onnx.stat().st_size,
-        onnx_latency_1_ms=at_1.get(f"{one.name} as ONNX"),
-        onnx_latency_100_ms=at_100.get(f"{one.name} as ONNX"),
+        **values,
     )

@@ -11,6 +11,9 @@ WIDTH = 110
 """Maximum width of the table, in characters."""
 CONVENTION = "MACs: multiply-accumulates of convolution and linear layers, one input; FLOPs = 2 x MACs."
 
+ONNX, INT8 = ((f"{kind}_bytes", f"{kind}_latency_1_ms", f"{kind}_latency_100_ms") for kind in ("onnx", "int8"))
+"""Names of the fields of a float and of an int8 ONNX file."""
+
 
 @dataclass(frozen=True)
 class NetworkRow:
@@ -41,16 +44,23 @@ class NetworkRow:
     """Median latency of onnxruntime at batch size 1, in milliseconds."""
     onnx_latency_100_ms: float | None = None
     """Median latency of onnxruntime at batch size 100, in milliseconds."""
+    int8_accuracy: float | None = None
+    """Test accuracy of the int8 ONNX file, as a fraction; None if it was not measured."""
+    int8_bytes: int | None = None
+    """Size of the int8 ONNX file, in bytes; None if there is no file."""
+    int8_latency_1_ms: float | None = None
+    """Median latency of the int8 file at batch size 1, in milliseconds."""
+    int8_latency_100_ms: float | None = None
+    """Median latency of the int8 file at batch size 100, in milliseconds."""
 
     def __post_init__(self) -> None:
-        for name in ("accuracy", "accuracy_before"):
+        for name in ("accuracy", "accuracy_before", "int8_accuracy"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} of {self.name!r} must be a fraction between 0 and 1, got {value}")
-        optional = ("onnx_bytes", "onnx_latency_1_ms", "onnx_latency_100_ms")
-        for name in ("macs", "params", "file_bytes", "latency_1_ms", "latency_100_ms", *optional):
+        for name in ("macs", "params", "file_bytes", "latency_1_ms", "latency_100_ms", *ONNX, *INT8):
             value = getattr(self, name)
-            if not (value is None and name in optional) and not (value > 0 and math.isfinite(value)):
+            if not (value is None and name in (*ONNX, *INT8)) and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} of {self.name!r} must be above 0 and finite, got {value}")
 
 
@@ -58,7 +68,7 @@ def summary(rows: Sequence[NetworkRow]) -> str:
     """Return a table of the networks as aligned plain text, at most 110 characters wide.
 
     All numbers of a column have the same unit, chosen for the original network. If every row has ONNX values, files and
-    latencies form a second block.
+    latencies form a second block, and if every row has int8 values, these form a third one.
 
     Args:
         rows: The networks. The first one is the original network, to which all ratios refer.
@@ -81,10 +91,10 @@ def summary(rows: Sequence[NetworkRow]) -> str:
     ]
     files = _with_ratios([row.file_bytes / size for row in rows], 1)
     latencies = [_with_ratios([getattr(row, f"latency_{batch}_ms") for row in rows], 0) for batch in (1, 100)]
-    onnx = [
-        [value for row in rows if (value := getattr(row, name)) is not None]
-        for name in ("onnx_bytes", "onnx_latency_1_ms", "onnx_latency_100_ms")
-    ]
+    onnx, int8 = (
+        [[value for row in rows if (value := getattr(row, name)) is not None] for name in names]
+        for names in (ONNX, INT8)
+    )
     notes = [CONVENTION, "In parentheses: share of the original. Latency: median forward pass."]
     if any(len(values) < len(rows) for values in onnx):
         columns += [
@@ -104,6 +114,17 @@ def summary(rows: Sequence[NetworkRow]) -> str:
         ]
         blocks = [columns, deployment]
         notes[1] = "In parentheses: share of the original. Latency: median forward pass; ONNX by onnxruntime."
+        if all(len(values) == len(rows) for values in int8):
+            file, at_1, at_100 = (values[0] for values in onnx)
+            blocks.append(
+                [
+                    ["int8", "Accuracy", *_percents([row.int8_accuracy for row in rows])],
+                    [f"File, {file_unit}", "int8", *_with_ratios([value / size for value in int8[0]], 1, file / size)],
+                    ["int8, ms", "batch 1", *_with_ratios(int8[1], 0, at_1)],
+                    ["int8, ms", "batch 100", *_with_ratios(int8[2], 0, at_100)],
+                ]
+            )
+            notes.append("int8: share of the original network's float ONNX file; accuracy is that of onnxruntime.")
         if max(onnx[2]) > 1.05 * onnx[2][0]:
             notes.append("A pruned network is slower than the original: MACs are no latency; see --target-latency.")
     names = [row.name for row in rows]
@@ -130,13 +151,17 @@ def _lines(name: str, width: int) -> list[str]:
     return textwrap.wrap(" ".join(words), width, break_on_hyphens=False) or [""]
 
 
-def _with_ratios(values: Sequence[float], decimals: int) -> list[str]:
-    """Return the numbers with the same precision, each except the first with its ratio to the first."""
+def _with_ratios(values: Sequence[float], decimals: int, reference: float | None = None) -> list[str]:
+    """Return the numbers with the same precision and their ratios to a reference.
+
+    Without a reference that is the first number, which then has no ratio.
+    """
     digits = 1 if values[0] >= 100 else 2
-    ratios = [f"({percent(value / values[0], decimals)})" for value in values[1:]]
-    width = max((len(ratio) for ratio in ratios), default=-1)
-    cells = zip(values, ["", *ratios], strict=True)
-    return [f"{value:.{digits}f}" + ratio.rjust(1 + width) for value, ratio in cells]
+    ratios = [f"({percent(value / (reference or values[0]), decimals)})" for value in values]
+    if reference is None:
+        ratios[0] = ""
+    width = max(map(len, ratios)) or -1
+    return [f"{value:.{digits}f}" + ratio.rjust(1 + width) for value, ratio in zip(values, ratios, strict=True)]
 
 
 def _percents(fractions: Sequence[float | None]) -> list[str]:

@@ -6,14 +6,16 @@ Letters: B images in a batch, C channels, H and W pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..common.fingerprints import qualified_name
+from ..common.onnx_session import open_session
 from ..data import DataSplits, Split, TensorSplit
 from ..data.objective import Metric, check_metric
 from ..data.splits import InputSplit
@@ -68,8 +70,28 @@ def accuracy(
         network.to(home)
 
 
+def onnx_accuracy(file: Path, data: DataSplits, split: Split) -> float:
+    """Return the top-1 accuracy of an ONNX file, which onnxruntime runs on the CPU.
+
+    Args:
+        file: The ONNX file.
+        data: The data set, which normalises the images.
+        split: The images and class labels to score on.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ImportError: onnxruntime is not installed.
+        ValueError: onnxruntime cannot load the file, or the labels are no classes.
+    """
+    check_metric(None, data)
+    batches = ((data.normalise(images), labels) for images, labels in split.batches(BATCH_SIZE))
+    return count_correct(open_session(file), batches) / len(split)
+
+
 @torch.inference_mode()
-def count_correct(network: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> int:
+def count_correct(
+    network: Callable[[torch.Tensor], torch.Tensor], batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+) -> int:
     """Return the number of images that a network classifies correctly (top-1).
 
     Args:

@@ -126,7 +126,7 @@ def test_prune_continues_a_search_and_ends_with_everything(
     arguments = [network, "--weights", "w.pt", *photos, *LIMITS, *SMALL]
     assert main(["search", *arguments]) == 0
     found = json.loads(Path("runs/run/plans.json").read_text())
-    assert main(["prune", *arguments, "--resume"]) == 0
+    assert main(["prune", *arguments, "--resume", "--quantise"]) == 0
     folder = Path("runs/run")
     for name in ("learning.png", "layers.png", "tradeoff.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
@@ -139,10 +139,16 @@ def test_prune_continues_a_search_and_ends_with_everything(
         torch.testing.assert_close(
             torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), pruned(images), rtol=1e-4, atol=1e-4
         )
+    metrics = record["metrics"]
+    assert metrics["pruned_int8_bytes"] == (folder / "pruned-int8.onnx").stat().st_size
+    assert metrics["pruned_int8_bytes"] < metrics["original_int8_bytes"] < metrics["original_onnx_bytes"]
+    assert abs(metrics["pruned_int8_accuracy"] - metrics["pruned_accuracy"]) < 0.1
+    assert metrics["original_int8_latency_1_ms"] > 0
     printed = capsys.readouterr().out
     assert main(["report", str(folder)]) == 0
     table = capsys.readouterr().out
     assert "QMIX" in table
+    assert "int8" in table
     assert table in printed
     assert main(["export", str(folder), "--base", network, "--format", "torch"]) == 0
 
@@ -186,6 +192,14 @@ def test_mistakes_end_with_one_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     assert named in failure([command, *arguments, "--no-prove"] if arguments else [command], capsys)
+
+
+def test_int8_needs_its_packages_before_anything_is_computed(
+    network: str, photos: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "onnxruntime" in failure(["prune", network, *photos, "--quantise"], capsys)
+    assert not Path("runs").exists()
 
 
 def test_report_needs_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from prune_env.finalise import recalibrated
 from prune_env.game.config import DEFAULT_RATES
 from prune_env.reporting.result import Contestant, network_rows, save_plots
 from prune_env.reporting.run_folder import open_folder
+from prune_env.scoring.latency import TimingConfig, latencies
+from prune_env.scoring.metric import onnx_accuracy
 
 PLANS = [(20, 20, 40, 40, 80), (32, 10, 64, 20, 128)]
 
@@ -118,15 +121,38 @@ class TestNetworkRows:
         assert str(error) in capsys.readouterr().out
         assert not list(tmp_path.iterdir())
 
-    def test_the_winners_onnx_file_is_kept(self, make_env: EnvMaker, tmp_path: Path) -> None:
+    def test_onnx_files_are_measured_and_kept(self, make_env: EnvMaker, tmp_path: Path) -> None:
         env = make_env()
-        original, winner = contestants(env)[0], contestants(env)[2]
-        rows = network_rows(env, [original, winner], {"QMIX": tmp_path})
-        assert [file.name for file in tmp_path.iterdir()] == ["pruned.onnx"]
-        assert rows[1].onnx_bytes == (tmp_path / "pruned.onnx").stat().st_size
-        assert rows[0].onnx_bytes is not None
+        data = env.problem.data
+        original, other = contestants(env)[0], contestants(env)[3]
+        folders = {name: tmp_path / name for name in ("original", "other")}
+        rows = network_rows(env, [original, other], folders, quantise=True)
+        for row, folder in zip(rows, folders.values(), strict=True):
+            sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
+            assert sizes == {"pruned.onnx": row.onnx_bytes, "pruned-int8.onnx": row.int8_bytes}
+            assert sizes["pruned-int8.onnx"] < 0.5 * sizes["pruned.onnx"]
+            assert row.onnx_latency_1_ms
+            assert row.onnx_latency_100_ms
+            assert row.int8_latency_1_ms
+            assert row.int8_latency_100_ms
         assert rows[1].onnx_bytes < rows[0].onnx_bytes
-        assert all(row.onnx_latency_1_ms and row.onnx_latency_100_ms for row in rows)
+        assert rows[0].int8_accuracy == onnx_accuracy(folders["original"] / "pruned-int8.onnx", data, data.test)
+        assert rows[1].int8_accuracy is None, "that of the network is not known, either"
+
+    def test_a_network_that_cannot_be_quantised_keeps_its_float_file(
+        self, make_env: EnvMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def fails(*_: Any) -> None:
+            raise ExportError("no such operator")
+
+        quick = partial(latencies, config=TimingConfig(warmup=0, seconds=0, min_runs=1))
+        monkeypatch.setattr("prune_env.reporting.result.latencies", quick)
+        monkeypatch.setattr("prune_env.reporting.result.quantise_onnx", fails)
+        env = make_env()
+        rows = network_rows(env, contestants(env)[:1], {"original": tmp_path}, quantise=True)
+        assert [file.name for file in tmp_path.iterdir()] == ["pruned.onnx"]
+        assert (rows[0].onnx_bytes is None, rows[0].int8_bytes) == (False, None)
+        assert "no such operator" in capsys.readouterr().out
 
 
 class TestPlots:

@@ -15,6 +15,7 @@ from prune_env.reporting.summary import CONVENTION, WIDTH, NetworkRow, percent, 
 ORIGINAL = NetworkRow("original", 0.936, 313_201_664, 14_991_946, 60_000_000, 4.0, 150.0)
 HALF = NetworkRow("QMIX", 0.9291, 156_600_832, 7_000_000, 30_000_000, 3.0, 75.0, accuracy_before=0.731)
 ONNX = {"onnx_bytes": 61_000_000, "onnx_latency_1_ms": 2.0, "onnx_latency_100_ms": 80.0}
+INT8 = {"int8_accuracy": 0.93, "int8_bytes": 15_250_000, "int8_latency_1_ms": 1.0, "int8_latency_100_ms": 20.0}
 
 
 def columns(line: str) -> list[str]:
@@ -63,6 +64,19 @@ def test_onnx_files_have_a_block_of_their_own() -> None:
     assert "--target-latency" in summary([replace(ORIGINAL, **ONNX), slower])
 
 
+def test_int8_files_are_compared_with_the_float_file_of_the_original() -> None:
+    original = replace(ORIGINAL, **ONNX, **INT8)
+    unmeasured = replace(original, name="half", int8_accuracy=None, int8_bytes=6_100_000, int8_latency_1_ms=0.5)
+    *_, third, notes = summary([original, unmeasured]).split("\n\n")
+    heads, names, _, first, second = map(columns, third.split("\n"))
+    assert heads == ["int8", "File, MiB", "int8, ms", "int8, ms"]
+    assert names == ["Network", "Accuracy", "int8", "batch 1", "batch 100"]
+    assert first == ["original", "93.00 %", "14.54 (25.0 %)", "1.00 (50 %)", "20.00 (25 %)"]
+    assert second == ["half", "-", "5.82 (10.0 %)", "0.50 (25 %)", "20.00 (25 %)"]
+    assert "int8" in notes
+    assert "int8" not in summary([original, replace(ORIGINAL, **ONNX)]), "not every network has an int8 file"
+
+
 def test_onnx_files_are_not_shown_unless_every_network_has_one() -> None:
     assert "ONNX" not in summary([replace(ORIGINAL, **ONNX), HALF])
     assert summary([ORIGINAL, replace(HALF, **ONNX)]) == summary([ORIGINAL, HALF])
@@ -81,6 +95,10 @@ rows = st.builds(
     onnx_bytes=st.none() | st.integers(1, 10**9),
     onnx_latency_1_ms=st.floats(0.01, 1e3),
     onnx_latency_100_ms=st.floats(0.01, 1e4),
+    int8_accuracy=st.none() | st.floats(0, 1),
+    int8_bytes=st.none() | st.integers(1, 10**9),
+    int8_latency_1_ms=st.floats(0.01, 1e3),
+    int8_latency_100_ms=st.floats(0.01, 1e4),
 )
 
 
@@ -96,12 +114,14 @@ def test_it_fits_and_shows_every_name(original: NetworkRow, others: list[tuple[s
     text = summary(networks)
     assert max(map(len, text.split("\n"))) <= WIDTH
     *blocks, _ = text.split("\n\n")
-    assert len(blocks) == 1 + (original.onnx_bytes is not None)
-    for block in blocks:
+    onnx, int8 = original.onnx_bytes is not None, original.int8_bytes is not None
+    assert len(blocks) == 1 + onnx + (onnx and int8)
+    for number, block in enumerate(blocks):
         body = block.split("\n")
         rule = len(body[2])
         assert body[2] == "-" * rule
-        assert sum(len(line) == rule for line in body[3:]) == max(1, len(others))  # ratios end at the right edge
+        ratios = len(others) + (number == 2)  # only in the third block the original has one
+        assert sum(len(line) == rule for line in body[3:]) == max(1, ratios), "ratios end at the right edge"
         assert all(word[:8] in block for row in networks for word in row.name.split())
 
 
@@ -115,6 +135,8 @@ def test_it_fits_and_shows_every_name(original: NetworkRow, others: list[tuple[s
         ("latency_1_ms", math.nan),
         ("onnx_bytes", 0),
         ("onnx_latency_100_ms", math.inf),
+        ("int8_accuracy", 93.6),
+        ("int8_latency_1_ms", 0),
     ],
 )
 def test_wrong_values_are_named(field: str, value: float) -> None:
