@@ -33,7 +33,7 @@ from ..pruning import Plan
 from ..reporting.plots import plot_front
 from ..reporting.result import Contestant, network_rows, save_result, search_seconds
 from ..reporting.run_folder import check_room, open_folder
-from ..reporting.summary import percent, summary
+from ..reporting.summary import NetworkRow, percent, summary
 from ..scoring.latency_table import LatencyTable
 from ..training.distillation import DistillationConfig
 from .plans import print_plans, save_plans
