@@ -95,7 +95,8 @@ def measure_layer_times(
         layers = _measured_layers(model, cost, full, images, config)
     finally:
         torch.set_num_threads(threads)
-    table = LatencyTable(layers, measured_on=f"{config.runtime}, batch size {config.batch_size}")
+    words = f"{config.runtime}, batch size {config.batch_size}, threads {config.timing.threads or threads}"
+    table = LatencyTable(layers, measured_on=words)
     plans = [tuple(_rounded(width * filters, filters) for filters in full) for width in WIDTHS]
     predictor = table.predictor(cost, full)
     sums = np.array([predictor.milliseconds(plan) for plan in plans])

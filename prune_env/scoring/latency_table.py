@@ -85,7 +85,7 @@ class LatencyTable(Settings):
         """
         file = Path(path)
         if not file.is_file():
-            raise FileNotFoundError(f"latency table {file} does not exist; measure one with `prune-env latency`")
+            raise FileNotFoundError(f"latency table {file} does not exist; prune-env measures one if none is given")
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             if not isinstance(content, dict) or not isinstance(content.get("layers"), dict):
