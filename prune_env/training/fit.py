@@ -183,7 +183,7 @@ class _Training:
         """Train until the last step; after every epoch update the best weights and write the checkpoint."""
         options, first = self._options, self._processes.rank == 0
         replay = self._replay and self._steps - self._step >= WORTH_RECORDING
-        take_step = Step(self._model, self._loss, self._optimizers, self._device, self._dtype, replay, self._processes)
+        take_step = Step(self._model, self._loss, self._optimizers, self._dtype, replay, self._processes)
         with progress_bar(
             total=self._steps,
             initial=self._step,

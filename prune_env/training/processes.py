@@ -130,13 +130,10 @@ class SynchronisedBatchNorm(TorchFunctionMode):
         inputs: torch.Tensor,
         running_mean: torch.Tensor | None,
         running_var: torch.Tensor | None,
-        weight: torch.Tensor | None = None,
-        bias: torch.Tensor | None = None,
-        training: bool = True,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
+        **others: Any,
     ) -> torch.Tensor:
         """Return normalised inputs [B, C, ...] and update the running statistics; see torch's batch_norm."""
+        weight, bias, momentum, eps = (others[name] for name in ("weight", "bias", "momentum", "eps"))
         dims, shape = [0, *range(2, inputs.ndim)], (1, -1, *(1,) * (inputs.ndim - 2))
         values = inputs.float() if inputs.dtype in (torch.bfloat16, torch.float16) else inputs
         mean = self._processes.average(values.mean(dims))  # [C]
@@ -148,7 +145,7 @@ class SynchronisedBatchNorm(TorchFunctionMode):
                 running_mean.lerp_(mean.to(running_mean), momentum)
                 running_var.lerp_((variance * count / max(1, count - 1)).to(running_var), momentum)
         scale = (variance + eps).rsqrt() if weight is None else (variance + eps).rsqrt() * weight
-        outputs = centred * scale.view(shape)
+        outputs: torch.Tensor = centred * scale.view(shape)
         return (outputs if bias is None else outputs + bias.view(shape)).to(inputs.dtype)
 
 

@@ -34,7 +34,6 @@ class Step:
         model: The network to train.
         loss: The loss.
         optimizers: Optimizer -> its peak learning rate.
-        device: The device of the network.
         dtype: The type that autocast computes in.
         replay: Whether to record and replay the step, if the device is a GPU. A step that waits for the GPU, or that
             several processes take together, cannot be recorded and is taken normally.
@@ -46,21 +45,20 @@ class Step:
         model: nn.Module,
         loss: Loss,
         optimizers: Mapping[torch.optim.Optimizer, float],
-        device: torch.device,
         dtype: torch.dtype,
         replay: bool,
         processes: Processes | None = None,
     ) -> None:
         self._processes = processes or Processes()
         self._model, self._loss, self._optimizers = model, loss, optimizers
-        self._device, self.dtype = device, dtype
-        self._replay = replay and device.type == "cuda" and self._processes.count == 1
+        self._device, self.dtype = next(model.parameters()).device, dtype
+        self._replay = replay and self._device.type == "cuda" and self._processes.count == 1
         self._steps = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._images = self._labels = self._value = torch.empty(0)
         if self._replay:
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-                group["lr"] = torch.zeros((), device=device)  # a recorded step reads it from the GPU's memory
+                group["lr"] = torch.zeros((), device=self._device)  # a recorded step reads it from the GPU's memory
 
     def set_learning_rates(self, share: float) -> None:
         """Set every optimizer's learning rate to this fraction of its peak."""
