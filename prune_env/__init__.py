@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .data import DataSplits
-    from .deploy.saved import load_pruned, save_pruned
+    from .deploy.saved import load_pruned, save_pruned, update_pruned
     from .game.config import EnvConfig
     from .game.env import FilterPruneEnv
     from .game.make import make_env
@@ -30,6 +30,7 @@ _HOMES = {
     "make_problem": "game.problems",
     "make_tabulated_env": "game.tabulated",
     "save_pruned": "deploy.saved",
+    "update_pruned": "deploy.saved",
 }
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "make_problem",
     "make_tabulated_env",
     "save_pruned",
+    "update_pruned",
 ]
 
 

@@ -26,7 +26,11 @@ class Augmentation(Settings):
     """Value of the padding: 0 is black for uint8 images, and the mean for normalised images."""
 
     def __call__(
-        self, images: torch.Tensor, generator: torch.Generator, flipped: torch.Tensor | None = None
+        self,
+        images: torch.Tensor,
+        generator: torch.Generator,
+        flipped: torch.Tensor | None = None,
+        part: tuple[int, slice] | None = None,
     ) -> torch.Tensor:
         """Augment a batch.
 
@@ -34,18 +38,20 @@ class Augmentation(Settings):
             images: Images [B, C, H, W], not normalised.
             generator: Source of the random numbers.
             flipped: bool [B], which images to flip if `flip` is set; random by default.
+            part: Size of a larger batch, and which part of it the images are: random numbers are drawn for all of it.
 
         Returns:
             Images of the same shape and type, in channels_last memory.
         """
         batch, _, height, width = images.shape
         device, shifts = images.device, 2 * self.pad + 1
-        rows, columns = torch.randint(shifts, (2, batch, 1), generator=generator).to(device)  # [B, 1] each
+        size, own = part or (batch, slice(None))
+        rows, columns = torch.randint(shifts, (2, size, 1), generator=generator)[:, own].to(device)  # [B, 1] each
         rows = rows + torch.arange(height, device=device)  # [B, H]
         across = torch.arange(width, device=device).expand(batch, width)
         if self.flip:
             if flipped is None:
-                flipped = torch.rand(batch, generator=generator) < 0.5
+                flipped = torch.rand(size, generator=generator)[own] < 0.5
             across = torch.where(flipped.to(device)[:, None], across.flip(1), across)
         columns = columns + across  # [B, W]
         padded = F.pad(images, (self.pad,) * 4, value=self.fill)

@@ -293,10 +293,14 @@ class DataSplits:
         return ((scaled if images.is_floating_point() else scaled / 255) - mean) / std
 
     def augmented(
-        self, images: torch.Tensor, generator: torch.Generator, flipped: torch.Tensor | None = None
+        self,
+        images: torch.Tensor,
+        generator: torch.Generator,
+        flipped: torch.Tensor | None = None,
+        part: tuple[int, slice] | None = None,
     ) -> torch.Tensor:
         """Return images [B, C, H, W] as training input: augmented, then normalised. See `Augmentation.__call__`."""
-        return self.normalise(self.augmentation(images, generator, flipped))
+        return self.normalise(self.augmentation(images, generator, flipped, part))
 
     def with_normalisation(self, mean: Sequence[float] | str, std: Sequence[float] | str | None = None) -> DataSplits:
         """Return the same splits with the normalisation that a network was trained with.

@@ -95,13 +95,47 @@ def save_pruned(
             _check_fit(_cut(original, sides), record["modules"], model.state_dict())
         except ValueError as error:
             raise ValueError(f"the model is not a network of this plan and base: {error}") from error
-    weights = _weights(model)
-    record["weights_digest"] = _digest(weights)
-    text = to_json(record)  # can raise, so before anything is written
-    with replacing(directory / WEIGHTS) as temporary:
-        temporary.write_bytes(weights)
-    with replacing(directory / RECORD) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    _write(directory, record, model)
+
+
+def update_pruned(
+    directory: str | Path,
+    model: nn.Module,
+    *,
+    out: str | Path | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a saved network again after it was loaded and trained further, with other weights and metrics.
+
+    Args:
+        directory: The folder that `save_pruned` wrote.
+        model: The network that `load_pruned(directory)` returned, trained further; tensors keep their types.
+        out: The folder to write to; by default `directory`, whose network is replaced.
+        metrics: Numbers to store with the network. The old ones are dropped: they are those of the old weights.
+
+    Raises:
+        FileNotFoundError: A file does not exist.
+        NotADirectoryError: `directory` is a file.
+        TypeError: `model` is no network.
+        ValueError: A file is damaged, `model` is another network, or a metric is not finite. Nothing is written then.
+
+    Example:
+        >>> network = load_pruned("runs/mine")
+        >>> train(network)
+        >>> update_pruned("runs/mine", network, out="runs/mine-trained", metrics={"test_accuracy": 0.92})
+    """
+    directory = Path(directory)
+    expect(model, nn.Module, "model must be a network (nn.Module)")
+    record = read_record(directory)
+    tensors = _read_weights(directory / WEIGHTS, record["weights_digest"])
+    try:
+        _check_fit(model, record["modules"], tensors, "given model")
+    except ValueError as error:
+        raise ValueError(
+            f"the model is not the network of {directory}: {error}; if it is wrapped (DistributedDataParallel, "
+            "torch.compile, a LightningModule), give the network inside"
+        ) from error
+    _write(Path(directory if out is None else out), {**record, "metrics": dict(metrics or {})}, model)
 
 
 def load_pruned(
@@ -173,6 +207,16 @@ def load_pruned(
 def file_bytes(model: nn.Module) -> int:
     """Return the number of bytes of a network's weights as a safetensors file."""
     return len(_weights(model))
+
+
+def _write(directory: Path, record: Mapping[str, Any], model: nn.Module) -> None:
+    """Write a network's weights, and its record with their digest."""
+    weights = _weights(model)
+    text = to_json({**record, "weights_digest": _digest(weights)})  # can raise, so before anything is written
+    with replacing(directory / WEIGHTS) as temporary:
+        temporary.write_bytes(weights)
+    with replacing(directory / RECORD) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _named(base: str | nn.Module | None) -> tuple[str | None, str | None]:
@@ -320,11 +364,13 @@ def _class_names(model: nn.Module) -> dict[str, str]:
     return {path: type(module).__name__ for path, module in model.named_modules()}
 
 
-def _check_fit(network: nn.Module, classes: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> None:
+def _check_fit(
+    network: nn.Module, classes: Mapping[str, str], tensors: Mapping[str, torch.Tensor], what: str = "cut base"
+) -> None:
     """Check that a network has exactly these module classes, tensor shapes and kinds of numbers.
 
     Raises:
-        ValueError: It has others; the message names the first difference.
+        ValueError: It has others; the message names the first difference, and calls the network `what`.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     own_shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
@@ -337,7 +383,7 @@ def _check_fit(network: nn.Module, classes: Mapping[str, str], tensors: Mapping[
         for name in sorted(own.keys() | other.keys()):
             if own.get(name) != other.get(name):
                 raise ValueError(
-                    f"{kind} {name or '(the network itself)'} of the cut base is {own.get(name, 'absent')}, of the "
+                    f"{kind} {name or '(the network itself)'} of the {what} is {own.get(name, 'absent')}, of the "
                     f"saved network {other.get(name, 'absent')}"
                 )
 

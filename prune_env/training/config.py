@@ -26,7 +26,7 @@ class FitConfig(Settings):
     min_steps: Whole = 0
     """Minimum number of optimizer steps, also where `epochs` has fewer: epochs of a small data set are short."""
     batch_size: Annotated[int, Range(2)] = 128
-    """Images per step."""
+    """Images per step, those of all processes together."""
     lr: Positive = 0.1
     """Peak learning rate of the one-cycle schedule (Smith & Topin 2019), which is linear up and down."""
     warmup: BelowOne = 0.2

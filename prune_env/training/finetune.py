@@ -107,7 +107,7 @@ class Finetuner:
 
         with seeded(self._device, self._seed ^ 1):  # another seed, so that dropout does not repeat used numbers
             optimizers = make_optimizers(tuned, RECIPE, example)
-            step = Step(tuned, loss, optimizers, self._device, self._dtype, replay=False)
+            step = Step(tuned, loss, optimizers, self._dtype, replay=False)
             for number, (images, _, labels) in enumerate(self.batches, 1):
                 step.set_learning_rates(one_cycle(number / (len(self.batches) + 1), RECIPE.warmup))
                 value = step(in_layout(images.float(), self._layout), labels)

@@ -34,6 +34,7 @@ from ..scoring.batchnorm import even_batches, recalibrate
 from ..scoring.metric import accuracy
 from .config import FitConfig, RunOptions
 from .optimizers import make_optimizers, one_cycle
+from .processes import Processes
 from .step import WORTH_RECORDING, Step
 from .trainable import in_float32, not_finite, restore_frozen, trainable_copy, training_dtype
 
@@ -60,6 +61,12 @@ def fit(
     statistics would not fit the averaged weights. A network that returns several tensors in training mode (auxiliary
     heads) is trained through the first one; parameters that only affect the others keep their values.
 
+    If the caller has made a process group (`torch.distributed.init_process_group`), its processes train the network
+    together: all call this function with the same arguments except for the device, each takes an equal part of every
+    batch, and all get the result. It is that of one process, up to the order of sums; only dropout drops other units.
+    The loss must be a mean over images. Process 0 writes the checkpoint, which all must be able to read, and shows
+    the progress.
+
     Args:
         model: The network, on any device; it is not changed. If all of it is frozen, all of its copy is trained, and
             frozen again in the end.
@@ -76,8 +83,8 @@ def fit(
     Raises:
         TypeError: `model`, `data` or `config` is of another type.
         ValueError: The checkpoint belongs to another run, data without classes lack a loss or metric, or
-            `config.muon_lr` is set for a network without suitable convolutions, the network has no parameters, or it
-            cannot be trained in `config.precision`.
+            `config.muon_lr` is set for a network without suitable convolutions, the network has no parameters, it
+            cannot be trained in `config.precision`, or the processes have different arguments or cannot divide a batch.
         FloatingPointError: The loss or a weight is no longer finite.
         OSError: The checkpoint cannot be written, for example on a full disk.
 
@@ -89,13 +96,15 @@ def fit(
     config, run = config or FitConfig(), run or RunOptions()
     if config.select_best:
         check_metric(metric, data)
-    training = _Training(model, data, config, run, loss, metric)
-    if run.checkpoint is not None:
-        check_space(run.checkpoint.parent, training.checkpoint_bytes)
-        if run.checkpoint.is_file():
-            training.restore(run.checkpoint)
-    training.run()
-    return training.result()
+    with (processes := Processes.current()).warning_once():
+        training = _Training(model, data, config, run, loss, metric, processes)
+        if run.checkpoint is not None:
+            check_space(run.checkpoint.parent, training.checkpoint_bytes)
+            if run.checkpoint.is_file():
+                training.restore(run.checkpoint)
+        training.check_processes()
+        training.run()
+        return training.result()
 
 
 def check_training(model: nn.Module, data: DataSplits, config: FitConfig | None, kind: type[FitConfig]) -> None:
@@ -135,8 +144,10 @@ class _Training:
         run: RunOptions,
         loss: Loss | None,
         metric: Metric | None,
+        processes: Processes,
     ) -> None:
         self._data, self._config, self._options, self._metric = data, config, run, metric
+        self._processes = processes
         self._device = torch.device(run.device)
         self._loss = loss or cross_entropy(config.label_smoothing)
         self._replay = loss is None if run.replay is None else run.replay
@@ -170,23 +181,32 @@ class _Training:
 
     def run(self) -> None:
         """Train until the last step; after every epoch update the best weights and write the checkpoint."""
-        options = self._options
+        options, first = self._options, self._processes.rank == 0
         replay = self._replay and self._steps - self._step >= WORTH_RECORDING
-        take_step = Step(self._model, self._loss, self._optimizers, self._device, self._dtype, replay)
+        take_step = Step(self._model, self._loss, self._optimizers, self._dtype, replay, self._processes)
         with progress_bar(
             total=self._steps,
             initial=self._step,
             desc=options.title,
             unit="step",
-            disable=not options.progress,
+            disable=not (options.progress and first),
         ) as bar:
             while self._step < self._steps:
                 self._train_epoch(take_step, bar)
                 self._check_finite(self._model)  # a step's effect on the weights shows only in the next step's loss
                 if self._config.select_best or self._step == self._steps:
                     self._update_best()
-                if options.checkpoint is not None:
+                if options.checkpoint is not None and first:
                     self.save(options.checkpoint)
+
+    def check_processes(self) -> None:
+        """Check that all processes are about to train the same, and that they can divide the batches.
+
+        Raises:
+            ValueError: They are not, or cannot.
+        """
+        self._processes.part(min(self._config.batch_size, len(self._data.train)))
+        self._processes.check_same(training=self._identity, step=self._step, precision=self._dtype)
 
     def result(self) -> nn.Module:
         """Return the network with the best weights, in eval mode on the CPU."""
@@ -256,9 +276,11 @@ class _Training:
         seed = (config.seed * 1_000_003 + epoch) % 2**63
         generator = torch.Generator().manual_seed(seed)
         self._model.train()
-        with seeded(self._device, seed ^ 1):  # another seed, so that dropout does not repeat the generator's numbers
+        # Other seeds, so that dropout repeats neither the generator's numbers nor those of another process.
+        with seeded(self._device, (seed ^ 1) + (self._processes.rank << 32)):
             order = _batches(len(self._data.train), config.batch_size, generator)[: self._steps - self._step]
-            for rows, batch in zip(order, self._data.train.read(order, seed), strict=True):
+            own = [rows[self._processes.part(len(rows))] for rows in order]
+            for rows, batch in zip(order, self._data.train.read(own, seed), strict=True):
                 images, labels = self._inputs(rows, batch, epoch, generator)
                 take_step.set_learning_rates(one_cycle((self._step + 1) / (self._steps + 1), config.warmup))
                 value = take_step(images, labels)
@@ -276,11 +298,20 @@ class _Training:
     def _inputs(
         self, rows: torch.Tensor, batch: tuple[torch.Tensor, torch.Tensor], epoch: int, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return augmented, normalised images [B, C, H, W] and labels of a batch of rows [B] of the training split."""
-        images, labels = (part.to(self._device, non_blocking=True) for part in batch)
-        images = self._data.augmented(images, generator, self._flipped_first[rows] ^ bool(epoch % 2))
+        """Return augmented, normalised images [B, C, H, W] and labels of this process's part of a batch.
+
+        Args:
+            rows: Rows of the whole batch in the training split.
+            batch: Images and labels of the part.
+            epoch: Number of the epoch.
+            generator: Source of the random numbers of the whole batch.
+        """
+        part = len(rows), self._processes.part(len(rows))
+        images, labels = (tensor.to(self._device, non_blocking=True) for tensor in batch)
+        flipped = self._flipped_first[rows[part[1]]] ^ bool(epoch % 2)
+        images = self._data.augmented(images, generator, flipped, part)
         if self._config.cutout:
-            images = _cut_out(images, self._config.cutout, generator)
+            images = _cut_out(images, self._config.cutout, generator, part)
         return in_layout(images, self._layout), labels
 
     def _check_finite(self, network: nn.Module) -> None:
@@ -299,6 +330,8 @@ class _Training:
         score = 1.0
         if self._config.select_best:
             score = accuracy(candidate, self._data, self._data.reward, self._metric, self._device)
+            # Where devices round differently, all processes must still choose the same epoch.
+            score = self._processes.average_number(score, self._device)
         if score >= self._best_accuracy:
             self._best_accuracy, self._best = score, candidate.state_dict()
 
@@ -322,10 +355,14 @@ def _batches(count: int, batch_size: int, generator: torch.Generator) -> list[to
     return [order[start : start + batch_size] for start in range(0, max(1, count - batch_size + 1), batch_size)]
 
 
-def _cut_out(images: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
-    """Set a random square of every normalised image [B, C, H, W] to 0, the mean; it may extend over the edge."""
-    batch, _, height, width = images.shape
-    centre = torch.rand(2, batch, 1, generator=generator).to(images.device)
+def _cut_out(images: torch.Tensor, side: int, generator: torch.Generator, part: tuple[int, slice]) -> torch.Tensor:
+    """Set a random square of every normalised image [B, C, H, W] to 0, the mean; it may extend over the edge.
+
+    See `Augmentation.__call__` for `part`.
+    """
+    height, width = images.shape[2:]
+    size, own = part
+    centre = torch.rand(2, size, 1, generator=generator)[:, own].to(images.device)
     top, left = centre[0] * height - side / 2, centre[1] * width - side / 2  # [B, 1]
     y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     rows, columns = (y >= top) & (y < top + side), (x >= left) & (x < left + side)  # [B, H], [B, W]

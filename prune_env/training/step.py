@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import nn
 
 from ..common.cuda_graphs import capture, forbid_synchronisation, side_stream
 from ..data.objective import Loss
+from .processes import Processes, SynchronisedBatchNorm
 
 WARMUP_STEPS = 3
 """Steps before the recording; after them, optimizers have their buffers and libraries their workspaces."""
@@ -32,10 +34,10 @@ class Step:
         model: The network to train.
         loss: The loss.
         optimizers: Optimizer -> its peak learning rate.
-        device: The device of the network.
         dtype: The type that autocast computes in.
-        replay: Whether to record and replay the step, if the device is a GPU. A step that waits for the GPU cannot be
-            recorded and is taken normally.
+        replay: Whether to record and replay the step, if the device is a GPU. A step that waits for the GPU, or that
+            several processes take together, cannot be recorded and is taken normally.
+        processes: Those that take the step together, each with its part of the batch.
     """
 
     def __init__(
@@ -43,19 +45,20 @@ class Step:
         model: nn.Module,
         loss: Loss,
         optimizers: Mapping[torch.optim.Optimizer, float],
-        device: torch.device,
         dtype: torch.dtype,
         replay: bool,
+        processes: Processes | None = None,
     ) -> None:
+        self._processes = processes or Processes()
         self._model, self._loss, self._optimizers = model, loss, optimizers
-        self._device, self.dtype = device, dtype
-        self._replay = replay and device.type == "cuda"
+        self._device, self.dtype = next(model.parameters()).device, dtype
+        self._replay = replay and self._device.type == "cuda" and self._processes.count == 1
         self._steps = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._images = self._labels = self._value = torch.empty(0)
         if self._replay:
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-                group["lr"] = torch.zeros((), device=device)  # a recorded step reads it from the GPU's memory
+                group["lr"] = torch.zeros((), device=self._device)  # a recorded step reads it from the GPU's memory
 
     def set_learning_rates(self, share: float) -> None:
         """Set every optimizer's learning rate to this fraction of its peak."""
@@ -70,11 +73,11 @@ class Step:
         """Take one step.
 
         Args:
-            images: Normalised images [B, C, H, W].
+            images: Normalised images [B, C, H, W] of this process.
             labels: Labels [B] or [B, K].
 
         Returns:
-            The loss before the step, a scalar that the next call may overwrite.
+            The loss before the step, the mean over all processes: a scalar that the next call may overwrite.
         """
         if not self._replay:
             return self._take(images, labels)
@@ -93,13 +96,17 @@ class Step:
         return self._value
 
     def _take(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        together = self._processes.count > 1
         with torch.autocast(self._device.type, self.dtype, enabled=self.dtype != torch.float32):
-            value = self._loss(first_tensor(self._model(images)).float(), images, labels)
+            with SynchronisedBatchNorm(self._processes) if together else nullcontext():
+                logits = first_tensor(self._model(images)).float()
+            value = self._loss(logits, images, labels)
         self._model.zero_grad(set_to_none=True)
         value.backward()
+        self._processes.average_gradients(self._model.parameters())
         for optimizer in self._optimizers:
             optimizer.step()
-        return value.detach()
+        return self._processes.average(value.detach())
 
     def _take_and_test(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Take one step; if it waits for the GPU, do not record later ones."""

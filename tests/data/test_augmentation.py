@@ -24,6 +24,15 @@ def test_every_image_is_a_crop_of_the_padded_image(pad: int, flip: bool, seed: i
         assert any(torch.equal(image, crop) for crop in allowed)
 
 
+@pytest.mark.parametrize("part", [slice(0, 3), slice(3, 6)])
+def test_a_part_of_a_batch_is_augmented_like_the_whole(part: slice) -> None:
+    images = torch.randn(6, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    whole, own = (torch.Generator().manual_seed(1) for _ in range(2))
+    expected = Augmentation(2, True)(images, whole)
+    assert torch.equal(Augmentation(2, True)(images[part], own, part=(6, part)), expected[part])
+    assert torch.equal(whole.get_state(), own.get_state()), "the next batch gets the same random numbers"
+
+
 def test_given_flips_are_used() -> None:
     images = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)
     result = Augmentation(0, True)(images, torch.Generator(), torch.tensor([True, False]))

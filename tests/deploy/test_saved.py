@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from prune_env import load_pruned, save_pruned
+from prune_env import load_pruned, save_pruned, update_pruned
 from prune_env.data import DataSplits
 from prune_env.deploy.record import to_json
 from prune_env.deploy.saved import file_bytes
@@ -128,6 +128,40 @@ def test_the_saved_network_is_smaller(saved: tuple[Path, nn.Module], trained: nn
     assert tensors["features.0.weight"].shape == (16, 1, 3, 3)
     assert tensors["features.3.weight"].shape == (20, 16, 3, 3)
     assert not [name for name in tensors if "mask" in name]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_network_that_was_trained_further_is_stored_again(
+    saved: tuple[Path, nn.Module], digits: DataSplits, tmp_path: Path, elsewhere: bool
+) -> None:
+    folder, original = saved
+    network = load_pruned(folder)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.01)
+    out = tmp_path / "trained" if elsewhere else None
+    update_pruned(folder, network.train(), out=out, metrics={"mine": 0.5})
+    images = digits.normalise(digits.test.images[:5])
+    loaded = load_pruned(out or folder)
+    with torch.inference_mode():
+        assert torch.equal(loaded(images), network.eval()(images))
+        assert torch.equal(load_pruned(folder)(images), original(images)) == elsewhere, "the folder itself"
+    record = json.loads(((out or folder) / "pruned.json").read_text())
+    assert record["metrics"] == {"mine": 0.5}, "the old ones are those of other weights"
+    assert record["plan"]["features.0"] == PLAN[0]
+
+
+def test_only_the_saved_network_can_be_stored_again(saved: tuple[Path, nn.Module], problem: PruningProblem) -> None:
+    folder, network = saved
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    for other in (nn.Sequential(network), problem.build((16, 20, 30, 40, 99)), create("vgg16", 10, 3)):
+        with pytest.raises(ValueError, match=re.escape(str(folder))):
+            update_pruned(folder, other)
+    with pytest.raises(ValueError, match="mine"):
+        update_pruned(folder, network, metrics={"mine": float("nan")})
+    with pytest.raises(TypeError, match="model"):
+        update_pruned(folder, network.state_dict())  # type: ignore[arg-type]
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
 @pytest.mark.slow

@@ -18,9 +18,7 @@ def test_a_step_returns_the_loss_before_it_and_follows_the_learning_rate() -> No
     model = nn.Linear(2, 1, bias=False)
     nn.init.ones_(model.weight)
     optimizer = torch.optim.SGD(model.parameters(), lr=123.0)
-    step = Step(
-        model, lambda logits, images, labels: logits.sum(), {optimizer: 0.5}, torch.device("cpu"), torch.float32, True
-    )
+    step = Step(model, lambda logits, images, labels: logits.sum(), {optimizer: 0.5}, torch.float32, True)
     images = torch.tensor([[1.0, 2.0]])
     step.set_learning_rates(0.5)
     assert float(step(images, torch.zeros(1))) == 3.0
