@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import nn
 
+from ..common.outputs import all_outputs
 from ..common.settings import checked
 from .copies import uncompiled
 from .cost import Cost
@@ -101,7 +102,7 @@ def inspect(
     """Find the pruning groups of a network, prove that they can be cut, and count what they cost.
 
     Args:
-        model: The network, which does not change.
+        model: The network, which does not change. All its outputs are compared, also with a chosen one (`one_output`).
         example_input: float [B, C_in, H, W], or a sequence of tensors for a network with several inputs.
         prove: Whether to check for every group, and for all together, that cutting its filters equals masking them.
         progress: Whether to show a progress bar on stderr if it takes longer than five seconds.
@@ -120,6 +121,7 @@ def inspect(
         >>> print(inspect(model, torch.zeros(2, 3, 32, 32)))
     """
     exclude, only = (checked(*one, tuple[str, ...]) for one in (("exclude", exclude), ("only", only)))
+    model = all_outputs(model)
     groups, protected = groups_and_protected(model, example_input, progress=progress)
     groups, excluded = chosen_and_excluded(groups, exclude, only)
     protected += excluded
