@@ -71,7 +71,7 @@ class Step:
 
         Args:
             images: Normalised images [B, C, H, W].
-            labels: Labels [B] or [B, K].
+            labels: Labels [B, ...].
 
         Returns:
             The loss before the step, a scalar that the next call may overwrite.
