@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .common.outputs import all_outputs, one_output
     from .data import DataSplits
     from .deploy.saved import load_pruned, save_pruned, update_pruned
     from .game.config import EnvConfig
@@ -24,11 +25,13 @@ _HOMES = {
     "FilterPruneEnv": "game.env",
     "FilterPruneSuite": "game.suite",
     "PruningProblem": "pruning.problem",
+    "all_outputs": "common.outputs",
     "list_problems": "game.problems",
     "load_pruned": "deploy.saved",
     "make_env": "game.make",
     "make_problem": "game.problems",
     "make_tabulated_env": "game.tabulated",
+    "one_output": "common.outputs",
     "save_pruned": "deploy.saved",
     "update_pruned": "deploy.saved",
 }
@@ -40,11 +43,13 @@ __all__ = [
     "FilterPruneSuite",
     "PruningProblem",
     "__version__",
+    "all_outputs",
     "list_problems",
     "load_pruned",
     "make_env",
     "make_problem",
     "make_tabulated_env",
+    "one_output",
     "save_pruned",
     "update_pruned",
 ]

@@ -15,10 +15,12 @@ from .load import (
     load,
     make_splits,
 )
+from .masks import IGNORED
 from .splits import DataSplits, Split, TensorSplit
 from .streaming import Reading
 
 __all__ = [
+    "IGNORED",
     "Augmentation",
     "DataError",
     "DataOptions",

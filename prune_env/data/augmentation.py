@@ -11,6 +11,10 @@ import torch
 from torch.nn import functional as F
 
 from ..common.settings import Settings, Whole
+from .masks import IGNORED
+
+Part = tuple[int, slice]
+"""Size of a batch, and the part of it that a process trains on."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Augmentation(Settings):
         images: torch.Tensor,
         generator: torch.Generator,
         flipped: torch.Tensor | None = None,
-        part: tuple[int, slice] | None = None,
+        part: Part | None = None,
     ) -> torch.Tensor:
         """Augment a batch.
 
@@ -43,6 +47,43 @@ class Augmentation(Settings):
         Returns:
             Images of the same shape and type, in channels_last memory.
         """
+        return _crops(images, *self._positions(images, generator, flipped, part), self.pad, self.fill)
+
+    def with_masks(
+        self,
+        images: torch.Tensor,
+        masks: torch.Tensor,
+        generator: torch.Generator,
+        flipped: torch.Tensor | None = None,
+        part: Part | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Augment a batch together with the class of every pixel.
+
+        Args:
+            images: Images [B, C, H, W], not normalised.
+            masks: uint8 [B, H, W]; where the padding comes in, pixels do not count (255). If nothing moves, masks may
+                have another size than the images.
+            generator: Source of the random numbers.
+            flipped: bool [B], which images to flip if `flip` is set; random by default.
+            part: As for `__call__`.
+
+        Returns:
+            Images as `__call__` returns them, and their masks uint8 [B, H, W].
+        """
+        positions = self._positions(images, generator, flipped, part)
+        if self.moves:
+            masks = _crops(masks[:, None], *positions, self.pad, IGNORED)[:, 0]
+        return _crops(images, *positions, self.pad, self.fill), masks
+
+    @property
+    def moves(self) -> bool:
+        """Whether it does anything."""
+        return self.flip or self.pad > 0
+
+    def _positions(
+        self, images: torch.Tensor, generator: torch.Generator, flipped: torch.Tensor | None, part: Part | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw the rows [B, H] and the columns [B, W] of the padded images that become those of the result."""
         batch, _, height, width = images.shape
         device, shifts = images.device, 2 * self.pad + 1
         size, own = part or (batch, slice(None))
@@ -53,7 +94,11 @@ class Augmentation(Settings):
             if flipped is None:
                 flipped = torch.rand(size, generator=generator)[own] < 0.5
             across = torch.where(flipped.to(device)[:, None], across.flip(1), across)
-        columns = columns + across  # [B, W]
-        padded = F.pad(images, (self.pad,) * 4, value=self.fill)
-        image = torch.arange(batch, device=device)[:, None, None]
-        return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        return rows, columns + across
+
+
+def _crops(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, pad: int, fill: float) -> torch.Tensor:
+    """Pad images [B, C, H, W], and return the pixels at some rows [B, H] and columns [B, W]."""
+    padded = F.pad(images, (pad,) * 4, value=fill)
+    image = torch.arange(len(images), device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

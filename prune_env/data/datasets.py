@@ -24,8 +24,9 @@ from ..common.device import seeded
 from . import user_data
 from .errors import DataError
 from .folder import file_stamps
+from .masks import convert_masks
 from .splits import READ_AT_ONCE, evenly_spaced
-from .streaming import Reading, StreamedSplit, read_ahead
+from .streaming import Reading, StreamedMasks, StreamedSplit, read_ahead
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,8 @@ class DatasetItems:
     """The split that they are for, for messages."""
     sample: torch.Tensor
     """Some of the images, evenly spaced [N, C, H, W]; all images have their shape and type."""
+    masks: torch.Tensor | None
+    """The masks of these images, uint8 [N, H, W]; None if labels are no masks."""
     random: bool
     """Whether items depend on random numbers."""
     files: tuple[np.ndarray, torch.Tensor] | None
@@ -55,8 +58,23 @@ class DatasetItems:
 
     def read(self, row: int, seed: int) -> torch.Tensor:
         """Return one image [C, H, W] in the type of this package."""
+        return self._checked(_read(self.data, row, seed, self.part)[0], row)
+
+    def read_pair(self, row: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return one image [C, H, W] and its mask [H, W] in the types of this package."""
+        assert self.masks is not None
+        image, mask = _read(self.data, row, seed, self.part)
         where = f"item {row} of the {self.part} data"
-        image = _read(self.data, row, seed, self.part)[0]
+        if not _is_mask(mask) or mask.shape[-2:] != self.masks.shape[1:]:
+            raise DataError(
+                f"{where} has a mask of shape {tuple(mask.shape)} and type {mask.dtype}, item 0 has one of "
+                f"{tuple(self.masks.shape[1:])} of integers; resize or convert them to one shape and type first"
+            )
+        return self._checked(image, row), convert_masks(mask[None], self.part, first=row)[0]
+
+    def _checked(self, image: torch.Tensor, row: int) -> torch.Tensor:
+        """Return an image in the type of this package, after a check that it is like the others."""
+        where = f"item {row} of the {self.part} data"
         if image.is_floating_point():
             image = image.float()
             user_data.check_finite(image[None], f"the image of {where}, which")
@@ -75,6 +93,8 @@ class DatasetItems:
             digest.update(stamps[rows].contiguous().numpy().data)
         digest.update(rows.contiguous().numpy().data)
         digest.update(self.sample.contiguous().numpy().data)
+        if self.masks is not None:
+            digest.update(self.masks.contiguous().numpy().data)
 
 
 def reading_of(data: Any) -> Reading:
@@ -118,12 +138,14 @@ def streamed(given: Mapping[str, Any], reading: Reading) -> dict[str, DatasetIte
     return items
 
 
-def open_split(items: DatasetItems, reading: Reading) -> StreamedSplit:
+def open_split(items: DatasetItems, reading: Reading) -> StreamedSplit | StreamedMasks:
     """Return all items as a split.
 
     Labels are the `targets` of the Dataset where its items have them, and otherwise read, item by item.
     """
     rows = torch.arange(len(items.data))
+    if items.masks is not None:
+        return StreamedMasks(items, rows, reading)
     labels = _targets(items.data)
     if labels is None or not _are_labels(labels, items):
         batches = read_ahead(_LabelsOf(items), rows.split(READ_AT_ONCE), reading)
@@ -150,7 +172,8 @@ def _open(data: Any, part: str) -> DatasetItems:
     """Read some items of a Dataset, several times, to find out what they are.
 
     Raises:
-        DataError: An item cannot be used, has a random label, or is random in a way that no seed determines.
+        DataError: An item cannot be used, has a random label that is no mask, or is random in a way that no seed
+            determines.
     """
     if isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset):
         data = user_data.dataset_of(data, part)
@@ -164,20 +187,33 @@ def _open(data: Any, part: str) -> DatasetItems:
     if len(data) == 0:
         raise DataError(f"the {part} split is empty; it needs at least one image")
     images: list[torch.Tensor] = []
+    labels: list[torch.Tensor] = []
     is_random = False
     for row in evenly_spaced(len(data), min(len(data), user_data.SECOND_LOOKS)).tolist():
         first, again, other = (_read(data, row, seed, part) for seed in (0, 0, 1))
         user_data.check_equal(again, first, f"item {row} of the {part} data")
-        if not _same(first[1], other[1]):
+        if not _same(first[1], other[1]) and not _is_mask(first[1]):
             raise DataError(
                 f"item {row} of the {part} data has a random label, but labels are read once; leave out transforms "
                 "that change labels at random"
             )
-        is_random = is_random or not _same(first[0], other[0])
+        is_random = is_random or not all(map(_same, first, other))
         images.append(first[0])
-    if len({(image.shape, image.dtype) for image in images}) > 1:
-        raise DataError(f"images of the {part} data have different shapes or types; resize or convert them first")
-    return DatasetItems(data, part, user_data.convert_images(torch.stack(images), part), is_random, _files(data))
+        labels.append(first[1])
+    masks = None
+    for kind, values in (("images", images), ("masks", labels if all(map(_is_mask, labels)) else [])):
+        if len({(value.shape, value.dtype) for value in values}) > 1:
+            raise DataError(f"{kind} of the {part} data have different shapes or types; resize or convert them first")
+        if kind == "masks" and values:
+            masks = convert_masks(torch.stack(values), part)
+    sample = user_data.convert_images(torch.stack(images), part)
+    return DatasetItems(data, part, sample, masks, is_random, _files(data))
+
+
+def _is_mask(label: torch.Tensor) -> bool:
+    """Return whether a label of an item is a mask [H, W], or [1, H, W]."""
+    is_integer = not (label.is_floating_point() or label.is_complex() or label.dtype == torch.bool)
+    return is_integer and (label.ndim == 2 or (label.ndim == 3 and len(label) == 1))
 
 
 def _read(data: Any, row: int, seed: int, part: str) -> user_data.Pair:

@@ -32,8 +32,8 @@ def make_splits(
         normalisation: Mean and standard deviation per channel, or a name; by default those of the training split.
         augmentation: For training and recalibration; `Augmentation()` by default.
 
-    A source without classes is divided like a single class, but its calibration images are evenly spaced, and at least
-    200 by default.
+    Where images have no class of their own (targets, or masks), they are divided like a single class, but the
+    calibration images are evenly spaced, and at least 200 by default.
 
     Raises:
         DataError: A class has too few images, or the normalisation cannot be used.
@@ -45,15 +45,14 @@ def divide(
     source: Source, reward: Split | int | None = None, calibration: Split | int | None = None
 ) -> dict[str, Split]:
     """Return the splits by name; see `make_splits`."""
-    labels = source.train.labels
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    shared = torch.zeros(len(labels), dtype=torch.bool)
+    held_out = torch.zeros(len(source.train), dtype=torch.bool)
+    shared = torch.zeros(len(source.train), dtype=torch.bool)
     classes = [
-        (f"class {name!r} of {source.name!r}", (labels == label).nonzero()[:, 0])
-        for label, name in enumerate(source.classes)
+        (f"class {name!r} of {source.name!r}", (source.train.labels == label).nonzero()[:, 0])
+        for label, name in enumerate(source.classes if not source.train.has_masks else ())
     ]
     classes = [(title, rows) for title, rows in classes if len(rows)]  # the network may have more classes
-    for title, rows in classes or [(f"data {source.name!r}", torch.arange(len(labels)))]:
+    for title, rows in classes or [(f"data {source.name!r}", torch.arange(len(source.train)))]:
         count = reward if isinstance(reward, int) else 0 if reward is not None else max(1, len(rows) // 10)
         if len(rows) <= count:
             raise DataError(

@@ -19,10 +19,11 @@ from .augmentation import Augmentation
 from .division import assemble, divide, make_splits
 from .errors import DataError
 from .folder import Resizing, folder, settled
+from .masks import present
 from .options import DataOptions, FolderOptions
 from .sources import Source
 from .splits import DataSplits, Split, TensorSplit
-from .streaming import Reading
+from .streaming import Reading, StreamedMasks
 
 NO_AUGMENTATION = Augmentation(pad=0, flip=False)
 
@@ -131,9 +132,9 @@ def from_tensors(
     """Make the four splits of your own images and labels.
 
     Images [N, C, H, W] are uint8, or floating point: these are used as network input without further scaling, unless
-    `mean` and `std` are given. Labels are class numbers [N] that count from 0 without gaps, or floating-point targets
-    [N] or [N, K] for several labels at once or a regression; targets need a metric and a loss (see
-    `PruningProblem.create`).
+    `mean` and `std` are given. Labels are class numbers [N] that count from 0 without gaps; masks [N, H, W] with the
+    class number of every pixel, or 255 where it does not count; or floating-point targets [N, ...] for several labels
+    at once or a regression, which need a metric and a loss (see `PruningProblem.create`).
 
     Args:
         train_images: Training images.
@@ -141,10 +142,10 @@ def from_tensors(
         test_images: Test images.
         test_labels: Labels of the test images.
         reward: Images and labels on which the search measures accuracies. By default the last tenth of each training
-            class is held out, or the last tenth of all training images where there are no classes.
+            class is held out, or the last tenth of all training images where images have no class.
         calibration: Images and labels for BatchNorm statistics. By default a twentieth of the training split, which
-            shares it: the first images of each class, at least 20, or evenly spaced images, at least 200, where there
-            are no classes.
+            shares it: the first images of each class, at least 20, or evenly spaced images, at least 200, where images
+            have no class.
         **options: Fields of `DataOptions`: mean, std, augmentation, classes, name.
 
     Raises:
@@ -177,11 +178,11 @@ def from_datasets(
     """Make the four splits of your own torch Datasets of (image, label) pairs, or of DataLoaders over them.
 
     An image is a tensor [C, H, W], uint8 or floating point, or a PIL image, which becomes uint8; all have one size. For
-    labels and default splits see `from_tensors`.
+    labels and default splits see `from_tensors`; a mask is a tensor or a PIL image.
 
     Items are kept in memory if they are small enough and not random, and read when they are used otherwise; see
-    `Reading`. Random transforms of the training Dataset then act as in your own training, and there is no
-    `augmentation` by default. They take their random numbers from torch, NumPy's global state or Python's `random`,
+    `Reading`. Random transforms of the training Dataset then act as in your own training, also on masks, and there is
+    no `augmentation` by default. They take their random numbers from torch, NumPy's global state or Python's `random`,
     which are seeded for every item and restored. The reward split, which must not be random, is held out of the
     training images with the transforms of `test` where both are torchvision's Datasets; otherwise give `reward`.
 
@@ -226,6 +227,8 @@ def from_datasets(
                 splits["plain"] = replace(
                     splits["train"], items=datasets.without_randomness(items["train"], items["test"])
                 )
+    if splits["train"].has_masks:
+        return _from_splits(splits, samples, settings, settings.name or type(train).__name__.lower())
     labels = splits["train"].labels
     if names and not labels.is_floating_point():
         if settings.classes is not None:
@@ -299,8 +302,16 @@ def _from_splits(
         options: The options.
         name: Name of the data set.
     """
-    pairs = {part: (images, splits[part].labels) for part, images in samples.items()}
-    classes = user_data.check_together(pairs, options.classes)
+    values = None
+    if any(isinstance(split, StreamedMasks) for split in splits.values()):  # all masks are read once
+        read = {part: split for part, split in splits.items() if part in samples}
+        pairs = {part: (samples[part], split.select(torch.arange(1)).labels) for part, split in read.items()}
+        values = {
+            part: present(masks for _, masks in split.batches()) for part, split in read.items() if split.has_masks
+        }
+    else:
+        pairs = {part: (images, splits[part].labels) for part, images in samples.items()}
+    classes = user_data.check_together(pairs, options.classes, values)
     for part in ("reward", "test"):
         if isinstance(splits.get(part), TensorSplit):
             sources.warn_of_common_images(samples["train"], samples[part], part)
@@ -308,8 +319,15 @@ def _from_splits(
     user_data.warn_unusual(*pairs["train"], unit=(options.mean or options.std) in (None, "imagenet", "cifar10"))
     if images.is_floating_point():
         normalisation = normalisation or ("none", "none")
-    if images.is_floating_point() or not classes:  # boxes, key points and masks would not move with the image
+    has_masks = splits["train"].has_masks
+    if images.is_floating_point() or not classes or has_masks:  # boxes and key points would not move with the image
         augmentation = augmentation or NO_AUGMENTATION
+    size = tuple(pairs["train"][1].shape[1:])
+    if has_masks and augmentation and augmentation.moves and size != images.shape[2:]:
+        raise DataError(
+            f"{augmentation} moves images of {tuple(images.shape[2:])} pixels and masks of {size} in the same "
+            "way; make their sizes equal, or leave the augmentation out"
+        )
     if classes:
         splits = {part: sources.sort_by_class(split) for part, split in splits.items()}
     return make_splits(

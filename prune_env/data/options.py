@@ -28,7 +28,7 @@ class DataOptions(Settings):
     floating-point images."""
     augmentation: Augmentation | None = None
     """For training and recalibration; by default `Augmentation()` for uint8 images with class labels, and none for
-    floating-point images, or for floating-point targets, which would not move with the image."""
+    floating-point images, for masks, which move with the images, and for floating-point targets, which do not."""
     classes: Sequence[str] | None = None
     """Names of all classes of the network, in the order of its outputs; there may be classes without images. By default
     those of the folder or Dataset where they fit, and otherwise the numbers. Classes that a folder or Dataset names get

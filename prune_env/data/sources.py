@@ -42,7 +42,9 @@ class Source:
 
 
 def sort_by_class(split: Split) -> Split:
-    """Sort a split by its labels; images of one class keep their order."""
+    """Sort a split by its labels; images of one class keep their order, and those with masks the order of the split."""
+    if split.has_masks:
+        return split
     return split.select(torch.sort(split.labels, stable=True).indices)
 
 

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from ..common.memory_format import in_layout
-from .augmentation import Augmentation
+from .augmentation import Augmentation, Part
 from .normalisation import channel_constants
 
 READ_AT_ONCE = 64
@@ -36,7 +36,13 @@ class Split(Protocol):
     images: torch.Tensor
     """All images as one tensor [N, C, H, W]. A streamed split reads them all; `batches` needs less memory."""
     labels: torch.Tensor
-    """Class numbers int64 [N], or floating-point targets float32 [N] or [N, K]."""
+    """Class numbers int64 [N], masks uint8 [N, H, W] with the class number of every pixel (255: it does not count), or
+    floating-point targets float32 [N, ...]."""
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every pixel has a class."""
+        return self.labels.ndim == 3 and not self.labels.is_floating_point()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -83,11 +89,13 @@ class Split(Protocol):
 
     def in_memory(self) -> TensorSplit:
         """Return the split with all its images as one tensor."""
-        images, start = torch.empty((len(self), *self.shape), dtype=self.dtype), 0
-        for batch, _ in tqdm(self.batches(), "reading images", -(-len(self) // READ_AT_ONCE), disable=len(self) < 1000):
+        images, labels, start = torch.empty((len(self), *self.shape), dtype=self.dtype), [], 0
+        batches = tqdm(self.batches(), "reading images", -(-len(self) // READ_AT_ONCE), disable=len(self) < 1000)
+        for batch, of_batch in batches:
             images[start : start + len(batch)] = batch
+            labels.append(of_batch)
             start += len(batch)
-        return TensorSplit(images, self.labels)
+        return TensorSplit(images, torch.cat(labels))
 
     def balanced_rows(self, count: int) -> torch.Tensor:
         """Return the rows of the first images of every class, int64.
@@ -97,7 +105,8 @@ class Split(Protocol):
                 contributes all it has.
 
         Returns:
-            All rows if there are no more than `count`. Without classes, the rows are evenly spaced over the split.
+            All rows if there are no more than `count`. Where an image has no class of its own, the rows are evenly
+            spaced over the split.
 
         Raises:
             ValueError: `count` is below 1.
@@ -106,7 +115,7 @@ class Split(Protocol):
             raise ValueError(f"a split needs at least one image, got count={count}")
         if count >= len(self):
             return torch.arange(len(self))
-        if self.labels.is_floating_point():
+        if self.has_masks or self.labels.is_floating_point():
             return evenly_spaced(len(self), count)
         classes = self.labels.unique()
         share, extra = divmod(count, len(classes))
@@ -134,7 +143,7 @@ class TensorSplit(Split):
     images: torch.Tensor
     """uint8 or float32 [N, C, H, W]."""
     labels: torch.Tensor
-    """Class numbers int64 [N], or floating-point targets float32 [N] or [N, K]."""
+    """Class numbers int64 [N], masks uint8 [N, H, W], or floating-point targets float32 [N, ...]."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -166,7 +175,7 @@ class TensorSplit(Split):
     def describe(self, digest: hashlib.blake2b) -> None:
         """Add images and labels to a digest."""
         digest.update(str(tuple(self.images.shape)).encode())
-        if self.images.is_floating_point() or self.labels.is_floating_point():
+        if self.images.is_floating_point() or self.labels.is_floating_point() or self.has_masks:
             digest.update(f"{self.images.dtype} {self.labels.dtype} {tuple(self.labels.shape)}".encode())
         digest.update(self.images.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
@@ -179,7 +188,21 @@ class InputSplit(Split):
     split: Split
     convert: Callable[[torch.Tensor], torch.Tensor]
     """Makes network input of images [B, C, H, W]."""
-    labels: torch.Tensor
+    device: torch.device | str
+    """Device of the labels."""
+
+    @property
+    def labels(self) -> torch.Tensor:  # type: ignore[override]
+        """All labels [N, ...]."""
+        return self.split.labels.to(self.device)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every pixel has a class."""
+        return self.split.has_masks
+
+    def __len__(self) -> int:
+        return len(self.split)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -196,18 +219,23 @@ class InputSplit(Split):
         """All inputs as one tensor [N, C, H, W]; `batches` needs less memory."""
         return torch.cat([images for images, _ in self.batches()])
 
+    def batches(self, size: int = READ_AT_ONCE) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield all inputs and labels in order, in batches of `size`; the last one may be smaller."""
+        for images, labels in self.split.batches(size):
+            yield self.convert(images), labels.to(self.device)
+
     def batch(self, rows: torch.Tensor, seed: int = 0) -> torch.Tensor:
         """Return the inputs [B, C, H, W] of some rows."""
         return self.convert(self.split.batch(rows, seed))
 
     def read(self, order: Sequence[torch.Tensor], seed: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield inputs and labels of batches."""
-        for rows, (images, _) in zip(order, self.split.read(order, seed), strict=True):
-            yield self.convert(images), self.labels[rows]
+        for images, labels in self.split.read(order, seed):
+            yield self.convert(images), labels.to(self.device)
 
     def select(self, rows: torch.Tensor) -> InputSplit:
         """Return the split of some rows, int64 [B]."""
-        return InputSplit(self.split.select(rows), self.convert, self.labels[rows])
+        return InputSplit(self.split.select(rows), self.convert, self.device)
 
     def describe(self, digest: hashlib.blake2b) -> None:
         """Add what identifies the other split to a digest."""
@@ -226,7 +254,8 @@ class DataSplits:
     name: str
     """Name of the data set, for titles and messages."""
     classes: tuple[str, ...]
-    """Names of the classes; empty where labels are floating-point targets (several labels at once, or a regression)."""
+    """Names of the classes of images or pixels; empty where labels are floating-point targets (several labels at once,
+    or a regression)."""
     train: Split
     """The images that weights are learned from."""
     calibration: Split
@@ -254,6 +283,11 @@ class DataSplits:
             "" if self.normalisation_given else " (those of the train split; if it was trained with others, give them)"
         )
         return f"{self.name}: {sizes} images of {shape}, normalised by mean {mean} and std {std}{source}"
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every pixel has a class, instead of every image."""
+        return self.train.has_masks
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -297,10 +331,35 @@ class DataSplits:
         images: torch.Tensor,
         generator: torch.Generator,
         flipped: torch.Tensor | None = None,
-        part: tuple[int, slice] | None = None,
+        part: Part | None = None,
     ) -> torch.Tensor:
         """Return images [B, C, H, W] as training input: augmented, then normalised. See `Augmentation.__call__`."""
         return self.normalise(self.augmentation(images, generator, flipped, part))
+
+    def training_batch(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        generator: torch.Generator,
+        flipped: torch.Tensor | None = None,
+        part: Part | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a batch as a step of training takes it: images as from `augmented`, and their labels.
+
+        Args:
+            images: Images [B, C, H, W], not normalised.
+            labels: Their labels [B, ...]. Masks move with the images.
+            generator: Source of the random numbers.
+            flipped: bool [B], which images to flip if the augmentation flips; random by default.
+            part: Size of a larger batch, and which part of it the images are.
+
+        Returns:
+            Network input float32 [B, C, H, W], and labels: masks as int64 [B, H, W], others unchanged.
+        """
+        if not self.has_masks:
+            return self.augmented(images, generator, flipped, part), labels
+        images, masks = self.augmentation.with_masks(images, labels, generator, flipped, part)
+        return self.normalise(images), masks.long()
 
     def with_normalisation(self, mean: Sequence[float] | str, std: Sequence[float] | str | None = None) -> DataSplits:
         """Return the same splits with the normalisation that a network was trained with.

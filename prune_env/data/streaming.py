@@ -73,6 +73,17 @@ class Items(Protocol):
         """Add to a digest what identifies the images of some rows."""
 
 
+class MaskedItems(Items, Protocol):
+    """Images that are read one by one, each with its mask."""
+
+    def read_pair(self, row: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return one image [C, H, W] and its mask uint8 [H, W], which depend on the row and the seed only.
+
+        Raises:
+            DataError: They cannot be read, or have another shape or type; the message names them.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class StreamedSplit(Split):
     """A split whose images are read when they are used."""
@@ -81,7 +92,7 @@ class StreamedSplit(Split):
     rows: torch.Tensor
     """Rows of the items that belong to the split, int64 [N]."""
     labels: torch.Tensor
-    """Class numbers int64 [N], or floating-point targets float32 [N] or [N, K]."""
+    """Class numbers int64 [N], or floating-point targets float32 [N, ...]."""
     reading: Reading = Reading()
 
     @property
@@ -125,6 +136,58 @@ class StreamedSplit(Split):
         digest.update(f"streamed {self.labels.dtype} {tuple(self.labels.shape)}".encode())
         self.items.describe(digest, self.rows)
         digest.update(self.labels.contiguous().numpy().data)
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedMasks(Split):
+    """A split whose images and masks are read together when they are used, so that random transforms move both."""
+
+    items: MaskedItems
+    rows: torch.Tensor
+    """Rows of the items that belong to the split, int64 [N]."""
+    reading: Reading = Reading()
+
+    has_masks = True
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image, (C, H, W)."""
+        return self.items.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the images."""
+        return self.items.dtype
+
+    @property
+    def images(self) -> torch.Tensor:  # type: ignore[override]
+        """All images as one tensor [N, C, H, W], read again each time."""
+        return self.in_memory().images
+
+    @property
+    def labels(self) -> torch.Tensor:  # type: ignore[override]
+        """All masks as one tensor uint8 [N, H, W], read again each time."""
+        return torch.cat([masks for _, masks in self.batches()])
+
+    def batch(self, rows: torch.Tensor, seed: int = 0) -> torch.Tensor:
+        """Return the images [B, C, H, W] of some rows."""
+        return _ImagesOf(self.items, seed)(self.rows[rows])
+
+    def read(self, order: Sequence[torch.Tensor], seed: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield images and masks of batches, which workers read ahead."""
+        yield from read_ahead(_PairsOf(self.items, seed), [self.rows[rows] for rows in order], self.reading)
+
+    def select(self, rows: torch.Tensor) -> StreamedMasks:
+        """Return the split of some rows, int64 [B]."""
+        return StreamedMasks(self.items, self.rows[rows], self.reading)
+
+    def describe(self, digest: hashlib.blake2b) -> None:
+        """Add to a digest what identifies images and masks."""
+        digest.update(b"streamed masks")
+        self.items.describe(digest, self.rows)
 
 
 def read_ahead(
@@ -201,3 +264,16 @@ class _ImagesOf:
         for position, row in enumerate(rows.tolist()):
             images[position] = self.items.read(row, self.seed)
         return images
+
+
+@dataclass(frozen=True)
+class _PairsOf:
+    """Reads the images [B, C, H, W] and the masks [B, H, W] of some rows."""
+
+    items: MaskedItems
+    seed: int
+
+    def __call__(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pairs = [self.items.read_pair(row, self.seed) for row in rows.tolist()]
+        images, masks = zip(*pairs, strict=True)
+        return torch.stack(images), torch.stack(masks)

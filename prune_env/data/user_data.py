@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import (
     BatchSampler,
@@ -22,12 +23,13 @@ from tqdm import tqdm
 
 from ..common.warn import warn
 from .errors import DataError
+from .masks import FORM, check_masks, convert_masks, present
 from .sources import image_pixels
 
 SECOND_LOOKS = 16
 """Items of a Dataset that are read twice, to find random transforms; a random flip stays unnoticed once in 65,536."""
 Pair = tuple[torch.Tensor, torch.Tensor]
-"""Images uint8 or float32 [N, C, H, W], and labels int64 [N] or float32 [N] or [N, K]."""
+"""Images uint8 or float32 [N, C, H, W], and labels int64 [N], uint8 [N, H, W] or float32 [N, ...]."""
 
 
 def read_dataset(data: Any, part: str) -> Pair:
@@ -106,12 +108,16 @@ def convert(pair: Any, part: str) -> Pair:
     return images, labels
 
 
-def check_together(parts: Mapping[str, Pair], names: Sequence[str] | None) -> tuple[str, ...]:
+def check_together(
+    parts: Mapping[str, Pair], names: Sequence[str] | None, masks: Mapping[str, torch.Tensor] | None = None
+) -> tuple[str, ...]:
     """Check that converted splits fit together.
 
     Args:
         parts: Name of a split -> its images and labels; the other splits must be like `train`.
         names: Names of the classes; by default their numbers.
+        masks: Name of a split -> which values each of its masks has, bool [N, 256], where `parts` has only some of
+            them.
 
     Returns:
         The names of the classes, `()` where labels are floating-point targets.
@@ -131,6 +137,8 @@ def check_together(parts: Mapping[str, Pair], names: Sequence[str] | None) -> tu
         if names:
             raise DataError(f"{len(names)} classes are named, but labels are floating-point targets; drop the names")
         return ()
+    if labels.ndim == 3:
+        return check_masks(masks or {part: present([pair[1]]) for part, pair in parts.items()}, names)
     count = _count_classes(labels) if names is None else len(names)
     for part, (_, found) in parts.items():
         if len(unknown := ((found < 0) | (found >= count)).nonzero()):
@@ -167,7 +175,8 @@ def warn_unusual(images: torch.Tensor, labels: torch.Tensor, *, unit: bool) -> N
                 "[0, 1]; convert them to uint8, or give the mean and std in these units that the network was trained "
                 "with, or mean='none' if it was trained without scaling"
             )
-    if labels.ndim == 2 and labels.shape[1] > 1 and torch.equal(labels, torch.eye(labels.shape[1])[labels.argmax(1)]):
+    is_table = labels.ndim == 2 and labels.shape[1] > 1
+    if is_table and bool(((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()):
         warn(
             f"every row of the train labels {tuple(labels.shape)} has one 1 and otherwise 0, as classes in one-hot "
             "form, but floating-point labels are targets; for classes give their numbers, labels.argmax(1)"
@@ -193,16 +202,21 @@ def convert_images(images: torch.Tensor, part: str) -> torch.Tensor:
 
 
 def convert_labels(labels: torch.Tensor, part: str) -> torch.Tensor:
-    """Return labels as int64 [N], or finite float32 [N] or [N, K]."""
-    expected = "class numbers int64 [N], or targets float32 [N] or [N, K] for several labels at once or a regression"
+    """Return labels as int64 [N], masks as uint8 [N, H, W], and targets as finite float32 [N, ...]."""
+    expected = (
+        "class numbers int64 [N], masks of class numbers [N, H, W], or targets float32 [N, ...] for several labels at "
+        "once or a regression"
+    )
     if labels.is_floating_point():
         labels = labels.float()
         check_finite(labels, f"{part} labels")
     elif labels.dtype == torch.bool or labels.is_complex():
         raise DataError(f"{part} labels are {labels.dtype}; convert them to {expected}")
+    elif labels.ndim == 3 or (labels.ndim == 4 and labels.shape[1] == 1):
+        return convert_masks(labels, part)
     else:
         labels = labels.long()
-    if labels.ndim != 1 and not (labels.ndim == 2 and labels.is_floating_point() and labels.shape[1] > 0):
+    if labels.ndim != 1 and not (labels.ndim > 1 and labels.is_floating_point() and 0 not in labels.shape[1:]):
         raise DataError(f"{part} labels have shape {tuple(labels.shape)} of {labels.dtype}; expected {expected}")
     return labels
 
@@ -320,11 +334,18 @@ def _image(image: Any, where: str) -> torch.Tensor:
 
 
 def _label(label: Any, where: str) -> torch.Tensor:
+    """Return a label as a tensor; the pixels of a PIL image are class numbers, and so are its palette's."""
+    from PIL import Image
+
+    if isinstance(label, Image.Image):
+        if label.mode not in ("1", "L", "P") and not label.mode.startswith("I"):
+            raise DataError(f"{where} has a mask of mode {label.mode!r}; {FORM}, as a PIL image of mode 'L' or 'P'")
+        label = np.array(label, np.int32 if label.mode.startswith("I") else np.uint8)
     try:
-        return torch.as_tensor(label).detach().cpu()
+        return torch.as_tensor(label).detach().cpu().as_subclass(torch.Tensor)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"{where} has the label {label!r}; expected a class number, or floating-point targets"
+            f"{where} has the label {label!r}; expected a class number, a mask, or floating-point targets"
         ) from error
 
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..common.memory_format import channels_last
-from ..data import Split, TensorSplit
+from ..data import TensorSplit
 from ..data.objective import Metric
 from ..pruning import Plan, PruningGroup, build
 from ..scoring.batchnorm import even_batches, fold, folding_pairs, recalibrate
-from ..scoring.metric import apply_metric, count_correct
+from ..scoring.metric import apply_metric, default_metric, images_at_once
 from ..training.finetune import Finetuner
 from .engine.cuda_recording import Recording, recording
 from .engine.program import Program
@@ -54,7 +55,7 @@ class Measurer:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.batch_size = BATCH_SIZES.get(task.device.type, BATCH_SIZES["cpu"])
+        self.batch_size = images_at_once(task.split, BATCH_SIZES.get(task.device.type, BATCH_SIZES["cpu"]))
         # A user's metric may inspect the network, so it gets an ordinary module, and a new one every time.
         self._pairs = folding_pairs(task.model, task.example_input) if task.metric else []
         self._program = None
@@ -94,7 +95,7 @@ class Measurer:
             self._program.load(task.ranking, what)
         if recalibrated:
             self._program.recalibrate(even_batches(task.calibration, self.batch_size))
-        return apply_metric(self._top1, self._program.network, task.split)
+        return apply_metric(partial(default_metric, batch_size=self.batch_size), self._program.network, task.split)
 
     def network(self, plan: Plan) -> nn.Module:
         """Return the network that `accuracy` measures, on the device and in eval mode."""
@@ -146,19 +147,16 @@ class Measurer:
         fold(network, self._pairs)
         return apply_metric(task.metric, channels_last(network.to(task.dtype), task.layout), task.split)
 
-    def _top1(self, network: nn.Module, split: Split) -> float:
-        images, labels = split.images.split(self.batch_size), split.labels.split(self.batch_size)
-        return count_correct(network, zip(images, labels, strict=True)) / len(split)
-
 
 def make_recording(task: Task, batch_size: int) -> Recording | None:
     """Record the measurement of plans as a CUDA graph.
 
     Returns:
-        The recording, or None on other devices, for custom metrics, with finetuning, and for networks that cannot be
-        recorded.
+        The recording, or None on other devices, for custom metrics and masks, with finetuning, and for networks that
+        cannot be recorded.
     """
-    if task.metric is not None or task.finetuner is not None or task.device.type != "cuda":
+    is_counted = task.metric is None and not task.split.has_masks
+    if not is_counted or task.finetuner is not None or task.device.type != "cuda":
         return None
     calibration = even_batches(task.calibration, batch_size)
     batches = list(zip(task.split.images.split(batch_size), task.split.labels.split(batch_size), strict=True))

@@ -20,20 +20,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from ..common.device import with_gradients
 from ..common.fingerprints import qualified_name
 from ..common.settings import Seed, checked
+from ..data.objective import cross_entropy
 from .copies import shared_copy
 from .groups import PruningGroup
 from .modules import channels
 from .output_change import output_changes
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
-"""Normalised images [B, C, H, W] and their labels [B]."""
+"""Normalised images [B, C, H, W] and their labels [B, ...]."""
 
 ImportanceFunction = Callable[[nn.Module, Sequence[PruningGroup], Batches, int], Mapping[str, torch.Tensor]]
 """(model, groups, batches, seed) -> name of a group -> scores of its filters [C]. The model must not be changed."""
@@ -234,8 +234,10 @@ def _taylor(model: nn.Module, groups: Sequence[PruningGroup], batches: Batches, 
     count = 0
     for images, labels in batches:
         device = next(iter(weights.values())).device
-        loss = F.cross_entropy(copy(images.to(device)), labels.to(device))
-        gradients = torch.autograd.grad(loss, list(weights.values()))
+        images = images.to(device)
+        loss = cross_entropy(0.0)(copy(images), images, labels.to(device))
+        # Layers of another output than the chosen one have no effect on the loss.
+        gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
         for (path, weight), gradient in zip(weights.items(), gradients, strict=True):
             total[path] += taylor_expansion(*(_rows(copy, path, tensor.detach()) for tensor in (weight, gradient)))
         count += 1

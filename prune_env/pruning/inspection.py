@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from ..common.expect import expect_fields
+from ..common.outputs import all_outputs
 from .copies import uncompiled
 from .cost import Cost
 from .forward import Example
@@ -99,7 +100,7 @@ def inspect(
     """Find the pruning groups of a network, prove that they can be cut, and count what they cost.
 
     Args:
-        model: The network, which does not change.
+        model: The network, which does not change. All its outputs are compared, also with a chosen one (`one_output`).
         example_input: float [B, C_in, H, W], or a sequence of tensors for a network with several inputs.
         prove: Whether to check for every group, and for all together, that cutting its filters equals masking them.
         progress: Whether to show a progress bar on stderr if it takes longer than five seconds.
@@ -118,6 +119,7 @@ def inspect(
     """
     expect_fields(layers, "inspect", LayersConfig)
     chosen = LayersConfig(**layers)
+    model = all_outputs(model)
     groups, protected = groups_and_protected(model, example_input, linear=chosen.linear, progress=progress)
     groups, excluded = chosen_and_excluded(groups, chosen)
     protected += excluded

@@ -54,12 +54,12 @@ def output_changes(
     generator = torch.Generator().manual_seed(seed)
     network = shared_copy(model).eval().requires_grad_(False)
     changes: dict[str, torch.Tensor] = {}
-    outputs = []
+    outputs = _Spread()
     fault = "no_grad, inference_mode or detach within forward"
     for images in batches:
         with seeded(images.device, seed), _gated(network, groups, len(images)) as gates:
             output = network(images)
-            outputs.append(output.detach().flatten(1).double().cpu())
+            outputs.add(output.detach().flatten(1).double().cpu())
             directions = torch.randn(output.shape, generator=generator).to(output)
             try:
                 slopes = _slopes((output * directions).sum(), gates)
@@ -73,10 +73,31 @@ def output_changes(
             f"how much the outputs change without filters of layers {', '.join(unknown)} is unknown, and least-change "
             f"plans take an average: the outputs do not depend on them, or cannot be differentiated ({fault})"
         )
-    every = torch.cat(outputs)  # [N, outputs]
-    variance = float((every - every.mean(0)).square().sum())
+    variance = outputs.variance
     none = {group.name: torch.zeros(group.filters, dtype=torch.float64) for group in groups}
     return none | {name: change / variance if variance > 0 else change for name, change in changes.items()}
+
+
+class _Spread:
+    """The variance of vectors, summed over their entries, from one batch after another: maps take much memory."""
+
+    def __init__(self) -> None:
+        self._count, self._variance, self._mean = 0, 0.0, torch.zeros(0)
+
+    def add(self, batch: torch.Tensor) -> None:
+        """Add vectors, float64 [N, entries]."""
+        count, mean = len(batch), batch.mean(0)
+        self._variance += float((batch - mean).square().sum())
+        if self._count:  # the parallel algorithm of Chan, Golub & LeVeque 1979
+            gap, total = mean - self._mean, self._count + count
+            self._variance += float(gap.square().sum()) * self._count * count / total
+            mean = self._mean + gap * count / total
+        self._count, self._mean = self._count + count, mean
+
+    @property
+    def variance(self) -> float:
+        """Sum of squared distances from the mean."""
+        return self._variance
 
 
 def accumulated(changes: torch.Tensor, order: torch.Tensor) -> np.ndarray:

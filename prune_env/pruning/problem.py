@@ -15,9 +15,10 @@ from torch import nn
 from ..common.device import with_gradients
 from ..common.expect import expect
 from ..common.failure import described
+from ..common.outputs import OutputError
 from ..common.settings import Count, Seed
 from ..data import DataSplits, check_data
-from ..data.objective import Loss, Metric, check_metric
+from ..data.objective import Loss, Metric, check_logits, check_metric
 from . import importance
 from .cost import Cost
 from .errors import PruningError
@@ -86,7 +87,7 @@ class PruningProblem:
     """MACs and parameters of every plan."""
     config: ProblemConfig
     metric: Metric | None = None
-    """Scores a network; None for top-1 accuracy."""
+    """Scores a network; None for top-1 accuracy, or for mean IoU where labels are masks."""
     loss: Loss | None = None
     """Trains a network; None for cross-entropy."""
 
@@ -103,11 +104,12 @@ class PruningProblem:
         """Inspect a network and rank its filters.
 
         Args:
-            model: The trained network: any device, precision and mode. It is copied and never changed.
+            model: The trained network: any device, precision and mode. It is copied and never changed. Of a network
+                with several outputs choose one, see `prune_env.one_output`.
             data: The four splits.
             config: How to rank and check; an `EnvConfig` is one.
-            metric: Scores a network instead of top-1 accuracy. Environment, archive and `finalise` call its result
-                the accuracy. Data without classes need one.
+            metric: Scores a network instead of top-1 accuracy or mean IoU. Environment, archive and `finalise` call its
+                result the accuracy. Data without classes need one.
             loss: Trains pruned networks instead of cross-entropy. Data without classes need one as soon as something
                 is trained.
 
@@ -209,27 +211,18 @@ def _batches(data: DataSplits, images: int) -> list[tuple[torch.Tensor, torch.Te
     split = data.calibration.balanced(images)
     size = max(1, min(BATCH, PIXELS // data.example_input.shape[-2:].numel()))
     batches = zip(split.images.split(size), split.labels.split(size), strict=True)
-    return [(data.normalise(images), labels) for images, labels in batches]
+    return [(data.normalise(images), labels.long() if data.has_masks else labels) for images, labels in batches]
 
 
 def _check_output(model: nn.Module, data: DataSplits) -> None:
-    """Check that the network takes the images and returns one logit for every class."""
+    """Check that the network takes the images and returns one logit for every class, of every pixel if it has one."""
     try:
         with torch.inference_mode():
             logits = model(data.example_input)
-    except PruningError:
+    except (PruningError, OutputError):
         raise
     except Exception as error:  # a forward pass may raise anything
         raise ValueError(
             f"the network takes no images of shape {data.image_shape} (C, H, W): {described(error)}"
         ) from error
-    if not isinstance(logits, torch.Tensor):
-        raise ValueError(f"the network must return one tensor of logits [B, K], it returned a {type(logits).__name__}")
-    if not data.classes:
-        return
-    if logits.ndim != 2 or logits.shape[1] != len(data.classes):
-        raise ValueError(
-            f"the network's output is {tuple(logits.shape)}; data {data.name!r} has {len(data.classes)} classes, so it "
-            "must return [B, K] logits with K equal to that; if the data have some of its classes, load them with "
-            "classes=[names of all K outputs, in their order]"
-        )
+    check_logits(logits, data)

@@ -144,11 +144,13 @@ def outputs_agree(found: torch.Tensor, expected: torch.Tensor, tolerance: float 
     Args:
         found: An output.
         expected: The output that it is compared with.
-        tolerance: Allowed difference, as a fraction of the largest value in each column of `expected`.
+        tolerance: Allowed difference, as a fraction of the largest value of each class or channel (dimension 1) of
+            `expected`.
     """
     if found.shape != expected.shape or not torch.equal(found.isfinite(), expected.isfinite()):
         return False
-    scale = expected.nan_to_num(0.0, 0.0, 0.0).abs().amax(0, keepdim=True)
+    others = [dimension for dimension in range(expected.ndim) if dimension != 1]
+    scale = expected.nan_to_num(0.0, 0.0, 0.0).abs().amax(others, keepdim=True)
     gap = (found.nan_to_num(0.0, 0.0, 0.0) - expected.nan_to_num(0.0, 0.0, 0.0)).abs()
     return bool((gap <= tolerance * scale.clamp_min(1e-6 * float(scale.max()))).all())
 

@@ -2,7 +2,8 @@
 
 Hinton, Vinyals & Dean 2015, arXiv:1503.02531: with teacher logits v and student logits z at temperature T,
 loss = alpha T^2 KL(softmax(v / T) || softmax(z / T)) + (1 - alpha) CE(z, label); T^2 keeps the size of the gradients.
-A user's loss replaces CE. Where labels are not classes, the teacher's term is alpha MSE(z, v).
+Where every pixel has a class, KL is the mean over pixels. A user's loss replaces CE. Where labels are not classes, the
+teacher's term is alpha MSE(z, v).
 
 Letters: B images in a batch, C channels, H and W pixels, K outputs.
 """
@@ -25,9 +26,9 @@ from ..common.memory_format import channels_last, in_layout, memory_format
 from ..common.settings import BelowOne, Fraction, Positive, Whole
 from ..common.warn import warn
 from ..data import DataSplits
-from ..data.objective import Loss, Metric, check_loss
+from ..data.objective import Loss, Metric, check_loss, cross_entropy
 from .config import FitConfig, RunOptions
-from .fit import check_training, cross_entropy, fit
+from .fit import check_training, fit
 from .trainable import in_float32
 
 
@@ -84,7 +85,7 @@ class Teacher:
         """Hash of a batch of images -> logits."""
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the logits float32 [B, K] of normalised images [B, C, H, W], from memory if possible."""
+        """Return the logits float32 [B, K, ...] of normalised images [B, C, H, W], from memory if possible."""
         if not (self._free_memory or self._answers):
             return self.compute(images)
         key = _hash(images)
@@ -99,7 +100,7 @@ class Teacher:
     @torch.inference_mode(False)
     @torch.no_grad()
     def compute(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the logits float32 [B, K] of normalised images [B, C, H, W], without the memory."""
+        """Return the logits float32 [B, K, ...] of normalised images [B, C, H, W], without the memory."""
         if not self._is_prepared:
             self._prepare(images[:2])
         exact = self._dtype == torch.float32  # also while a student trains in bfloat16
@@ -148,7 +149,7 @@ class CombinedLoss:
     label_loss: Loss | None = None
     """The labels' term; None for cross-entropy."""
     classes: bool = True
-    """Whether the logits are those of classes, exactly one of which is right."""
+    """Whether the logits are those of classes, exactly one of which is right for an image or a pixel."""
 
     def __call__(
         self, teacher_logits: torch.Tensor, logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor
@@ -156,15 +157,16 @@ class CombinedLoss:
         """Return the loss of a batch, a scalar.
 
         Args:
-            teacher_logits: The teacher's logits [B, K].
-            logits: The student's logits [B, K].
+            teacher_logits: The teacher's logits [B, K, ...].
+            logits: The student's logits [B, K, ...].
             images: Normalised images [B, C, H, W].
-            labels: Labels [B] or [B, K].
+            labels: Labels [B, ...].
         """
         temperature, alpha = self.config.temperature, self.config.alpha
         if self.classes:
             targets, student = F.log_softmax(teacher_logits / temperature, 1), F.log_softmax(logits / temperature, 1)
-            soft = temperature**2 * F.kl_div(student, targets, reduction="batchmean", log_target=True)
+            answers = logits.numel() // logits.shape[1]  # one for each image, or for each pixel
+            soft = temperature**2 * F.kl_div(student, targets, reduction="sum", log_target=True) / answers
         else:
             soft = F.mse_loss(logits, teacher_logits)
         hard = self.label_loss or cross_entropy(self.config.label_smoothing)
@@ -210,7 +212,7 @@ def distil(
         data: The data set.
         config: How to distil.
         loss: The labels' term instead of cross-entropy. Data without classes need one.
-        metric: Selects the best epoch instead of top-1 accuracy, if `config.select_best` is set.
+        metric: Selects the best epoch instead of top-1 accuracy or mean IoU, if `config.select_best` is set.
         run: Where and how to run; the result is resumed from `run.checkpoint` if that file exists.
 
     Returns:

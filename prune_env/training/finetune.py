@@ -34,9 +34,9 @@ class TaughtBatch(NamedTuple):
     images: torch.Tensor
     """Augmented, normalised images [B, C, H, W] in the precision that convolutions compute in."""
     teacher_logits: torch.Tensor
-    """float32 [B, K]."""
+    """float32 [B, K, ...]."""
     labels: torch.Tensor
-    """[B] or [B, K]."""
+    """[B, ...]."""
 
 
 class Finetuner:
@@ -80,8 +80,8 @@ class Finetuner:
         teacher = Teacher(problem.model, self._device, memory=0, precision=precision)
         self.batches: list[TaughtBatch] = []
         for images, labels in data.train.read(order[: batches * size].split(size), seed):
-            images = in_layout(data.augmented(images, generator).to(self._device), self._layout)
-            labels = labels.to(self._device)
+            images, labels = data.training_batch(images, labels, generator)
+            images, labels = in_layout(images.to(self._device), self._layout), labels.to(self._device)
             self.batches.append(TaughtBatch(images.to(self._dtype), teacher(images), labels))
 
     @property

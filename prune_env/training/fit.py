@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..common.device import seeded, with_gradients
@@ -29,16 +28,14 @@ from ..common.progress import progress_bar
 from ..common.tensor_files import DamagedFileError, load_state, save_state
 from ..common.warn import warn
 from ..data import DataSplits, check_data
-from ..data.objective import Loss, Metric, check_loss, check_metric
+from ..data.objective import Loss, Metric, check_logits, check_loss, check_metric, cross_entropy
 from ..scoring.batchnorm import even_batches, recalibrate
-from ..scoring.metric import accuracy
+from ..scoring.metric import accuracy, eval_mode, images_at_once
 from .config import FitConfig, RunOptions
 from .optimizers import make_optimizers, one_cycle
 from .processes import Processes
 from .step import WORTH_RECORDING, Step
 from .trainable import in_float32, not_finite, restore_frozen, trainable_copy, training_dtype
-
-__all__ = ["FitConfig", "RunOptions", "check_training", "cross_entropy", "fit"]
 
 STATISTICS_IMAGES = 5000
 """Training images from which the BatchNorm statistics of a trained network are estimated."""
@@ -73,7 +70,7 @@ def fit(
         data: The data set.
         config: How to train.
         loss: Trains the network instead of cross-entropy with label smoothing. Data without classes need one.
-        metric: Selects the best epoch instead of top-1 accuracy, if `config.select_best` is set.
+        metric: Selects the best epoch instead of top-1 accuracy or mean IoU, if `config.select_best` is set.
         run: Where and how to run; the result is resumed from `run.checkpoint` if that file exists. A damaged checkpoint
             is passed over with a warning: the training starts again.
 
@@ -83,8 +80,9 @@ def fit(
     Raises:
         TypeError: `model`, `data` or `config` is of another type.
         ValueError: The checkpoint belongs to another run, data without classes lack a loss or metric, or
-            `config.muon_lr` is set for a network without suitable convolutions, the network has no parameters, it
-            cannot be trained in `config.precision`, or the processes have different arguments or cannot divide a batch.
+            `config.muon_lr` is set for a network without suitable convolutions, the network has no parameters, its
+            output does not fit the masks, it cannot be trained in `config.precision`, or the processes have different
+            arguments or cannot divide a batch.
         FloatingPointError: The loss or a weight is no longer finite.
         OSError: The checkpoint cannot be written, for example on a full disk.
 
@@ -124,15 +122,6 @@ def check_training(model: nn.Module, data: DataSplits, config: FitConfig | None,
     expect(config, (kind, type(None)), f"config must be a {kind.__name__}", f"write {kind.__name__}(epochs=1)")
 
 
-def cross_entropy(label_smoothing: float) -> Loss:
-    """Return the cross-entropy loss of logits [B, K] and class numbers [B]."""
-
-    def loss(logits: torch.Tensor, _images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-
-    return loss
-
-
 class _Training:
     """The state of one training run: model, averaged weights, optimizers, number of steps, and the best epoch."""
 
@@ -156,6 +145,9 @@ class _Training:
         self._layout = memory_format(in_float32(copy.deepcopy(model)), example)
         example = in_layout(example, self._layout)
         self._model = trainable_copy(model, self._device, self._layout)
+        if loss is None and data.has_masks:
+            with eval_mode(self._model), torch.no_grad():
+                check_logits(self._model(example), data)
         self._never_finite = set(not_finite(self._model))
         self._averaged = AveragedModel(self._model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
         self._optimizers = make_optimizers(self._model, config, example)
@@ -309,7 +301,7 @@ class _Training:
         part = len(rows), self._processes.part(len(rows))
         images, labels = (tensor.to(self._device, non_blocking=True) for tensor in batch)
         flipped = self._flipped_first[rows[part[1]]] ^ bool(epoch % 2)
-        images = self._data.augmented(images, generator, flipped, part)
+        images, labels = self._data.training_batch(images, labels, generator, flipped, part)
         if self._config.cutout:
             images = _cut_out(images, self._config.cutout, generator, part)
         return in_layout(images, self._layout), labels
@@ -343,7 +335,8 @@ def _with_fresh_statistics(
     model = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
     rows = data.train.balanced_rows(STATISTICS_IMAGES)
-    order = even_batches(rows[torch.randperm(len(rows), generator=generator)], STATISTICS_BATCH)
+    size = images_at_once(data.train, STATISTICS_BATCH)
+    order = even_batches(rows[torch.randperm(len(rows), generator=generator)], size)
     augmented = (data.augmented(images.to(device), generator) for images, _ in data.train.read(order))
     recalibrate(model, (in_layout(images, layout) for images in augmented))
     return model

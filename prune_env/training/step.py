@@ -74,7 +74,7 @@ class Step:
 
         Args:
             images: Normalised images [B, C, H, W] of this process.
-            labels: Labels [B] or [B, K].
+            labels: Labels [B, ...].
 
         Returns:
             The loss before the step, the mean over all processes: a scalar that the next call may overwrite.
