@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ("train_qmix", "prune_your_model", "qmix_single_file")
 FOREIGN = ("benchmarks.qmix.peers.torchrl", "benchmarks.qmix.peers.pymarl")
 """Modules that import packages which are not always installed; they define no settings."""
-RECORDS = {"Range", "ModuleSpec", "NetworkEntry", "CombinedLoss", "ReturnScale", "EpisodeSettings"}
+RECORDS = {"Range", "ModuleSpec", "NetworkEntry", "CombinedLoss", "ReturnScale", "EpisodeSettings", "Processes"}
 """Dataclasses with the name or the shape of settings that only the packages themselves make."""
 
 
