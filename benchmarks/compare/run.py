@@ -81,8 +81,8 @@ class Config(Settings):
             raise ValueError(f"method {min(unknown)!r} is unknown; choose among {', '.join(METHODS)}")
         if self.finalists > CANDIDATES:
             raise ValueError(f"finalists must be at most {CANDIDATES}: a search keeps no more; got {self.finalists}")
-        if None in self.env.targets:
-            raise ValueError("target-macs must be set: methods are compared at equal budgets")
+        if None in self.env.targets or self.env.cost != "macs":
+            raise ValueError("target-macs must be set: methods are compared at equal budgets of MACs")
         if self.env.round_finetune_batches:
             raise ValueError(
                 "with round-finetune-batches a plan no longer names one network, but this comparison counts plans; use "

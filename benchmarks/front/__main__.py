@@ -55,8 +55,8 @@ class Config(Settings):
         super().__post_init__()
         if unknown := set(self.methods) - set(METHODS):
             raise ValueError(f"methods: {min(unknown)!r} is unknown; choose among {', '.join(METHODS)}")
-        if None in self.env.targets:
-            raise ValueError("target-macs must be set: the methods are compared at equal budgets")
+        if None in self.env.targets or self.env.cost != "macs":
+            raise ValueError("target-macs must be set: the methods are compared at equal budgets of MACs")
         if self.max_plans < 2 * len(self.env.targets):
             raise ValueError(f"max-plans must be at least twice the number of budgets, got {self.max_plans}")
 

@@ -25,6 +25,7 @@ def save_plans(directory: Path, env: FilterPruneEnv) -> None:
             "accuracy": entry.accuracy,
             "macs_ratio": entry.macs_ratio,
             "params_ratio": entry.params_ratio,
+            f"{env.config.cost}_ratio": env.archive.ratio(entry),
             "plan": list(entry.plan),
             "layers": {
                 layer: kept for group, kept in zip(env.groups, entry.plan, strict=True) for layer in group.layers

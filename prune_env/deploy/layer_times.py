@@ -167,7 +167,7 @@ def _rounded(count: float, full: int) -> int:
 
 
 def _input_shapes(model: nn.Module, paths: Sequence[str], images: torch.Tensor) -> dict[str, list[Shape]]:
-    """Return the shapes of the inputs that each layer gets, one for each call."""
+    """Return the shapes of the inputs that each layer gets for one image, one for each call."""
     copy = shared_copy(model).eval()
     shapes: dict[str, list[Shape]] = {path: [] for path in paths}
 
@@ -196,10 +196,13 @@ def _narrow(layer: Any, inputs: int, outputs: int) -> nn.Module:
 
 
 def _resized(shape: Shape, layer: Any, batch_size: int) -> Shape:
-    """Return the shape of an input for another batch size and for the channels of this layer."""
+    """Return the shape of an input for another batch size and for the channels of this layer.
+
+    Some networks make several inputs of a layer out of one image, such as windows.
+    """
     if isinstance(layer, nn.Linear):
-        return (batch_size, *shape[1:-1], layer.in_features)
-    return (batch_size, layer.in_channels, *shape[2:])
+        return (batch_size * shape[0], *shape[1:-1], layer.in_features)
+    return (batch_size * shape[0], layer.in_channels, *shape[2:])
 
 
 def _torch_ms(layer: nn.Module, images: torch.Tensor) -> float:

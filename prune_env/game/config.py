@@ -12,7 +12,7 @@ from ..common.settings import Count, Whole
 from ..evaluation.config import EvaluationConfig
 from ..pruning.limits import LimitsConfig
 from ..pruning.problem import ProblemConfig
-from .budget import check_rates
+from .budget import Target, check_rates
 from .costs import CostName
 from .reward import REWARDS
 from .targets import Targets, target_tuple
@@ -43,9 +43,9 @@ class EnvConfig(EvaluationConfig, LimitsConfig):
     """Fraction of the original MACs that may stay at the end of an episode; None for no budget. Of several, every
     episode gets one, all equally often."""
     target_params: Targets = None
-    """Fraction of the original parameters that may stay, instead of `target_macs`."""
+    """Fraction of the original parameters that may stay, instead of `target_macs`; its default then does not count."""
     target_latency: Targets = None
-    """Fraction of the original latency that may stay, instead of `target_macs`; `latency_table` predicts it."""
+    """Fraction of the original latency that may stay, in the same way; `latency_table` predicts it."""
     latency_table: Path | None = None
     """File with the times of all layers, see `prune_env.scoring.latency_table`; for `target_latency`."""
     reward: str = "budget"
@@ -67,7 +67,7 @@ class EnvConfig(EvaluationConfig, LimitsConfig):
         """The distinct targets; (None,) without a budget."""
         return target_tuple(getattr(self, f"target_{self.cost}"))
 
-    def with_targets(self, targets: Targets) -> EnvConfig:
+    def with_targets(self, targets: Target | tuple[Target, ...]) -> EnvConfig:
         """Return the same settings with other targets of the same cost."""
         changed: dict[str, Any] = {f"target_{self.cost}": targets}
         return replace(self, **changed)

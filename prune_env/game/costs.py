@@ -28,7 +28,7 @@ def cost_function(name: CostName, problem: PruningProblem, latency_table: Path |
     Args:
         name: The cost.
         problem: The network.
-        latency_table: File of the table that predicts latencies.
+        latency_table: File of the table that predicts latencies; it is read once.
 
     Raises:
         FileNotFoundError: The table does not exist.

@@ -99,6 +99,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
             validation.check_evaluator(config, problem, evaluator, resources)
         self.problem, self.config, self.render_mode = problem, config, render_mode
         self.max_cycles = config.max_cycles or config.rounds
+        self._settings = config.texts()  # now, because the file of the latency table may change
         cost, limits = cost_function(config.cost, problem, config.latency_table), config.limits(problem.groups)
         rules = Budget(cost, problem.full_plan, config.rates, None, limits, config.cost)
         self.budgets = Budgets(rules, config.targets)
@@ -338,7 +339,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     @cached_property
     def fingerprint(self) -> str:
         """A hash of everything that a plan's accuracy depends on. The first access reads every weight."""
-        return game_fingerprint(self.problem, self.config)
+        return game_fingerprint(self.problem, self.config, self._settings)
 
     def render(self) -> str | np.ndarray | None:
         """Return one line per agent and one for the network, as text (`ansi`) or as an image (`rgb_array`)."""
@@ -363,6 +364,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         if target is not None:
             other.budgets = self.budgets.only(target)
             other.config = self.config.with_targets(target)
+            other._settings = self._settings | {self.target_name: repr(target)}
             other.__dict__.pop("fingerprint", None)  # cached, and the settings belong to it
         other.observation_spaces, other.action_spaces = exchange.agent_spaces(self.groups, self.observer)
         other.np_random, other.np_random_seed = seeding.np_random()
@@ -424,7 +426,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         saved_state.check(state, self._origin())
 
     def _origin(self) -> dict[str, Any]:
-        return saved_state.origin(self.fingerprint, self.reward_function, self.config)
+        return saved_state.origin(self.fingerprint, self.reward_function, self._settings)
 
     def _new_episode(self, config: EnvConfig) -> None:
         """Prepare episodes of this environment, and start with the first target."""

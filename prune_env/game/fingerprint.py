@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 from ..common.fingerprints import function_fingerprint, weights_fingerprint
 from ..pruning.problem import PruningProblem
@@ -10,9 +11,9 @@ from ..training.trainable import learning_fingerprint
 from .config import EnvConfig
 
 
-def game_fingerprint(problem: PruningProblem, config: EnvConfig) -> str:
+def game_fingerprint(problem: PruningProblem, config: EnvConfig, settings: Mapping[str, str]) -> str:
     """Return a hash of weights, images, ranking, settings and custom functions. It reads every weight and image."""
-    text = f"{weights_fingerprint(problem.model)} {problem.data.fingerprint} {config.texts()}"
+    text = f"{weights_fingerprint(problem.model)} {problem.data.fingerprint} {dict(settings)}"
     digest = hashlib.blake2b(text.encode(), digest_size=16)
     for function in (problem.metric, problem.loss):
         if function is not None:

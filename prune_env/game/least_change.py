@@ -61,6 +61,9 @@ class LeastChange:
         while (plan > fewest).any():
             smaller = np.maximum(self._rules.limits.rounded_up(plan - step), fewest)
             saved = self._rules.cost(plan) - self._rules.cost(plan + np.diag(smaller - plan))  # [G]
+            # Where a step saves nothing, as a measured cost may say, those that follow it count.
+            rest = self._rules.cost(plan) - self._rules.cost(plan + np.diag(fewest - plan))  # [G]
+            saved = np.where(saved > 0, saved, rest * (plan - smaller) / np.maximum(plan - fewest, 1))
             change = np.array(
                 [
                     curve[whole - after] - curve[whole - now]
@@ -68,7 +71,7 @@ class LeastChange:
                 ]
             )
             # A change of 0 is below the noise; then the step that saves most comes first.
-            price = (np.maximum(change, 0) + np.finfo(np.float32).tiny) / np.maximum(saved, 1)
+            price = (np.maximum(change, 0) + np.finfo(np.float32).tiny) / np.maximum(saved, np.finfo(np.float32).tiny)
             group = int(np.argmin(np.where(smaller < plan, price, np.inf)))
             plan = plan.copy()
             plan[group] = smaller[group]

@@ -7,14 +7,14 @@ from typing import Any
 
 from ..common.fingerprints import function_fingerprint
 from .archive import Archive
-from .config import NOT_SET, EnvConfig, differences
+from .config import NOT_SET, differences
 from .reward import RewardFunction
 from .targets import Deck
 
 
-def origin(fingerprint: str, reward: RewardFunction, config: EnvConfig) -> dict[str, Any]:
+def origin(fingerprint: str, reward: RewardFunction, settings: Mapping[str, str]) -> dict[str, Any]:
     """Return what an archive depends on. The reward function decides the returns, though not the accuracies."""
-    return {"problem": fingerprint, "reward": function_fingerprint(reward), "settings": config.texts()}
+    return {"problem": fingerprint, "reward": function_fingerprint(reward), "settings": dict(settings)}
 
 
 def save(source: Mapping[str, Any], archive: Archive, deck: Deck) -> dict[str, Any]:

@@ -73,31 +73,26 @@ def output_changes(
             f"how much the outputs change without filters of layers {', '.join(unknown)} is unknown, and least-change "
             f"plans take an average: the outputs do not depend on them, or cannot be differentiated ({fault})"
         )
-    variance = outputs.variance
+    variance = outputs.squares
     none = {group.name: torch.zeros(group.filters, dtype=torch.float64) for group in groups}
     return none | {name: change / variance if variance > 0 else change for name, change in changes.items()}
 
 
 class _Spread:
-    """The variance of vectors, summed over their entries, from one batch after another: maps take much memory."""
+    """Squared distances of vectors from their mean, from one batch after another: maps take much memory."""
 
     def __init__(self) -> None:
-        self._count, self._variance, self._mean = 0, 0.0, torch.zeros(0)
+        self._count, self.squares, self._mean = 0, 0.0, torch.zeros(0)
 
     def add(self, batch: torch.Tensor) -> None:
         """Add vectors, float64 [N, entries]."""
         count, mean = len(batch), batch.mean(0)
-        self._variance += float((batch - mean).square().sum())
+        self.squares += float((batch - mean).square().sum())
         if self._count:  # the parallel algorithm of Chan, Golub & LeVeque 1979
             gap, total = mean - self._mean, self._count + count
-            self._variance += float(gap.square().sum()) * self._count * count / total
+            self.squares += float(gap.square().sum()) * self._count * count / total
             mean = self._mean + gap * count / total
         self._count, self._mean = self._count + count, mean
-
-    @property
-    def variance(self) -> float:
-        """Sum of squared distances from the mean."""
-        return self._variance
 
 
 def accumulated(changes: torch.Tensor, order: torch.Tensor) -> np.ndarray:

@@ -97,6 +97,7 @@ def save_result(
         "pruned_accuracy_before_distillation": winner.accuracy_before,
         "uniform_accuracy_before_distillation": uniform.accuracy_before,
         **dict(zip(("macs_ratio", "params_ratio"), env.cost_ratios(winner.plan), strict=True)),
+        f"{env.config.cost}_ratio": env.budget.ratio(winner.plan),
         "evaluated_plans": len(env.archive),
         "search_seconds": search_seconds(episodes),
         **{

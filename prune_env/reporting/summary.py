@@ -125,8 +125,6 @@ def summary(rows: Sequence[NetworkRow]) -> str:
                 ]
             )
             notes.append("int8: share of the original network's float ONNX file; accuracy is that of onnxruntime.")
-        if max(onnx[2]) > 1.05 * onnx[2][0]:
-            notes.append("A pruned network is slower than the original: MACs are no latency; see --target-latency.")
     names = [row.name for row in rows]
     return "\n\n".join([*(_block(names, block) for block in blocks), "\n".join(notes)])
 

@@ -1,7 +1,8 @@
 """The processes that train one network together, as torchrun starts them.
 
 Every process takes an equal part of each batch. Losses, gradients and BatchNorm statistics are averaged over all of
-them, so the result is that of one process with the whole batch, up to the order of sums.
+them, so the result is that of one process with the whole batch, up to the order of sums. (Masks with pixels that do not
+count are an exception: the loss is a mean over the pixels of each part.)
 
 Letters: B images in a batch, C channels.
 """

@@ -25,6 +25,14 @@ def rules(full: tuple[int, ...], **limits: int) -> Budget:
     return Budget(product_macs, full, RATES, None, Limits(**limits))
 
 
+def test_a_cost_that_is_flat_at_first_does_not_stop_the_path() -> None:
+    """Measured times may not fall until a group has lost several steps; then it is the cheaper of two equal groups."""
+    flat = Budget(lambda plans: plans[..., 0] + 3 * np.minimum(plans[..., 1], 28), (32, 32), RATES, None)
+    curve = np.linspace(0, 1, 33)
+    first, second = LeastChange(flat, [curve, curve]).plan(0.6)
+    assert second < first
+
+
 def test_the_group_that_changes_least_for_its_macs_goes_first() -> None:
     """Both groups cost the same MACs. The second changes the outputs a hundred times as much."""
     curve = np.arange(33.0)

@@ -59,9 +59,6 @@ def test_onnx_files_have_a_block_of_their_own() -> None:
     assert original == ["original", "57.22", "58.17", "4.00", "150.0", "2.00", "80.00"]
     assert other[2:] == ["29.09 (50.0 %)", "3.00 (75 %)", "75.0 (50 %)", "1.00 (50 %)", "40.00 (50 %)"]
     assert "ONNX by onnxruntime" in notes
-    assert "--target-latency" not in notes
-    slower = replace(unmeasured, onnx_latency_100_ms=100.0)
-    assert "--target-latency" in summary([replace(ORIGINAL, **ONNX), slower])
 
 
 def test_int8_files_are_compared_with_the_float_file_of_the_original() -> None:
