@@ -127,7 +127,7 @@ class Export(Settings):
                 network = load_pruned(self.folder, base, trust_base=self.trust_base)
         else:
             network = load_pruned(self.folder)
-        images, description = check_images(record)
+        images, description = check_images(record, self.data)
         difference = write(network, out, images)
         size = out.stat().st_size / 1024
         print(f"{out}: {size:.1f} KiB, differs by at most {difference:.1g} of the output on {description}")
@@ -196,11 +196,12 @@ def _first_paragraph(box: str) -> str:
     return " ".join(" ".join(paragraph).split()).rstrip(".")
 
 
-def check_images(record: Mapping[str, Any]) -> tuple[torch.Tensor, str]:
+def check_images(record: Mapping[str, Any], source: str | None = None) -> tuple[torch.Tensor, str]:
     """Return images for the check of an exported network.
 
     Args:
         record: The record of the saved network.
+        source: Name or folder of the data set; by default the name in the record, if no download is needed.
 
     Returns:
         Network input float32 [N, C, H, W], and a description of it. They are test images of the record's data set if
@@ -208,7 +209,7 @@ def check_images(record: Mapping[str, Any]) -> tuple[torch.Tensor, str]:
     """
     name, shape = record["data"]["name"], tuple(record["data"]["image_shape"])
     with suppress(ValueError):  # a package is missing, the files are damaged, or it is another data set
-        splits = record_data(record)
+        splits = record_data(record, source)
         return splits.normalise(splits.test.first(CHECK_IMAGES)), f"{CHECK_IMAGES} test images of {name}"
     count = min(CHECK_IMAGES, 2 * IMAGE_LIMIT // math.prod(shape))  # at least 2
     noise = torch.randn((count, *shape), generator=torch.Generator().manual_seed(0))

@@ -122,6 +122,7 @@ def prune(config: RunConfig) -> None:
     episodes = search(config, env, directory)
     prunings = [_distilled(config, env, target, directory) for target in env.config.targets if target is not None]
     contestants = _tested(config, prunings)
+    print("Exporting and timing all networks, some seconds for each")
     folders = {f"QMIX{pruning.suffix}": pruning.folder for pruning in prunings}
     rows = network_rows(env, contestants, folders, quantise=config.quantise)
     _save(config, prunings, {one.name: (one, row) for one, row in zip(contestants, rows, strict=True)}, episodes)
@@ -155,9 +156,9 @@ def start(config: RunConfig) -> tuple[FilterPruneEnv, Path]:
     check_writable("out", config.out, folder=True)
     data = config.problem.load_data()
     print(f"Data {data.summary}")
-    if len(data.reward) < FEW_IMAGES:
+    if (images := min(len(data.reward), config.env.reward_images)) < FEW_IMAGES:
         print(
-            f"Note: plans are compared on {len(data.reward)} reward images, which can hardly tell them apart. Give "
+            f"Note: plans are compared on {images} reward images, which can hardly tell them apart. Give "
             "more images; with folders train, val and test, val is the reward split"
         )
     settings = asdict(replace(config, resume=False, name=None))

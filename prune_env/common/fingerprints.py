@@ -13,8 +13,11 @@ from torch import nn
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """Return a hash of all parameters and buffers, including their names, shapes and types."""
+    """Return a hash of all parameters and buffers, with their names, shapes and types, and of the chosen output."""
     digest = hashlib.blake2b(digest_size=16)
+    chosen = getattr(model, "_chosen_output", None)  # see `prune_env.common.outputs`
+    if chosen is not None:
+        digest.update((function_fingerprint(chosen) if callable(chosen) else repr(chosen)).encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.fx import Proxy
+from torch.fx import GraphModule, Proxy
 
 Chosen = str | int | Callable[[Any], torch.Tensor]
 """A key of a dict, a position in a tuple or list, or a function from what the network returns to one tensor."""
@@ -35,7 +35,8 @@ def one_output(network: nn.Module, output: Chosen) -> nn.Module:
         The network. `all_outputs` is its inverse.
 
     Raises:
-        TypeError: `network` is no network, or is compiled or scripted, or `output` is of another type.
+        TypeError: `network` is no network, or is compiled or scripted, or has a forward pass of its own, or `output` is
+            of another type.
 
     Example:
         >>> model = one_output(torchvision.models.segmentation.fcn_resnet50(num_classes=21), "out")
@@ -45,6 +46,11 @@ def one_output(network: nn.Module, output: Chosen) -> nn.Module:
         raise TypeError(f"the network must be an nn.Module, got {type(network).__name__}")
     if isinstance(network, torch.jit.ScriptModule) or hasattr(network, "_orig_mod"):
         raise TypeError(f"choose the output before the network is compiled or scripted ({type(network).__name__})")
+    if "forward" in vars(network) or isinstance(network, GraphModule):
+        raise TypeError(
+            f"the forward pass of this {type(network).__name__} is not that of its class; wrap the network in a module "
+            "of your own that returns one output"
+        )
     if isinstance(output, bool) or not (isinstance(output, (str, int)) or callable(output)):
         raise TypeError(f"output must be a key, a position or a function, got {output!r}")
     network = all_outputs(network)

@@ -33,6 +33,7 @@ def convert_masks(masks: torch.Tensor, part: str, first: int = 0) -> torch.Tenso
         masks = masks[:, 0]
     if 0 in masks.shape:
         raise DataError(f"{part} masks have shape {tuple(masks.shape)}, which has no pixels; {FORM}")
+    masks = masks.long()
     wrong = ((masks < 0) | (masks > IGNORED)).flatten(1)
     if bool(wrong.any()):
         index = int(wrong.any(1).nonzero()[0])

@@ -90,8 +90,8 @@ class LimitsConfig(Settings):
     max_rate: Fraction | Mapping[str, Fraction] = 1.0
     """Largest fraction of a group's filters that may be removed in all, as one number or by layer pattern."""
     round_to: Count | Mapping[str, Count] | None = None
-    """Numbers of kept filters are multiples of this, as one number or by layer pattern. By default of 8, or of 4 or 2
-    in groups of fewer than 32 or 16 filters: pruned networks with other counts can be slower than the original."""
+    """Numbers of kept filters are multiples of this, as one number or by layer pattern. By default of 8, or of 4, 2
+    or 1 in groups of fewer than 32, 16 or 8 filters: other counts can make a network slower than the original."""
 
     def limits(self, groups: Sequence[PruningGroup]) -> Limits:
         """Return the limits of pruning groups.

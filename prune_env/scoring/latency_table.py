@@ -85,7 +85,7 @@ class LatencyTable(Settings):
         """
         file = Path(path)
         if not file.is_file():
-            raise FileNotFoundError(f"latency table {file} does not exist; prune-env measures one if none is given")
+            raise FileNotFoundError(f"latency table {file} does not exist; measure_layer_times makes one")
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             if not isinstance(content, dict) or not isinstance(content.get("layers"), dict):
@@ -141,6 +141,12 @@ class LatencyPredictor:
         self._inputs = np.stack([_padded(grid.inputs, size) for grid in grids])  # [L, I]
         self._outputs = np.stack([_padded(grid.outputs, size) for grid in grids])  # [L, O]
         self._times = np.stack([_times(grid, size) for grid in grids])  # [L, I, O]
+        narrowest, full = (self.milliseconds(plan) for plan in ((1,) * len(full_plan), full_plan))
+        if narrowest >= full:
+            raise ValueError(
+                f"the latency table predicts {full:.4g} ms for the network and no less for the narrowest one; check "
+                "scale, rest_ms and the times, or measure it again while nothing else runs"
+            )
 
     def milliseconds(self, plan: Sequence[int]) -> float:
         """Return the latency of a plan."""

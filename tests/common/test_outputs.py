@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from prune_env.common.fingerprints import weights_fingerprint
 from prune_env.common.outputs import OutputError, all_outputs, one_output
 from prune_env.pruning.copies import shared_copy
 
@@ -135,3 +136,17 @@ def test_it_is_chosen_before_the_network_is_compiled() -> None:
         one_output(torch.compile(TwoHeads(as_dict)), "out")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="scripted"):
         one_output(torch.jit.trace(nn.Conv2d(1, 1, 3), IMAGES), 0)
+
+
+def test_networks_that_differ_in_their_output_differ_in_their_fingerprint() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    prints = {weights_fingerprint(one) for one in (model, one_output(model, "out"), one_output(model, "other"))}
+    assert len(prints) == 3
+
+
+def test_a_network_with_a_forward_pass_of_its_own_is_refused() -> None:
+    model = nn.Linear(4, 2)
+    model.forward = lambda x: {"out": x}  # type: ignore[method-assign,assignment]
+    for network in (model, torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 2)))):
+        with pytest.raises(TypeError, match="wrap the network"):
+            one_output(network, "out")

@@ -17,6 +17,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from prune_env.data import IGNORED, Augmentation, DataError, DataSplits, Reading, from_datasets, from_tensors
+from prune_env.data.masks import convert_masks
 
 COUNT, SIZE = 40, 6
 
@@ -192,3 +193,9 @@ class TestJointTransforms:
         held_out = Scenes(TEST_IMAGES, TEST_MASKS)
         with pytest.raises(DataError, match="18"):
             from_datasets(Odd(IMAGES, MASKS, v2.RandomHorizontalFlip()), held_out, reward=held_out)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int16, torch.int64])
+def test_masks_of_any_integer_type_are_the_same(kind: torch.dtype) -> None:
+    masks = torch.arange(3).repeat(2, 4, 3).to(kind)
+    assert torch.equal(convert_masks(masks, "train"), masks.to(torch.uint8))
