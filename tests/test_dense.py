@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -241,27 +240,3 @@ def test_targets_may_be_maps() -> None:
     assert data.train.labels.shape == (54, 1, 12, 12)
     assert not data.has_masks
     assert not data.classes
-
-
-@pytest.mark.slow
-def test_a_segmentation_network_of_torchvision(tmp_path: Path) -> None:
-    from torchvision.models.segmentation import lraspp_mobilenet_v3_large
-
-    images, masks = squares(48, 0)
-    grown = [F.interpolate(part.float(), 64).byte() for part in (images.expand(-1, 3, -1, -1), masks[:, None])]
-    data = from_tensors(*grown, grown[0][:16] + 1, grown[1][:16])
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(0)
-        model = one_output(lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3), "out")
-    model = fit(model, data, FitConfig(epochs=1, batch_size=16, lr=0.02, ema_decay=0), run=QUIET)
-    settings = EnvConfig(target_macs=0.5, reward_images=16, calibration_images=16, prove=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # about recalibration: the network is hardly trained
-        env = FilterPruneEnv.from_model(model, data, settings)
-    plan = env.least_change.plan(0.5)
-    env.play(plan)
-    network = Finaliser(env, DistillationConfig(epochs=1, min_steps=1, batch_size=16), progress=False).distil(plan)
-    save_pruned(tmp_path, network, plan, env.problem, base=model)
-    original = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3)
-    loaded = load_pruned(tmp_path, base_model=original)
-    assert torch.allclose(loaded(data.example_input)["out"], network(data.example_input), atol=1e-3)
