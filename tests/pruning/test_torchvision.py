@@ -17,7 +17,6 @@ GROUPS = {
     "vgg11_bn": 10,
     "resnext50_32x4d": 21,
     "densenet121": 120,
-    "googlenet": 57,  # without two convolutions of its auxiliary heads, which have no effect in eval mode
     "mobilenet_v2": 25,
     "mobilenet_v3_small": 27,
     "mnasnet0_5": 25,
