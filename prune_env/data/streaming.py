@@ -84,16 +84,11 @@ class MaskedItems(Items, Protocol):
         """
 
 
-@dataclass(frozen=True, eq=False)
-class StreamedSplit(Split):
-    """A split whose images are read when they are used."""
+class _Streamed(Split):
+    """What splits have in common whose images are read when they are used."""
 
     items: Items
     rows: torch.Tensor
-    """Rows of the items that belong to the split, int64 [N]."""
-    labels: torch.Tensor
-    """Class numbers int64 [N], or floating-point targets float32 [N, ...]."""
-    reading: Reading = Reading()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -110,15 +105,27 @@ class StreamedSplit(Split):
         """All images as one tensor [N, C, H, W], read again each time."""
         return self.in_memory().images
 
+    def batch(self, rows: torch.Tensor, seed: int = 0) -> torch.Tensor:
+        """Return the images [B, C, H, W] of some rows."""
+        return _ImagesOf(self.items, seed)(self.rows[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedSplit(_Streamed):
+    """A split whose images are read when they are used."""
+
+    items: Items
+    rows: torch.Tensor
+    """Rows of the items that belong to the split, int64 [N]."""
+    labels: torch.Tensor
+    """Class numbers int64 [N], or floating-point targets float32 [N, ...]."""
+    reading: Reading = Reading()
+
     @property
     def nbytes(self) -> int:
         """Size of all images in memory."""
         channels, height, width = self.shape
         return len(self) * channels * height * width * self.dtype.itemsize
-
-    def batch(self, rows: torch.Tensor, seed: int = 0) -> torch.Tensor:
-        """Return the images [B, C, H, W] of some rows."""
-        return _ImagesOf(self.items, seed)(self.rows[rows])
 
     def read(self, order: Sequence[torch.Tensor], seed: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield images and labels of batches, which workers read ahead."""
@@ -139,7 +146,7 @@ class StreamedSplit(Split):
 
 
 @dataclass(frozen=True, eq=False)
-class StreamedMasks(Split):
+class StreamedMasks(_Streamed):
     """A split whose images and masks are read together when they are used, so that random transforms move both."""
 
     items: MaskedItems
@@ -153,28 +160,9 @@ class StreamedMasks(Split):
         return len(self.rows)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of one image, (C, H, W)."""
-        return self.items.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the images."""
-        return self.items.dtype
-
-    @property
-    def images(self) -> torch.Tensor:  # type: ignore[override]
-        """All images as one tensor [N, C, H, W], read again each time."""
-        return self.in_memory().images
-
-    @property
     def labels(self) -> torch.Tensor:  # type: ignore[override]
         """All masks as one tensor uint8 [N, H, W], read again each time."""
         return torch.cat([masks for _, masks in self.batches()])
-
-    def batch(self, rows: torch.Tensor, seed: int = 0) -> torch.Tensor:
-        """Return the images [B, C, H, W] of some rows."""
-        return _ImagesOf(self.items, seed)(self.rows[rows])
 
     def read(self, order: Sequence[torch.Tensor], seed: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield images and masks of batches, which workers read ahead."""

@@ -28,6 +28,7 @@ from ..common.progress import progress_bar
 from ..common.tensor_files import DamagedFileError, load_state, save_state
 from ..common.warn import warn
 from ..data import DataSplits, check_data
+from ..data.augmentation import Part
 from ..data.objective import Loss, Metric, check_logits, check_loss, check_metric, cross_entropy
 from ..scoring.batchnorm import even_batches, recalibrate
 from ..scoring.metric import accuracy, eval_mode, images_at_once
@@ -348,7 +349,7 @@ def _batches(count: int, batch_size: int, generator: torch.Generator) -> list[to
     return [order[start : start + batch_size] for start in range(0, max(1, count - batch_size + 1), batch_size)]
 
 
-def _cut_out(images: torch.Tensor, side: int, generator: torch.Generator, part: tuple[int, slice]) -> torch.Tensor:
+def _cut_out(images: torch.Tensor, side: int, generator: torch.Generator, part: Part) -> torch.Tensor:
     """Set a random square of every normalised image [B, C, H, W] to 0, the mean; it may extend over the edge.
 
     See `Augmentation.__call__` for `part`.
