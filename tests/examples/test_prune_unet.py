@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from scripts import table_of
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "prune_unet.py"
 SMALL = [
@@ -25,13 +23,7 @@ SMALL = [
 
 @pytest.mark.slow
 def test_it_prunes_saves_and_exports(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), f"--out={tmp_path / 'unet'}", *SMALL]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=580, cwd=SCRIPT.parent.parent)
-    assert done.returncode == 0, done.stderr
-    rows = {
-        name: [float(number.replace(",", "")) for number in numbers]
-        for name, *numbers in re.findall(r"^(\w[\w, ]*?) +([\d.]+) % +([\d,]+) +([\d,]+)$", done.stdout, re.M)
-    }
+    rows = table_of(SCRIPT, f"--out={tmp_path / 'unet'}", *SMALL)
     assert list(rows) == ["original", "pruned", "pruned, distilled"]
     assert 0.48 <= rows["pruned"][1] / rows["original"][1] <= 0.5
     assert rows["pruned"][2] < rows["original"][2]

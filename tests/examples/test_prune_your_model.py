@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import runpy
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from scripts import table_of
 
 from prune_env.data import DataError, from_folder
 
@@ -25,13 +25,7 @@ SMALL = [
 
 @pytest.mark.slow
 def test_it_prunes_saves_and_loads(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), f"--out={tmp_path / 'own'}", *SMALL]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=580, cwd=SCRIPT.parent.parent)
-    assert done.returncode == 0, done.stderr
-    rows = {
-        name: [float(number.replace(",", "")) for number in numbers]
-        for name, *numbers in re.findall(r"^(original|pruned) +([\d.]+) % +([\d,]+) +([\d,]+)$", done.stdout, re.M)
-    }
+    rows = table_of(SCRIPT, f"--out={tmp_path / 'own'}", *SMALL)
     assert rows["original"][1:] == [37_016_576, 11_181_642]
     assert 0.49 <= rows["pruned"][1] / rows["original"][1] <= 0.5
     assert rows["pruned"][2] < rows["original"][2]
