@@ -16,7 +16,11 @@ import torch
 from episodes import FAST
 
 from prune_env import EnvConfig, FilterPruneEnv, data
+from prune_env.game.reward import REWARDS
 from prune_env.game.tabulated import Table
+from prune_env.networks.registry import ENTRIES
+from prune_env.pruning.importance import IMPORTANCES
+from prune_env.pruning.rules.registry import RULES
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,6 +33,18 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ.pop("PRUNE_ENV_CACHE")
     if before is not None:
         os.environ["PRUNE_ENV_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def restored_registries() -> Iterator[None]:
+    """Forget what a test registers: networks, rules, importances and rewards."""
+    registries: list[dict[Any, Any]] = [ENTRIES, RULES, IMPORTANCES, REWARDS]
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, entries in zip(registries, before, strict=True):
+        if registry != entries:
+            registry.clear()
+            registry.update(entries)
 
 
 @pytest.fixture

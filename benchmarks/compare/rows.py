@@ -41,7 +41,7 @@ def problem_of(args: ProblemArgs, config: EnvConfig) -> Row:
     """
     row: Row = {"network": args.network, "data": Path(args.data).name, "tabulated": args.tabulated, "weights": None}
     row |= {name: file.name for name in ("weights", "classes") if (file := getattr(args, name)) is not None}
-    row |= {name: value for name in ("size", "mean", "std") if (value := getattr(args, name)) is not None}
+    row |= {name: value for name in ("size", "mean", "std", "flip") if (value := getattr(args, name)) is not None}
     defaults = asdict(EnvConfig())
     game = asdict(config).items()
     return row | {name: value for name, value in game if not args.tabulated or value != defaults[name]}

@@ -26,13 +26,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
-from torch.nn import functional as F
-from tqdm import trange
 
 from prune_env.common.command import check_writable, one_line_errors, require_packages
 from prune_env.common.figure_style import BLUE, GREY, ORANGE, add_legend, new_figure, save_figure, style_axes
 from prune_env.common.settings import Count, Settings, Whole
-from prune_env.data import DataSplits, Reading, from_folder, load
+from prune_env.data import Reading, from_folder, load
 from prune_env.evaluation.config import EvaluationConfig
 from prune_env.evaluation.live import LiveEvaluator
 from prune_env.networks import create
@@ -40,10 +38,10 @@ from prune_env.pruning.problem import PruningProblem
 from prune_env.training.distillation import DistillationConfig, distil
 from prune_env.training.fit import RunOptions
 
+from .photos import write_images
+
 STAGES = ("loaded", "searched", "distilled")
 WAYS = ("in memory", "streamed")
-NOISE = 6
-"""Largest change of a pixel that makes enlarged images different."""
 
 
 @dataclass(frozen=True)
@@ -93,32 +91,6 @@ def matches(row: dict[str, Any], config: Config, count: int, way: str) -> bool:
         name: value for name, value in asdict(config).items() if name in ("size", "network", "plans", "workers", "data")
     }
     return all(row.get(name) == value for name, value in wanted.items())
-
-
-def write_images(data: DataSplits, path: Path, count: int, size: int) -> None:
-    """Write a folder of `count` training images and a tenth as many test images, all different.
-
-    Args:
-        data: The images that are enlarged; they are used several times if there are too few.
-        path: The folder.
-        count: Number of training images.
-        size: Height and width in pixels.
-    """
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for part, split, wanted in (("train", data.train, count), ("test", data.test, max(1, count // 10))):
-        ranks = np.concatenate([np.arange(images) for images in np.bincount(split.labels.numpy())])
-        order = np.argsort(ranks, kind="stable")  # the classes in turn, as splits are sorted by class
-        for name in data.classes:
-            (path / part / name).mkdir(parents=True)
-        for number in trange(wanted, desc=f"writing {part}", mininterval=5):
-            row = int(order[number % len(order)])
-            image = F.interpolate(split.batch(torch.tensor([row])).float(), size, mode="bilinear")[0]  # [C, H, W]
-            pixels = np.broadcast_to(image.permute(1, 2, 0).numpy(), (size, size, 3))
-            noisy = (pixels + rng.integers(-NOISE, NOISE + 1, (size, size, 3))).clip(0, 255).astype(np.uint8)
-            label = data.classes[int(split.labels[row])]
-            Image.fromarray(noisy).save(path / part / label / f"{number:07d}.jpg", quality=90)
 
 
 def in_new_process(config: Config, scratch: Path, count: int, way: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ..common.command import check_writable, require_packages
 from ..common.files import replacing
 from ..common.onnx_session import PACKAGES
 from ..common.settings import Count, Positive, Seed, Settings, Whole
+from ..common.stopwatch import Stopwatch
 from ..data import DataSplits
 from ..deploy.layer_times import LayerTiming, measure_layer_times
 from ..deploy.quantise import require_quantiser
@@ -77,7 +78,7 @@ class RunConfig(Settings):
     env: Annotated[EnvConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=EnvConfig)
     """The game: actions, rewards, and how plans are evaluated."""
     latency: LayerTiming = field(default_factory=LayerTiming)
-    """What `target-latency` counts, if there is no `latency-table`."""
+    """What `target-latency` counts, if there is no `latency-table`, and how the networks of the table are timed."""
     # The game is deterministic, pays at its end, and returns of good plans differ little.
     qmix: QMIXConfig = field(
         default_factory=lambda: QMIXConfig(checkpoint_every=10, eval_episodes=1, standardise_returns=True)
@@ -118,13 +119,18 @@ def prune(config: RunConfig) -> None:
     if config.quantise:
         require_packages(PACKAGES, "ONNX", "export")
         require_quantiser()
+    stopwatch = Stopwatch()
     env, directory = start(config)
+    stopwatch.lap("loading and proof")
     episodes = search(config, env, directory)
+    stopwatch.lap("search")
     prunings = [_distilled(config, env, target, directory) for target in env.config.targets if target is not None]
+    stopwatch.lap("distillation")
     contestants = _tested(config, prunings)
+    stopwatch.lap("test")
     print("Exporting and timing all networks, some seconds for each")
     folders = {f"QMIX{pruning.suffix}": pruning.folder for pruning in prunings}
-    rows = network_rows(env, contestants, folders, quantise=config.quantise)
+    rows = network_rows(env, contestants, folders, config.latency.timing, quantise=config.quantise)
     _save(config, prunings, {one.name: (one, row) for one, row in zip(contestants, rows, strict=True)}, episodes)
     if len(prunings) > 1:
         lines = {name: [0, *range(start, 2 * len(prunings) + 1, 2)] for name, start in (("uniform L1", 1), ("QMIX", 2))}
@@ -135,6 +141,8 @@ def prune(config: RunConfig) -> None:
     text = f"{_heading(env.problem.data)}\n\n{summary(rows)}"
     if env.config.latency_table is not None:
         text += "\n" + _predicted(prunings, LatencyTable.load(env.config.latency_table).measured_on)
+    stopwatch.lap("export and timing")
+    text += f"\nMinutes: {stopwatch}"
     with replacing(directory / SUMMARY) as temporary:
         temporary.write_text(f"{text}\n", encoding="utf-8")
     print(f"\n{text}")

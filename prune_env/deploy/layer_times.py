@@ -58,7 +58,7 @@ class LayerTiming(Settings):
     """The library that runs the network, on the CPU."""
     batch_size: Count = 1
     """Images per forward pass."""
-    timing: TimingConfig = field(default_factory=lambda: TimingConfig(seconds=2.0))
+    timing: TimingConfig = field(default_factory=TimingConfig)
     """How the whole networks are timed, and the number of threads."""
 
 

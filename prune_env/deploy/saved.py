@@ -25,9 +25,6 @@ from ..pruning.problem import PruningProblem
 from .import_network import network_from_path
 from .record import FORMAT_VERSION, RECORD, WEIGHTS, read_record, to_json
 
-EXPANSION = (2**28, 1000)
-"""A registered network that a record names has at most so many values, or so many times those of the weights."""
-
 
 def save_pruned(
     directory: str | Path,
@@ -87,7 +84,7 @@ def save_pruned(
         "kept_channels": sides,
         "metrics": dict(metrics or {}),
     }
-    original = base if isinstance(base, nn.Module) else _recorded_base(record, dict(model.named_parameters()))
+    original = base if isinstance(base, nn.Module) else _recorded_base(record, model.state_dict())
     if import_path is not None:
         original = network_from_path(import_path, excluded=directory)
     if original is not None:
@@ -289,14 +286,14 @@ def _recorded_base(record: Mapping[str, Any], tensors: Mapping[str, torch.Tensor
             )
     try:
         with torch.device("meta"):
-            needed = sum(tensor.numel() for tensor in create(name, classes, inputs).state_dict().values())
+            sketch = create(name, classes, inputs)  # without memory for its weights
     except (RuntimeError, NotImplementedError):  # a constructor that computes with its weights cannot run on meta
-        needed = 0
-    if needed > (limit := max(EXPANSION[0], EXPANSION[1] * sum(tensor.numel() for tensor in tensors.values()))):
-        raise ValueError(
-            f"network {name!r} with {classes} classes and {inputs} channels of images has {needed} values, at most "
-            f"{limit} are plausible for these weights; pass the original network as base_model"
-        )
+        sketch = None
+    if sketch is not None:
+        try:
+            _check_fit(_cut(sketch, record["kept_channels"]), record["modules"], tensors)
+        except ValueError as error:
+            raise ValueError(f"the weights are not those of {name!r} with {classes} classes: {error}") from error
     return create(name, classes, inputs)
 
 

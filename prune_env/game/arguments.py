@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,6 +54,9 @@ class ProblemArgs(Resources):
     classes: Path | None = None
     """Text file with the names of all classes of the network, one per line in the order of its outputs; for a folder
     with some of them."""
+    flip: bool | None = None
+    """Whether training mirrors half of the images left to right; by default yes, except for digits. Choose False where
+    left and right differ, as in text."""
     weights: Path | None = None
     """File with trained weights. Without it a registered network is trained once and cached, a network of your own
     keeps the weights that it was made with, and torchvision and timm download theirs."""
@@ -98,6 +101,8 @@ class ProblemArgs(Resources):
         if self.size is not None:
             options["size"] = self.size
         data = load(self.data, **options)
+        if self.flip is not None:
+            data = replace(data, augmentation=replace(data.augmentation, flip=self.flip))
         return with_network_normalisation(self.network, data)
 
     def load_model(self, data: DataSplits) -> nn.Module:

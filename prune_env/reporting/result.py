@@ -20,7 +20,7 @@ from ..game.archive import Entry
 from ..game.env import FilterPruneEnv
 from ..game.targets import smallest_target
 from ..pruning import Plan
-from ..scoring.latency import latencies
+from ..scoring.latency import TimingConfig, latencies
 from ..scoring.metric import onnx_accuracy
 from .plots import LayerRow, plot_layers, plot_learning, plot_tradeoff
 from .summary import INT8, ONNX, NetworkRow
@@ -43,7 +43,12 @@ class Contestant:
 
 
 def network_rows(
-    env: FilterPruneEnv, contestants: Sequence[Contestant], folders: Mapping[str, Path], *, quantise: bool = False
+    env: FilterPruneEnv,
+    contestants: Sequence[Contestant],
+    folders: Mapping[str, Path],
+    timing: TimingConfig | None = None,
+    *,
+    quantise: bool = False,
 ) -> list[NetworkRow]:
     """Measure the networks of the final summary: costs, file sizes and latencies, all timed in turn.
 
@@ -55,6 +60,7 @@ def network_rows(
         contestants: The networks, the original one first.
         folders: Names of the networks whose ONNX files are kept as pruned.onnx and pruned-int8.onnx, and the folder for
             them.
+        timing: How latencies are measured.
         quantise: Whether to measure int8 files, too.
     """
     first = {contestant.plan: contestant.name for contestant in reversed(contestants)}
@@ -67,7 +73,7 @@ def network_rows(
                 with replacing(folder / file) as temporary:
                     temporary.write_bytes(made.read_bytes())
         at_1, at_100 = (
-            {name: timing.median_ms for name, timing in latencies({**networks, **files}, shape, batch).items()}
+            {name: timing.median_ms for name, timing in latencies({**networks, **files}, shape, batch, timing).items()}
             for batch in (1, 100)
         )
         return [_row(env, one, first[one.plan], files, (at_1, at_100)) for one in contestants]

@@ -21,7 +21,7 @@ from torch import nn
 from ..common.device import check_device
 from ..common.memory_format import channels_last, in_layout, memory_format
 from ..common.onnx_session import open_session
-from ..common.settings import Count, NotNegative, Settings, Whole, checked
+from ..common.settings import Count, NotNegative, Positive, Settings, Whole, checked
 
 RUNS_PER_TURN = 4
 """Timed runs of one network before the turn of the next."""
@@ -62,6 +62,9 @@ class TimingConfig(Settings):
     """Minimum time of measuring per network."""
     min_runs: Count = 20
     """Minimum number of timed runs per network."""
+    max_seconds: Positive = 20.0
+    """Time of one network, with its untimed runs, after which measuring ends early. For networks whose forward passes
+    take seconds; a quarter of it at most is for `warmup`, and at least one run of every network is timed."""
     threads: Count | None = None
     """CPU threads per operation, for both runtimes; None for as many as torch uses now. The number is restored
     afterwards."""
@@ -150,16 +153,30 @@ def _measure(
 ) -> dict[str, list[float]]:
     """Time networks on their images in turn; return the seconds of every timed run."""
     times: dict[str, list[float]] = {name: [] for name in networks}
+    spent = dict.fromkeys(networks, 0.0)
+
+    def run(name: str) -> float:
+        seconds = time_forward(*networks[name])
+        spent[name] += seconds
+        return seconds
+
     with torch.inference_mode():
-        for network, images in networks.values():
+        for name in networks:
             for _ in range(config.warmup):
-                time_forward(network, images)
+                run(name)
+                if spent[name] >= config.max_seconds / 4:
+                    break
         runs, start = 0, time.perf_counter()
         while runs < config.min_runs or time.perf_counter() - start < config.seconds * len(networks):
-            for name, (network, images) in networks.items():
-                turn = [time_forward(network, images) for _ in range(1 + RUNS_PER_TURN)]
-                times[name] += turn[1:]
+            for name in networks:
+                run(name)
+                for _ in range(RUNS_PER_TURN):
+                    times[name].append(run(name))
+                    if spent[name] >= config.max_seconds:
+                        break
             runs += RUNS_PER_TURN
+            if max(spent.values()) >= config.max_seconds:
+                break
     return times
 
 

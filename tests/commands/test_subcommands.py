@@ -26,6 +26,9 @@ from prune_env.game.arguments import ProblemArgs
 from prune_env.training.pretrained import pretrained
 
 SMALL = [
+    "--latency.timing.warmup=0",
+    "--latency.timing.seconds=0",
+    "--latency.timing.min-runs=1",
     "--episodes=6",
     "--finalists=1",
     "--short-epochs=0.2",

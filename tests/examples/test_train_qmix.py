@@ -22,6 +22,9 @@ from prune_env import load_pruned
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
+    "--latency.timing.warmup=0",
+    "--latency.timing.seconds=0",
+    "--latency.timing.min-runs=1",
     "--episodes=30",
     "--finalists=2",
     "--short-epochs=0.5",
@@ -87,6 +90,7 @@ class TestMainScript:
         for word in ("original", "uniform L1", "QMIX", "Accuracy", "Latency"):
             assert word in printed
         assert f"{100 * metrics['pruned_accuracy']:.2f} %" in printed
+        assert re.search(r"^Minutes: loading and proof \d.*, search \d.*, distillation \d", printed, re.MULTILINE)
         assert "torch, ms" in printed
         assert "ONNX, ms" in printed
 

@@ -189,10 +189,8 @@ def test_wrong_values_are_refused_by_name(kind: type, field: Field[Any], hint: A
         assert len(message) < 1000
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.__name__ != "Finaliser"])  # needs an environment
 def test_defaults_pass(kind: type) -> None:
-    if kind.__name__ == "Finaliser":
-        pytest.skip("needs an environment")
     made = kind(**complete(kind))
     same = kind(**{one.name: getattr(made, one.name) for one in fields(kind)})
     assert repr(same) == repr(made)

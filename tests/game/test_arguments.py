@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,19 @@ def test_the_help_lists_every_registered_network(capsys: pytest.CaptureFixture[s
         tyro.cli(ProblemArgs, args=["--help"])
     printed = capsys.readouterr().out
     assert all(name in printed for name in list_networks())
+
+
+@pytest.mark.parametrize(("flip", "flips"), [(None, False), (True, True), (False, False)])
+def test_digits_are_mirrored_only_on_demand(flip: bool | None, flips: bool) -> None:
+    assert ProblemArgs(flip=flip).load_data().augmentation.flip is flips
+
+
+def test_a_folder_is_mirrored_unless_it_must_not_be(image_folder: Callable[..., Path]) -> None:
+    path = str(image_folder(train=20))
+    normal, unflipped = (ProblemArgs(data=path, flip=flip).load_data() for flip in (None, False))
+    assert (normal.augmentation.flip, unflipped.augmentation.flip) == (True, False)
+    assert normal.augmentation.pad == unflipped.augmentation.pad
+    assert normal.fingerprint != unflipped.fingerprint
 
 
 def test_they_make_the_environment(weights: Path, tmp_path: Path) -> None:

@@ -155,13 +155,6 @@ def test_the_original_accuracy_must_be_above_0(original: float) -> None:
 
 
 class TestRegistry:
-    @pytest.fixture(autouse=True)
-    def restored(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Forget what a test registers."""
-        for name in ("squared", "registered"):
-            monkeypatch.setitem(REWARDS, name, budget)
-            del REWARDS[name]
-
     def test_the_built_in_rewards(self) -> None:
         assert set(REWARDS) == set(BUILT_IN)
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prune_env import load_pruned, make_env, save_pruned
 from prune_env.data import DataSplits
-from prune_env.networks import create, list_networks, network_entry, register_network, registry
+from prune_env.networks import create, list_networks, network_entry, register_network
 from prune_env.networks.registry import image_size
 from prune_env.training.fit import FitConfig
 from prune_env.training.pretrained import with_network_normalisation
@@ -94,9 +94,8 @@ RECIPE = {"epochs": 1, "batch_size": 64, "lr": 0.05}
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
-    """Name of a network of a user; the registry is restored after the test."""
-    monkeypatch.setattr(registry, "ENTRIES", dict(registry.ENTRIES))
+def tiny() -> str:
+    """Name of a network of a user."""
     assert register_network("tiny", image_size=(8, 8), recipe=RECIPE, normalisation=CONSTANTS)(Tiny) is Tiny
     return "tiny"
 

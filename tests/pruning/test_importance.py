@@ -159,21 +159,13 @@ def test_every_importance_scores_every_filter(make: Any, name: str) -> None:
     assert all(score.dtype == torch.float32 and (score >= 0).all() for score in scores.values())
 
 
-@pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, importance.Importance]:
-    """A copy of the registry, so that a test leaves no entries behind."""
-    entries = dict(importance.IMPORTANCES)
-    monkeypatch.setattr(importance, "IMPORTANCES", entries)
-    return entries
-
-
-def test_an_importance_of_the_user(registry: dict[str, importance.Importance]) -> None:
+def test_an_importance_of_the_user() -> None:
     @register_importance("largest_weight")
     def largest_weight(model: nn.Module, groups: Any, batches: Any, seed: int) -> Any:
         return importance.by_layer(groups, lambda path: importance.filter_weights(model, path).abs().amax(1))
 
     assert scored("largest_weight", Net([[3, -4], [1, 1], [0, 5]])) == pytest.approx([0.4, 0.1, 0.5])
-    assert not registry["largest_weight"].needs_batches
+    assert not importance.IMPORTANCES["largest_weight"].needs_batches
     register_importance("largest_weight")(largest_weight)  # again, as a notebook cell does
     with pytest.raises(ValueError, match="largest_weight"):
         register_importance("largest_weight")(lambda model, groups, batches, seed: {})
@@ -188,15 +180,13 @@ def test_an_importance_of_the_user(registry: dict[str, importance.Importance]) -
         {"conv_0": torch.tensor([1.0, float("inf"), 0.0])},
     ],
 )
-def test_wrong_scores_of_the_user_are_refused(registry: dict[str, importance.Importance], result: Any) -> None:
+def test_wrong_scores_of_the_user_are_refused(result: Any) -> None:
     register_importance("mine")(lambda model, groups, batches, seed: result)
     with pytest.raises(ValueError, match=r"'mine'.*conv_0"):
         scored("mine", Net([[3, -4], [1, 1], [0, 5]]))
 
 
-def test_an_importance_of_the_user_ranks_a_problem(
-    registry: dict[str, importance.Importance], trained: nn.Module, digits: DataSplits
-) -> None:
+def test_an_importance_of_the_user_ranks_a_problem(trained: nn.Module, digits: DataSplits) -> None:
     seen = []
 
     @register_importance("first_filters", needs_batches=True)

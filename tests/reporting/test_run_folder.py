@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from prune_env.finalise import recalibrated
 from prune_env.game.config import DEFAULT_RATES
 from prune_env.reporting.result import Contestant, network_rows, save_plots
 from prune_env.reporting.run_folder import open_folder
-from prune_env.scoring.latency import TimingConfig, latencies
+from prune_env.scoring.latency import TimingConfig
 from prune_env.scoring.metric import onnx_accuracy
 
 PLANS = [(20, 20, 40, 40, 80), (32, 10, 64, 20, 128)]
+QUICK = TimingConfig(warmup=0, seconds=0, min_runs=1)
 
 
 class TestOpenFolder:
@@ -112,7 +112,7 @@ class TestNetworkRows:
 
         monkeypatch.setattr("prune_env.reporting.result.to_onnx", fails)
         env = make_env()
-        rows = network_rows(env, contestants(env), {"QMIX": tmp_path})
+        rows = network_rows(env, contestants(env), {"QMIX": tmp_path}, QUICK)
         names = ["original", "uniform L1", "QMIX = uniform L1", "other", "whole = original"]
         assert [row.name for row in rows] == names
         assert [row.accuracy for row in rows] == [0.9, None, 0.5, None, None]
@@ -126,7 +126,7 @@ class TestNetworkRows:
         data = env.problem.data
         original, other = contestants(env)[0], contestants(env)[3]
         folders = {name: tmp_path / name for name in ("original", "other")}
-        rows = network_rows(env, [original, other], folders, quantise=True)
+        rows = network_rows(env, [original, other], folders, QUICK, quantise=True)
         for row, folder in zip(rows, folders.values(), strict=True):
             sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
             assert sizes == {"pruned.onnx": row.onnx_bytes, "pruned-int8.onnx": row.int8_bytes}
@@ -145,11 +145,9 @@ class TestNetworkRows:
         def fails(*_: Any) -> None:
             raise ExportError("no such operator")
 
-        quick = partial(latencies, config=TimingConfig(warmup=0, seconds=0, min_runs=1))
-        monkeypatch.setattr("prune_env.reporting.result.latencies", quick)
         monkeypatch.setattr("prune_env.reporting.result.quantise_onnx", fails)
         env = make_env()
-        rows = network_rows(env, contestants(env)[:1], {"original": tmp_path}, quantise=True)
+        rows = network_rows(env, contestants(env)[:1], {"original": tmp_path}, QUICK, quantise=True)
         assert [file.name for file in tmp_path.iterdir()] == ["pruned.onnx"]
         assert (rows[0].onnx_bytes is None, rows[0].int8_bytes) == (False, None)
         assert "no such operator" in capsys.readouterr().out

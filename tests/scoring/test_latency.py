@@ -110,8 +110,26 @@ def test_the_median_is_that_of_the_timed_runs(monkeypatch: pytest.MonkeyPatch) -
         clock[0] += next(durations)
 
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-    result = latency(Spy(advance), (3, 1, 1), 1, TimingConfig(warmup=2, seconds=0, min_runs=4))
+    result = latency(Spy(advance), (3, 1, 1), 1, TimingConfig(warmup=2, seconds=0, min_runs=4, max_seconds=100))
     assert result == Latency(pytest.approx(1.5), pytest.approx(1.0), 1, 4, torch.get_num_threads(), "float32")  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("channels_last_only")
+@pytest.mark.parametrize(("slow_s", "calls"), [(0.1, 5 + 25), (1.0, 5 + 15), (3.0, 2 + 5), (50.0, 1 + 2)])
+def test_a_slow_network_is_run_less_often(slow_s: float, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two networks takes much longer on a fake clock; by default a network has 20 s, a quarter for warm-up."""
+    clock, slow_calls = [0.0], []
+
+    def advance(_model: nn.Module, _x: torch.Tensor) -> None:
+        clock[0] += slow_s
+        slow_calls.append(clock[0])
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    networks = {"slow": Spy(advance), "fast": Spy(lambda _model, _x: None)}
+    results = latencies(networks, (3, 1, 1), 1, TimingConfig(seconds=0))
+    assert len(slow_calls) == calls
+    assert results["slow"].median_ms == pytest.approx(1000 * slow_s)
+    assert results["fast"].runs >= RUNS_PER_TURN
 
 
 def test_measuring_takes_the_given_seconds() -> None:
@@ -204,7 +222,7 @@ def test_wrong_arguments_are_named(wrong: dict[str, Any], named: str) -> None:
         latencies(**{**arguments, **wrong})
 
 
-@pytest.mark.parametrize("wrong", [{"warmup": -1}, {"min_runs": 0}, {"threads": 0}])
+@pytest.mark.parametrize("wrong", [{"warmup": -1}, {"min_runs": 0}, {"max_seconds": 0}, {"threads": 0}])
 def test_wrong_settings_are_named(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TimingConfig(**wrong)
