@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -77,7 +78,10 @@ def main(config: Config) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     photos = config.out / f"images-{config.images}-{config.size}"
     if not photos.is_dir():
-        write_images(load(config.data), photos, config.images, config.size)
+        unfinished = photos.with_suffix(".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        write_images(load(config.data), unfinished, config.images, config.size)
+        unfinished.rename(photos)
     file = config.out / "one_command.jsonl"
     settled = {name: getattr(config, name) for name in ("cost", "target", "episodes", "images", "size", "threads")}
     for network in config.networks:
@@ -99,8 +103,9 @@ def measure(config: Config, network: str, photos: Path) -> dict[str, Any]:
     if config.cost == "latency" and config.threads is not None:
         budget.append(f"--latency.timing.threads={config.threads}")
     command = ["prune", network, f"--weights={weights}", f"--data={photos}", *budget, *TRAINING]
-    subprocess.run([sys.executable, "-m", "prune_env", *command, f"--out={config.out}", f"--name={name}"], check=True)
     folder = config.out / name
+    command += [f"--out={config.out}", f"--name={name}", *(["--resume"] if folder.is_dir() else [])]
+    subprocess.run([sys.executable, "-m", "prune_env", *command], check=True)
     minutes = re.findall(r"([a-z][a-z ]*) ([\d.]+)", (folder / "summary.txt").read_text().rpartition("Minutes:")[2])
     files = {"original": config.out / f"{name}-original.onnx", "pruned": folder / "pruned.onnx"}
     to_onnx(original, files["original"], data.example_input)

@@ -97,6 +97,11 @@ class RunConfig(Settings):
         if self.env.max_cycles is not None and self.env.max_cycles < self.env.rounds:
             raise ValueError(f"max-cycles must be at least rounds ({self.env.rounds}), or no episode would finish")
 
+    @property
+    def method(self) -> str:
+        """Name of the winner in tables and plots."""
+        return "QMIX" if self.episodes else "least change"
+
 
 @dataclass(frozen=True)
 class Pruning:
@@ -110,7 +115,7 @@ class Pruning:
     """End of the networks' names: the budget, if there are several."""
     finalists: list[Finalist]
     networks: dict[str, tuple[Plan, nn.Module]]
-    """Plan and distilled network of "uniform L1" and "QMIX"."""
+    """Plan and distilled network of "uniform L1" and of the winner, by name."""
 
 
 def prune(config: RunConfig) -> None:
@@ -129,11 +134,12 @@ def prune(config: RunConfig) -> None:
     contestants = _tested(config, prunings)
     stopwatch.lap("test")
     print("Exporting and timing all networks, some seconds for each")
-    folders = {f"QMIX{pruning.suffix}": pruning.folder for pruning in prunings}
+    folders = {f"{config.method}{pruning.suffix}": pruning.folder for pruning in prunings}
     rows = network_rows(env, contestants, folders, config.latency.timing, quantise=config.quantise)
     _save(config, prunings, {one.name: (one, row) for one, row in zip(contestants, rows, strict=True)}, episodes)
     if len(prunings) > 1:
-        lines = {name: [0, *range(start, 2 * len(prunings) + 1, 2)] for name, start in (("uniform L1", 1), ("QMIX", 2))}
+        starts = {"uniform L1": 1, config.method: 2}
+        lines = {name: [0, *range(start, 2 * len(prunings) + 1, 2)] for name, start in starts.items()}
         plot_front(directory / "front.png", {name: [rows[one] for one in line] for name, line in lines.items()})
     print("\nFinalists: % of all reward images as cut (with sampled statistics) and after the short distillation")
     for one in itertools.chain(*(pruning.finalists for pruning in prunings)):
@@ -230,7 +236,7 @@ def _distilled(config: RunConfig, env: FilterPruneEnv, target: float, directory:
         device=config.problem.device,
     )
     finalists = finaliser.rank([entry.plan for entry in env.archive.best(config.finalists, target=target)])
-    plans = {"uniform L1": game.budget.uniform(), "QMIX": finalists[0].plan}
+    plans = {"uniform L1": game.budget.uniform(), config.method: finalists[0].plan}
     single = len(env.config.targets) == 1
     suffix = "" if single else f" {100 * target:g} %"
     networks = {name: (plan, finaliser.distil(plan, title=name + suffix)) for name, plan in plans.items()}
@@ -261,7 +267,11 @@ def _save(
 ) -> None:
     """Save the network of every budget, given all networks and their rows by name."""
     for pruning in prunings:
-        names = {"original": "original", "pruned": f"QMIX{pruning.suffix}", "uniform": f"uniform L1{pruning.suffix}"}
+        names = {
+            "original": "original",
+            "pruned": config.method + pruning.suffix,
+            "uniform": f"uniform L1{pruning.suffix}",
+        }
         three = {key: measured[name] for key, name in names.items()}
         base = config.problem.base or pruning.env.problem.model
         save_result(pruning.folder, pruning.env, three, episodes, config.env.targets, base=base)

@@ -51,8 +51,8 @@ def save_pruned(
 
     Raises:
         TypeError: An argument is of another type.
-        ValueError: `model` is not a network of `plan`, `base` cannot be imported or is another network, or a metric is
-            not finite. Nothing is written then.
+        ValueError: `model` is not a network of `plan`, `base` cannot be imported or is another network, or a weight
+            or a metric is not finite. Nothing is written then.
 
     Example:
         >>> save_pruned("runs/mine", network, plan, env.problem, base="resnet20", metrics={"test_accuracy": 0.91})
@@ -114,7 +114,8 @@ def update_pruned(
         FileNotFoundError: A file does not exist.
         NotADirectoryError: `directory` is a file.
         TypeError: `model` is no network.
-        ValueError: A file is damaged, `model` is another network, or a metric is not finite. Nothing is written then.
+        ValueError: A file is damaged, `model` is another network, or a weight or a metric is not finite. Nothing is
+            written then.
 
     Example:
         >>> network = load_pruned("runs/mine")
@@ -207,7 +208,14 @@ def file_bytes(model: nn.Module) -> int:
 
 
 def _write(directory: Path, record: Mapping[str, Any], model: nn.Module) -> None:
-    """Write a network's weights, and its record with their digest."""
+    """Write a network's weights, and its record with their digest.
+
+    Raises:
+        ValueError: A weight is not finite.
+    """
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name} has values that are not finite; the training has diverged, nothing was written")
     weights = _weights(model)
     text = to_json({**record, "weights_digest": _digest(weights)})  # can raise, so before anything is written
     with replacing(directory / WEIGHTS) as temporary:

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.compare.methods import METHODS, ONE_PLAN
 from benchmarks.compare.methods.counted import PROPOSALS, Counted
 from benchmarks.compare.methods.plans import from_keep_ratios
-from benchmarks.speed import evaluator_memory, search
+from benchmarks.speed import evaluator_memory, one_command, search
 from prune_env import EnvConfig, FilterPruneEnv, make_tabulated_env
 from qmix_agent.learner import Learner
 
@@ -26,6 +26,13 @@ def tabulated() -> FilterPruneEnv:
 def new_env(tabulated: FilterPruneEnv) -> MakeEnv:
     """Return a function that makes a new environment of the tabulated problem, where a search takes no time."""
     return lambda: FilterPruneEnv(tabulated.problem, tabulated.config, evaluator=tabulated.evaluator)
+
+
+def test_the_minutes_of_a_command_are_added_up() -> None:
+    row = {"network": "timm:net", "minutes": {"search": 1.5, "export and timing": 2.0}, "macs_share": 0.5}
+    heading, _, line = one_command.table([row]).splitlines()
+    assert heading == "| network | search, min | export and timing, min | all, min | macs share |"
+    assert line == "| timm:net | 1.5 | 2.0 | 3.5 | 50 % |"
 
 
 @pytest.mark.usefixtures("untouched_rngs")

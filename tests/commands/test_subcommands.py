@@ -109,7 +109,9 @@ def test_a_budget_of_latency_is_measured_once_and_reported(
     table = Path("runs/run/latency_table.json").read_bytes()
     assert main(["prune", *arguments, "--episodes=0", "--resume"]) == 0
     assert Path("runs/run/latency_table.json").read_bytes() == table
-    predicted = re.search(r"Predicted latency.*: uniform L1 ([\d.]+) %, QMIX ([\d.]+) %", capsys.readouterr().out)
+    predicted = re.search(
+        r"Predicted latency.*: uniform L1 ([\d.]+) %, least change ([\d.]+) %", capsys.readouterr().out
+    )
     assert predicted
     assert all(float(share) == 100 for share in predicted.groups())
     entries = json.loads(Path("runs/run/plans.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -161,6 +162,11 @@ def test_only_the_saved_network_can_be_stored_again(saved: tuple[Path, nn.Module
         update_pruned(folder, network, metrics={"mine": float("nan")})
     with pytest.raises(TypeError, match="model"):
         update_pruned(folder, network.state_dict())  # type: ignore[arg-type]
+    diverged = copy.deepcopy(network)
+    name, weight = next(iter(diverged.named_parameters()))
+    weight.data.view(-1)[-1] = float("nan")
+    with pytest.raises(ValueError, match=re.escape(name)):
+        update_pruned(folder, diverged)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
