@@ -51,12 +51,13 @@ class Config(Settings):
 
 def write_digits(path: Path) -> None:
     """Write the digits as a folder of colour images of 32 pixels, as if they were photos."""
-    raw = digits()
+    raw, unfinished = digits(), path.with_suffix(".unfinished")
     for part, split in (("train", raw.train), ("test", raw.test)):
         for number, (image, label) in enumerate(zip(split.images, split.labels.tolist(), strict=True)):
-            file = path / part / str(label) / f"{number:04d}.png"
+            file = unfinished / part / str(label) / f"{number:04d}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             to_pil_image(F.interpolate(image[None].expand(-1, 3, -1, -1), 32)[0]).save(file)
+    unfinished.rename(path)
 
 
 def main(config: Config) -> None:
@@ -67,15 +68,20 @@ def main(config: Config) -> None:
     flip = None if config.data else False  # digits are not mirror images of each other
     source = ProblemArgs(data=str(images), size=config.size, flip=flip)
     if not (config.resume and weights.is_file()):
-        run = RunOptions(checkpoint=config.out / "training.checkpoint", title="training the network")
-        trained = fit(make(), source.load_data(), config.training, run=run)
+        splits, run = source.load_data(), RunOptions(checkpoint=config.out / "training.checkpoint", title="training")
+        if len(splits.classes) != CLASSES:
+            raise ValueError(
+                f"{images} has {len(splits.classes)} classes; set CLASSES, which is {CLASSES}, to that number"
+            )
+        trained = fit(make(), splits, config.training, run=run)
         save_tensors(weights, {name: tensor.contiguous() for name, tensor in trained.state_dict().items()})
+        (config.out / "training.checkpoint").unlink()
     prune(
         RunConfig(
             problem=replace(source, network=f"{__file__}:make", weights=weights),
             out=config.out,
             name="run",
-            resume=config.resume,
+            resume=config.resume and (config.out / "run").is_dir(),
             episodes=config.episodes,
             env=EnvConfig(target_macs=config.target_macs, reward_images=300),
             distillation=config.distillation,

@@ -11,13 +11,12 @@ Rows that are in the file are not measured again.
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,6 +37,7 @@ from prune_env.pruning.problem import PruningProblem
 from prune_env.training.distillation import DistillationConfig, distil
 from prune_env.training.fit import RunOptions
 
+from ..compare import rows
 from .photos import write_images
 
 STAGES = ("loaded", "searched", "distilled")
@@ -69,37 +69,31 @@ def main(config: Config) -> None:
     check_writable("out", config.out, folder=True)
     config.out.mkdir(parents=True, exist_ok=True)
     file = config.out / "memory.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    settled = {name: getattr(config, name) for name in ("size", "network", "plans", "workers", "data")}
+
+    def measured(**wanted: Any) -> list[dict[str, Any]]:
+        return [row for row in rows.read_file(file) if row == {**row, **settled, **wanted}]
+
     for count in config.images:
-        ways = [way for way in config.ways if not any(matches(row, config, count, way) for row in rows)]
+        ways = [way for way in config.ways if not measured(images=count, way=way)]
         if not ways:
             continue
         with TemporaryDirectory(dir=config.out) as scratch:
             write_images(load(config.data), Path(scratch, "images"), count, config.size)
             for way in ways:
-                row = in_new_process(config, Path(scratch), count, way)
-                with file.open("a") as stream:
-                    stream.write(json.dumps(row) + "\n")
+                row = {"images": count, "way": way, **settled, **in_new_process(config, Path(scratch), way)}
+                rows.append(file, row)
                 print(", ".join(f"{name} {value}" for name, value in row.items()))
-                rows.append(row)
-    plot([row for row in rows if row["size"] == config.size and row["network"] == config.network], config)
+    plot(measured(), config)
 
 
-def matches(row: dict[str, Any], config: Config, count: int, way: str) -> bool:
-    """Return whether a row of the file is the wanted measurement."""
-    wanted = {"images": count, "way": way} | {
-        name: value for name, value in asdict(config).items() if name in ("size", "network", "plans", "workers", "data")
-    }
-    return all(row.get(name) == value for name, value in wanted.items())
-
-
-def in_new_process(config: Config, scratch: Path, count: int, way: str) -> dict[str, Any]:
+def in_new_process(config: Config, scratch: Path, way: str) -> dict[str, Any]:
     """Measure in a new process, whose peak memory is its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure, config, scratch, count, way).result()
+        return pool.submit(measure, config, scratch, way).result()
 
 
-def measure(config: Config, scratch: Path, count: int, way: str) -> dict[str, Any]:
+def measure(config: Config, scratch: Path, way: str) -> dict[str, Any]:
     """Load, search and distil, and return the peak memory in MiB after each stage."""
     os.environ["PRUNE_ENV_CACHE"] = str(scratch / "cache")
     warnings.simplefilter("ignore")  # of an untrained network
@@ -121,11 +115,7 @@ def measure(config: Config, scratch: Path, count: int, way: str) -> dict[str, An
     distil(problem.build(plans[0]), model, data, recipe, run=RunOptions(progress=False))
     peaks["distilled"] = peak()
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10
-    settled = {name: getattr(config, name) for name in ("size", "network", "plans", "workers", "data")}
     return {
-        "images": count,
-        "way": way,
-        **settled,
         "kept_mib": round(kept, 1),
         **{f"{stage}_mib": round(value, 1) for stage, value in peaks.items()},
         "largest_worker_mib": round(children, 1),
@@ -138,18 +128,18 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # in KiB on Linux
 
 
-def plot(rows: list[dict[str, Any]], config: Config) -> None:
+def plot(measured: list[dict[str, Any]], config: Config) -> None:
     """Plot the peak memory above that of the empty process against the number of images."""
     figure = new_figure(5.5, 3.2)
     axes = figure.subplots()
     style_axes(axes)
     for way, colour in zip(WAYS, (ORANGE, BLUE), strict=True):
-        mine = sorted((row for row in rows if row["way"] == way), key=lambda row: row["images"])
+        mine = sorted((row for row in measured if row["way"] == way), key=lambda row: row["images"])
         for stage, style in zip(STAGES, (":", "--", "-"), strict=True):
             heights = [row[f"{stage}_mib"] - row["start_mib"] for row in mine]
             counts = [row["images"] for row in mine]
             axes.plot(counts, heights, style, color=colour, marker="o", markersize=3, label=f"{way}, {stage}")
-    kept = sorted({(row["images"], row["kept_mib"]) for row in rows})
+    kept = sorted({(row["images"], row["kept_mib"]) for row in measured})
     axes.plot([count for count, _ in kept], [size for _, size in kept], color=GREY, label="size of the images")
     axes.set_xlabel(f"training images of {config.size} pixels")
     axes.set_ylabel("peak memory of the process, MiB")

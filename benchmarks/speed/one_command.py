@@ -13,11 +13,10 @@ measured again.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +44,7 @@ NETWORKS = (
     "torchvision:convnext_tiny",
     "timm:cspresnet50",
 )
-TRAINING = ["--distillation.epochs=1", "--distillation.min-steps=0", "--distillation.batch-size=32"]
+TRAINING = ["--distillation.epochs=1", "--distillation.min-steps=0", "--distillation.batch-size=32", "--finalists=1"]
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,15 @@ def main(config: Config) -> None:
     require_packages(PACKAGES, "ONNX", "export")
     check_writable("out", config.out, folder=True)
     config.out.mkdir(parents=True, exist_ok=True)
-    photos = config.out / f"images-{config.images}-{config.size}"
+    photos = config.out / f"images-{Path(config.data).name}-{config.images}-{config.size}"
     if not photos.is_dir():
         unfinished = photos.with_suffix(".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         write_images(load(config.data), unfinished, config.images, config.size)
         unfinished.rename(photos)
     file = config.out / "one_command.jsonl"
-    settled = {name: getattr(config, name) for name in ("cost", "target", "episodes", "images", "size", "threads")}
+    settled = json.loads(rows.canonical({**asdict(config), "data": Path(config.data).name}))
+    del settled["networks"], settled["out"]
     for network in config.networks:
         if any(row == {**row, "network": network, **settled} for row in rows.read_file(file)):
             continue
@@ -94,7 +94,7 @@ def main(config: Config) -> None:
 
 def measure(config: Config, network: str, photos: Path) -> dict[str, Any]:
     """Prune a network by the command and return its row."""
-    name = f"{network.replace(':', '-')}-{config.cost}-{config.target:g}"
+    name = f"{network.replace(':', '-')}-{config.cost}-{config.target:g}-{config.episodes}-{photos.name}"
     weights = config.out / f"{name}.pt"
     data = with_network_normalisation(network, from_folder(photos))
     original = with_fitted_head(network, data)
@@ -106,7 +106,6 @@ def measure(config: Config, network: str, photos: Path) -> dict[str, Any]:
     folder = config.out / name
     command += [f"--out={config.out}", f"--name={name}", *(["--resume"] if folder.is_dir() else [])]
     subprocess.run([sys.executable, "-m", "prune_env", *command], check=True)
-    minutes = re.findall(r"([a-z][a-z ]*) ([\d.]+)", (folder / "summary.txt").read_text().rpartition("Minutes:")[2])
     files = {"original": config.out / f"{name}-original.onnx", "pruned": folder / "pruned.onnx"}
     to_onnx(original, files["original"], data.example_input)
     metrics = json.loads((folder / "pruned.json").read_text())["metrics"]
@@ -119,7 +118,7 @@ def measure(config: Config, network: str, photos: Path) -> dict[str, Any]:
         )
         shares[f"latency_{batch}_ms"] = round(times["original"].median_ms, 1)
         shares[f"latency_{batch}_share"] = round(times["pruned"].median_ms / times["original"].median_ms, 3)
-    return {"minutes": {stage: float(spent) for stage, spent in minutes}, **shares}
+    return {"minutes": json.loads((folder / "minutes.json").read_text()), **shares}
 
 
 def with_fitted_head(network: str, data: DataSplits) -> nn.Module:

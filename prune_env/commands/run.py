@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from torch import nn
@@ -32,9 +33,9 @@ from ..game.config import EnvConfig
 from ..game.env import FilterPruneEnv
 from ..pruning import Plan
 from ..reporting.plots import plot_front
-from ..reporting.result import Contestant, network_rows, save_result, search_seconds
+from ..reporting.result import Contestant, add_measurements, network_rows, save_result, search_seconds
 from ..reporting.run_folder import check_room, open_folder
-from ..reporting.summary import NetworkRow, percent, summary
+from ..reporting.summary import percent, summary
 from ..scoring.latency_table import LatencyTable
 from ..training.distillation import DistillationConfig
 from .plans import print_plans, save_plans
@@ -43,8 +44,13 @@ SUMMARY = "summary.txt"
 """The table of a finished run."""
 LATENCY_TABLE = "latency_table.json"
 """The latencies of layers that a run has measured."""
+MINUTES = "minutes.json"
+"""The minutes of every stage, of all processes of a run together."""
+AFTERWARDS = ("distillation", "finalists", "short_epochs", "latency.timing")
+"""Settings of what follows the search, which may change when a run is resumed."""
 FEW_IMAGES = 100
 """Below so many reward images, one of them is more than a point."""
+Value = TypeVar("Value")
 INTERRUPTED = "Interrupted. Use the same command with --resume to continue from the last checkpoint."
 
 
@@ -96,11 +102,8 @@ class RunConfig(Settings):
             raise ValueError("a run compares networks of equal cost: set target-macs, with reward budget or amc")
         if self.env.max_cycles is not None and self.env.max_cycles < self.env.rounds:
             raise ValueError(f"max-cycles must be at least rounds ({self.env.rounds}), or no episode would finish")
-
-    @property
-    def method(self) -> str:
-        """Name of the winner in tables and plots."""
-        return "QMIX" if self.episodes else "least change"
+        if not self.episodes and self.env.round_finetune_batches:
+            raise ValueError("episodes must be at least 1 with round-finetune-batches: no plan names a network there")
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,15 @@ class Pruning:
     """The game with this budget only."""
     folder: Path
     """Folder of the pruned network."""
-    suffix: str
-    """End of the networks' names: the budget, if there are several."""
     finalists: list[Finalist]
+    names: dict[str, str]
+    """Names of "original", "uniform" and "pruned" (the winner) in tables."""
     networks: dict[str, tuple[Plan, nn.Module]]
-    """Plan and distilled network of "uniform L1" and of the winner, by name."""
+    """Plan and distilled network of the uniform plan and of the winner, by name."""
+
+    def named(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """Return the values of "original", "uniform" and "pruned", given those of all names in tables."""
+        return {role: values[name] for role, name in self.names.items()}
 
 
 def prune(config: RunConfig) -> None:
@@ -124,30 +131,32 @@ def prune(config: RunConfig) -> None:
     if config.quantise:
         require_packages(PACKAGES, "ONNX", "export")
         require_quantiser()
-    stopwatch = Stopwatch()
-    env, directory = start(config)
-    stopwatch.lap("loading and proof")
+    env, directory, stopwatch = start(config)
     episodes = search(config, env, directory)
     stopwatch.lap("search")
     prunings = [_distilled(config, env, target, directory) for target in env.config.targets if target is not None]
     stopwatch.lap("distillation")
     contestants = _tested(config, prunings)
+    for pruning in prunings:  # before networks are timed, which takes long for large images
+        base = config.problem.base or env.problem.model
+        save_result(pruning.folder, pruning.env, pruning.named(contestants), episodes, config.env.targets, base=base)
     stopwatch.lap("test")
     print("Exporting and timing all networks, some seconds for each")
-    folders = {f"{config.method}{pruning.suffix}": pruning.folder for pruning in prunings}
-    rows = network_rows(env, contestants, folders, config.latency.timing, quantise=config.quantise)
-    _save(config, prunings, {one.name: (one, row) for one, row in zip(contestants, rows, strict=True)}, episodes)
+    folders = {pruning.names["pruned"]: pruning.folder for pruning in prunings}
+    rows = network_rows(env, list(contestants.values()), folders, config.latency, quantise=config.quantise)
+    measured = dict(zip(contestants, rows, strict=True))
+    for pruning in prunings:
+        add_measurements(pruning.folder, pruning.named(measured))
     if len(prunings) > 1:
-        starts = {"uniform L1": 1, config.method: 2}
-        lines = {name: [0, *range(start, 2 * len(prunings) + 1, 2)] for name, start in starts.items()}
+        lines = {name: [0, *range(start, 2 * len(prunings) + 1, 2)] for name, start in (("uniform L1", 1), ("QMIX", 2))}
         plot_front(directory / "front.png", {name: [rows[one] for one in line] for name, line in lines.items()})
+    stopwatch.lap("export and timing")
     print("\nFinalists: % of all reward images as cut (with sampled statistics) and after the short distillation")
     for one in itertools.chain(*(pruning.finalists for pruning in prunings)):
         print(f"  {100 * one.recalibrated_accuracy:6.2f} {100 * one.distilled_accuracy:6.2f}  {one.plan}")
     text = f"{_heading(env.problem.data)}\n\n{summary(rows)}"
     if env.config.latency_table is not None:
         text += "\n" + _predicted(prunings, LatencyTable.load(env.config.latency_table).measured_on)
-    stopwatch.lap("export and timing")
     text += f"\nMinutes: {stopwatch}"
     with replacing(directory / SUMMARY) as temporary:
         temporary.write_text(f"{text}\n", encoding="utf-8")
@@ -157,17 +166,26 @@ def prune(config: RunConfig) -> None:
 
 def only_search(config: RunConfig) -> None:
     """Search, print the best plans, and write all plans."""
-    env, directory = start(config)
+    env, directory, stopwatch = start(config)
     episodes = search(config, env, directory)
+    stopwatch.lap("search")
     save_plans(directory, env)
     print_plans(env, config.finalists)
     print(f"\nSearch: {len(env.archive)} plans in {search_seconds(episodes):.0f} s. All files: {directory}")
     print("The same options with `prune` and --resume distil the best plans.")
 
 
-def start(config: RunConfig) -> tuple[FilterPruneEnv, Path]:
+def start(config: RunConfig) -> tuple[FilterPruneEnv, Path, Stopwatch]:
     """Load the data, open the run's folder, and make the environment."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "a run is one process: start it without torchrun, and train the pruned network with several processes "
+            "afterwards (prune_env.training.distillation.distil)"
+        )
+    if config.env.cost == "latency" and config.latency.runtime == "onnxruntime" and config.env.latency_table is None:
+        require_packages(PACKAGES, "a latency table of onnxruntime", "export")
     check_writable("out", config.out, folder=True)
+    stopwatch = Stopwatch()
     data = config.problem.load_data()
     print(f"Data {data.summary}")
     if (images := min(len(data.reward), config.env.reward_images)) < FEW_IMAGES:
@@ -179,14 +197,18 @@ def start(config: RunConfig) -> tuple[FilterPruneEnv, Path]:
     for name in ("out", "quantise"):  # the folder of a run may be moved, and int8 files be added
         del settings[name]
     settings["normalisation"] = {"mean": data.mean, "std": data.std}
-    directory = open_folder(config.out, config.name, f"{config.problem.title}-{data.name}", settings, config.resume)
+    stem = f"{config.problem.title}-{data.name}"
+    directory = open_folder(config.out, config.name, stem, settings, config.resume, AFTERWARDS)
     print(f"Writing to {directory}")
     try:
-        return _make_env(config, data, directory), directory
-    except BaseException:
+        env = _make_env(config, data, directory)
+    except Exception:  # after Ctrl-C, --resume continues
         if not config.resume:  # nothing was found yet, and --resume must not take this for a run
             shutil.rmtree(directory)
         raise
+    stopwatch.keep(directory / MINUTES)
+    stopwatch.lap("loading and proof")
+    return env, directory, stopwatch
 
 
 def _make_env(config: RunConfig, data: DataSplits, directory: Path) -> FilterPruneEnv:
@@ -218,11 +240,16 @@ def search(config: RunConfig, env: FilterPruneEnv, directory: Path) -> list[dict
 
 def _play_least_change_plans(env: FilterPruneEnv) -> None:
     """Let the search begin with one plan for each budget that needs no search."""
-    if env.config.round_finetune_batches:
-        return  # there, a plan does not name a network
+    if not _has_rule(env):
+        return
     for target in env.config.targets:
         if target is not None and (plan := env.least_change.plan(target)) not in env.archive:
             env.play(plan, target)
+
+
+def _has_rule(env: FilterPruneEnv) -> bool:
+    """Return whether least-change plans are part of a search: with finetuning in every round, plans name no network."""
+    return not env.config.round_finetune_batches
 
 
 def _distilled(config: RunConfig, env: FilterPruneEnv, target: float, directory: Path) -> Pruning:
@@ -236,16 +263,20 @@ def _distilled(config: RunConfig, env: FilterPruneEnv, target: float, directory:
         device=config.problem.device,
     )
     finalists = finaliser.rank([entry.plan for entry in env.archive.best(config.finalists, target=target)])
-    plans = {"uniform L1": game.budget.uniform(), config.method: finalists[0].plan}
     single = len(env.config.targets) == 1
     suffix = "" if single else f" {100 * target:g} %"
-    networks = {name: (plan, finaliser.distil(plan, title=name + suffix)) for name, plan in plans.items()}
+    method = "QMIX" if config.episodes else "least change"
+    if config.episodes and _has_rule(env) and finalists[0].plan == env.least_change.plan(target):
+        method = "QMIX = least change"
+    names = {"original": "original", "uniform": f"uniform L1{suffix}", "pruned": method + suffix}
+    plans = {names["uniform"]: game.budget.uniform(), names["pruned"]: finalists[0].plan}
+    networks = {name: (plan, finaliser.distil(plan, title=name)) for name, plan in plans.items()}
     folder = directory if single else directory / f"{env.config.cost}-{target:g}"
-    return Pruning(game, folder, suffix, finalists, networks)
+    return Pruning(game, folder, finalists, names, networks)
 
 
-def _tested(config: RunConfig, prunings: list[Pruning]) -> list[Contestant]:
-    """Read the test set, once. Return all networks, the original one first."""
+def _tested(config: RunConfig, prunings: list[Pruning]) -> dict[str, Contestant]:
+    """Read the test set, once. Return all networks by name, the original one first."""
     problem = prunings[0].env.problem
 
     def test(network: nn.Module) -> float:
@@ -255,32 +286,14 @@ def _tested(config: RunConfig, prunings: list[Pruning]) -> list[Contestant]:
     for pruning in prunings:
         for name, (plan, network) in pruning.networks.items():
             before = test(recalibrated(pruning.env, plan))
-            contestants.append(Contestant(name + pruning.suffix, network, plan, test(network), before))
-    return contestants
-
-
-def _save(
-    config: RunConfig,
-    prunings: list[Pruning],
-    measured: Mapping[str, tuple[Contestant, NetworkRow]],
-    episodes: list[dict[str, Any]],
-) -> None:
-    """Save the network of every budget, given all networks and their rows by name."""
-    for pruning in prunings:
-        names = {
-            "original": "original",
-            "pruned": config.method + pruning.suffix,
-            "uniform": f"uniform L1{pruning.suffix}",
-        }
-        three = {key: measured[name] for key, name in names.items()}
-        base = config.problem.base or pruning.env.problem.model
-        save_result(pruning.folder, pruning.env, three, episodes, config.env.targets, base=base)
+            contestants.append(Contestant(name, network, plan, test(network), before))
+    return {one.name: one for one in contestants}
 
 
 def _predicted(prunings: list[Pruning], measured_on: str) -> str:
     """Return a line with the latencies that the table predicts, to compare with the measured ones."""
     shares = [
-        f"{name}{pruning.suffix} {percent(pruning.env.budget.ratio(plan), 1)}"
+        f"{name} {percent(pruning.env.budget.ratio(plan), 1)}"
         for pruning in prunings
         for name, (plan, _) in pruning.networks.items()
     ]

@@ -79,9 +79,12 @@ def assemble(
     parts: Mapping[str, Split],
     normalisation: Normalisation | None,
     augmentation: Augmentation | None,
+    usual: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
 ) -> DataSplits:
-    """Return the splits with a normalisation: the given one, or that of the training split."""
-    if normalisation is None:
+    """Return the splits with a normalisation: the given one, the usual one if it fits, or that of the train split."""
+    if normalisation is None and usual is not None and len(usual[0]) == parts["train"].shape[0]:
+        mean, std = usual
+    elif normalisation is None:
         mean, std = statistics(parts["train"])
     else:
         mean, std = channel_constants(parts["train"], *normalisation)

@@ -25,6 +25,8 @@ from .sources import Source
 from .splits import DataSplits, Split, TensorSplit
 from .streaming import Reading, StreamedMasks
 
+DATA_SETS = ("digits", "cifar10", "cifar100")
+"""Names that `load` takes."""
 NO_AUGMENTATION = Augmentation(pad=0, flip=False)
 
 
@@ -116,7 +118,7 @@ def from_folder(path: str | Path, *, cache: bool = True, reading: Reading | None
         source, reward = _with_numbers(source, numbers, settings.classes), reward and _renumber(reward, numbers)
     parts = settled(divide(source, reward), source.name, cache)
     name = settings.name or source.name
-    return assemble(name, source.classes, parts, settings.normalisation, settings.augmentation)
+    return assemble(name, source.classes, parts, settings.normalisation, settings.augmentation, settings.usual)
 
 
 def from_tensors(

@@ -60,6 +60,9 @@ class FolderOptions(DataOptions):
     resize: Count | None = None
     """Pixels of the shorter side before the centre is cut out; by default 8/7 of `size`, such as 256 for 224, and for
     images that have `size` already, no change."""
+    usual: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Mean and standard deviation to use instead of those of the training split, which are found by reading all
+    images, where `mean` is not given and the images have as many channels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

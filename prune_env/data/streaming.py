@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..common.device import processors
 from ..common.settings import Count, Settings, Whole
 from .errors import DataError
 from .splits import Split
@@ -207,7 +207,7 @@ def read_ahead(
             raise
         raise DataError(
             f"a worker process that reads images died: {error}. It may lack memory, or shared memory (/dev/shm): "
-            "try Reading(workers=0)"
+            "try Reading(workers=0), or on the command line --readers 0"
         ) from error
     finally:
         del results  # ends the workers, also where the traceback of an error lives on
@@ -221,7 +221,7 @@ def _workers(batches: Sequence[torch.Tensor], reading: Reading) -> int:
         return min(reading.workers, len(batches))
     if sum(map(len, batches)) <= FEW_IMAGES:
         return 0
-    return min(max(1, (os.cpu_count() or 1) - 1), 8, len(batches))
+    return min(max(1, processors() - 1), 8, len(batches))
 
 
 class _Batches(Dataset[Any]):

@@ -43,6 +43,9 @@ RUNS = 12
 WIDTHS = (1.0, 0.75, 0.5, 0.3)
 """Filters of the whole networks, as fractions of the original ones."""
 
+LEAST_FALL = 0.01
+"""Fraction of the latency by which the narrowest of these networks must be faster."""
+
 Shape = tuple[int, ...]
 
 
@@ -61,6 +64,11 @@ class LayerTiming(Settings):
     timing: TimingConfig = field(default_factory=TimingConfig)
     """How the whole networks are timed, and the number of threads."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if torch.device(self.timing.device).type != "cpu":
+            raise ValueError(f"timing.device must be cpu, where layers are timed, got {self.timing.device}")
+
 
 def measure_layer_times(
     model: nn.Module, groups: Sequence[PruningGroup], images: torch.Tensor, config: LayerTiming | None = None
@@ -78,6 +86,7 @@ def measure_layer_times(
 
     Raises:
         ExportError: The runtime is onnxruntime, and a network cannot be exported.
+        ValueError: The latency of the network does not fall with its width.
         ImportError: The runtime is onnxruntime, and the packages of the extra `export` are not installed.
 
     Example:
@@ -292,6 +301,10 @@ def _fitted(sums: np.ndarray, measured: np.ndarray) -> tuple[float, float]:
     """Return the scale and the rest of the line through (sum, latency), nearest to it in relative terms."""
     line = np.stack((sums, np.ones_like(sums)), 1) / measured[:, None]
     scale, rest = np.linalg.lstsq(line, np.ones(len(sums)), rcond=None)[0]
-    if scale <= 0:  # a network whose latency does not depend on its widths, as far as it can be measured
-        return float(measured[0] / sums[0]), 0.0
+    if scale * (sums[0] - sums[-1]) < LEAST_FALL * measured[0]:
+        times, widths = (", ".join(f"{one:.4g}" for one in values) for values in (measured, WIDTHS))
+        raise ValueError(
+            f"the latency does not fall with the width of the layers: {times} ms with {widths} of the filters; measure "
+            "while nothing else runs, with larger images or batches, or choose another budget"
+        )
     return float(scale), float(rest)

@@ -51,8 +51,8 @@ def save_pruned(
 
     Raises:
         TypeError: An argument is of another type.
-        ValueError: `model` is not a network of `plan`, `base` cannot be imported or is another network, or a weight
-            or a metric is not finite. Nothing is written then.
+        ValueError: `model` is not a network of `plan`, `base` cannot be imported or is another network, or a metric is
+            not finite. Nothing is written then.
 
     Example:
         >>> save_pruned("runs/mine", network, plan, env.problem, base="resnet20", metrics={"test_accuracy": 0.91})
@@ -96,35 +96,37 @@ def save_pruned(
 
 
 def update_pruned(
-    directory: str | Path,
-    model: nn.Module,
-    *,
-    out: str | Path | None = None,
-    metrics: Mapping[str, Any] | None = None,
+    directory: str | Path, model: nn.Module, out: str | Path, *, metrics: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a saved network again after it was loaded and trained further, with other weights and metrics.
+    """Write a saved network to another folder after it was loaded and trained further.
+
+    The old folder stays as it is: its ONNX files and tables are those of the old weights.
 
     Args:
         directory: The folder that `save_pruned` wrote.
         model: The network that `load_pruned(directory)` returned, trained further; tensors keep their types.
-        out: The folder to write to; by default `directory`, whose network is replaced.
-        metrics: Numbers to store with the network. The old ones are dropped: they are those of the old weights.
+        out: The folder to write to.
+        metrics: Numbers to store with the network. Those of the old weights are dropped.
 
     Raises:
         FileNotFoundError: A file does not exist.
         NotADirectoryError: `directory` is a file.
         TypeError: `model` is no network.
-        ValueError: A file is damaged, `model` is another network, or a weight or a metric is not finite. Nothing is
-            written then.
+        ValueError: A file is damaged, `model` is another network, `out` is the same folder, a metric is not finite, or
+            a weight is no longer finite. Nothing is written then.
 
     Example:
         >>> network = load_pruned("runs/mine")
         >>> train(network)
-        >>> update_pruned("runs/mine", network, out="runs/mine-trained", metrics={"test_accuracy": 0.92})
+        >>> update_pruned("runs/mine", network, "runs/mine-trained", metrics={"test_accuracy": 0.92})
     """
-    directory = Path(directory)
+    directory, out = Path(directory), Path(out)
     expect(model, nn.Module, "model must be a network (nn.Module)")
     record = read_record(directory)
+    if out.resolve() == directory.resolve():
+        raise ValueError(
+            f"out must be another folder than {directory}, whose ONNX files and table have the old weights"
+        )
     tensors = _read_weights(directory / WEIGHTS, record["weights_digest"])
     try:
         _check_fit(model, record["modules"], tensors, "given model")
@@ -133,7 +135,22 @@ def update_pruned(
             f"the model is not the network of {directory}: {error}; if it is wrapped (DistributedDataParallel, "
             "torch.compile, a LightningModule), give the network inside"
         ) from error
-    _write(Path(directory if out is None else out), {**record, "metrics": dict(metrics or {})}, model)
+    for name, tensor in model.state_dict().items():
+        if tensors[name].isfinite().all() and not tensor.isfinite().all():
+            raise ValueError(f"{name} is no longer finite: the training has diverged")
+    _write(out, {**record, "metrics": dict(metrics or {})}, model)
+
+
+def add_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
+    """Add numbers to the metrics of a saved network.
+
+    Raises:
+        ValueError: The record is damaged, or a metric is not finite.
+    """
+    record = read_record(directory)
+    text = to_json({**record, "metrics": {**record["metrics"], **metrics}})
+    with replacing(directory / RECORD) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def load_pruned(
@@ -208,14 +225,7 @@ def file_bytes(model: nn.Module) -> int:
 
 
 def _write(directory: Path, record: Mapping[str, Any], model: nn.Module) -> None:
-    """Write a network's weights, and its record with their digest.
-
-    Raises:
-        ValueError: A weight is not finite.
-    """
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"{name} has values that are not finite; the training has diverged, nothing was written")
+    """Write a network's weights, and its record with their digest."""
     weights = _weights(model)
     text = to_json({**record, "weights_digest": _digest(weights)})  # can raise, so before anything is written
     with replacing(directory / WEIGHTS) as temporary:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import multiprocessing
 import os
 import pickle
 import shutil
 import signal
+import sys
 import tempfile
 import time
 import traceback
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -19,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..common.fingerprints import qualified_name
 from ..pruning import Plan
@@ -59,6 +63,7 @@ class Processes:
             pickled, folder = _pickled(task), tempfile.mkdtemp(prefix="prune_env-")
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             Path(folder, "task").write_bytes(pickled)
+            Path(folder, "sources").write_text(json.dumps(_sources(task.model)))
             self._folder = folder
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
@@ -126,6 +131,27 @@ def _pickled(task: Task) -> bytes:
         ) from error
 
 
+def _sources(model: nn.Module) -> dict[str, str]:
+    """Return the files of the modules that define the network's classes, by the modules' names.
+
+    A worker does not find those that were loaded from a file, or from a folder that only this process searches.
+    """
+    names = {type(module).__module__ for module in model.modules()}
+    files = {name: getattr(sys.modules.get(name), "__file__", None) for name in names if "." not in name}
+    return {name: os.path.abspath(file) for name, file in files.items() if file and name != "__main__"}
+
+
+def _import_sources(sources: Mapping[str, str]) -> None:
+    """Import modules from their files, unless they are found by their names."""
+    for name, file in sources.items():
+        if importlib.util.find_spec(name) is None:
+            spec = importlib.util.spec_from_file_location(name, file)
+            assert spec is not None
+            assert spec.loader is not None
+            module = sys.modules[name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+
+
 def _serve(connection: Connection, task: str, threads: int) -> None:
     """Measure plans until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
@@ -137,6 +163,7 @@ def _serve(connection: Connection, task: str, threads: int) -> None:
             result: Result
             try:
                 if measurer is None:
+                    _import_sources(json.loads(Path(task).with_name("sources").read_text()))
                     measurer = Measurer(pickle.loads(Path(task).read_bytes()))
                 result = measurer.accuracy(plan)
             except Exception:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ..common.command import check_writable, require_packages
-from ..common.device import check_device
+from ..common.device import check_device, processors
 from ..common.settings import Count, Settings
 from .pool import Backend
 
@@ -61,8 +60,7 @@ class Resources(Settings):
         if self.backend == "processes":
             from .process_workers import Processes
 
-            affinity = getattr(os, "sched_getaffinity", None)
-            return Processes(self.workers or (len(affinity(0)) if affinity else os.cpu_count() or 1))
+            return Processes(self.workers or processors())
         if self.backend == "ray":
             from .ray_workers import RayActors
 

@@ -10,14 +10,15 @@ from typing import Annotated, Any
 import tyro
 from torch import nn
 
-from ..common.settings import Count
-from ..data import DataError, DataSplits, load
+from ..common.settings import Count, Whole
+from ..data import DataError, DataSplits, Reading, load
+from ..data.load import DATA_SETS
 from ..data.normalisation import Name, check_pair
 from ..deploy.model_library import library_of
 from ..evaluation.resources import Resources
 from ..networks import list_networks
 from ..pruning.problem import PruningProblem
-from ..training.pretrained import check_names, pretrained, with_network_normalisation
+from ..training.pretrained import check_names, network_normalisation, pretrained, with_network_normalisation
 from .config import EnvConfig
 from .env import FilterPruneEnv
 from .tabulated import make_tabulated_env
@@ -57,6 +58,8 @@ class ProblemArgs(Resources):
     flip: bool | None = None
     """Whether training mirrors half of the images left to right; by default yes, except for digits. Choose False where
     left and right differ, as in text."""
+    readers: Whole | None = None
+    """Processes that read the images of a folder that does not fit into memory; 0 reads in the process itself."""
     weights: Path | None = None
     """File with trained weights. Without it a registered network is trained once and cached, a network of your own
     keeps the weights that it was made with, and torchvision and timm download theirs."""
@@ -67,11 +70,14 @@ class ProblemArgs(Resources):
         super().__post_init__()
         check_pair(self.mean, self.std)
         check_names(self.network, self.weights)
-        if self.size is not None and self.data in ("digits", "cifar10", "cifar100"):
+        if self.readers is not None and self.data in DATA_SETS:
+            raise ValueError(f"readers={self.readers} has no effect on {self.data!r}, which is in memory; leave it out")
+        if self.size is not None and self.data in DATA_SETS:
             raise ValueError(
                 f"size={self.size} has no effect on {self.data!r}, whose images have one size; leave it out"
             )
-        given = [one.name for one in fields(self) if getattr(self, one.name) != one.default and one.name != "tabulated"]
+        defaults = {one.name: one.default for one in fields(ProblemArgs)}  # subclasses may lack some
+        given = [name for name, default in defaults.items() if getattr(self, name) != default and name != "tabulated"]
         if self.tabulated and given:
             raise ValueError(
                 f"the tabulated problem has its own network, data and accuracies; leave out {', '.join(given)}"
@@ -100,6 +106,8 @@ class ProblemArgs(Resources):
         options: dict[str, Any] = {"mean": self.mean, "std": self.std, "classes": classes}
         if self.size is not None:
             options["size"] = self.size
+        if self.data not in DATA_SETS:
+            options |= {"reading": Reading(workers=self.readers), "usual": network_normalisation(self.network)}
         data = load(self.data, **options)
         if self.flip is not None:
             data = replace(data, augmentation=replace(data.augmentation, flip=self.flip))

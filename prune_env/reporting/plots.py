@@ -221,7 +221,9 @@ def plot_front(
     original = next(iter(lines.values()))[0]
     measures = {
         "MACs, % of the original": lambda row: 100 * row.macs / original.macs,
-        "Latency at batch size 100, % of the original": lambda row: 100 * row.latency_100_ms / original.latency_100_ms,
+        f"Latency at batch size {original.batch_size}, % of the original": lambda row: (
+            100 * row.latency_batch_ms / original.latency_batch_ms
+        ),
     }
     for axes, (label, measure) in zip(panels, measures.items(), strict=True):
         style_axes(axes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,16 +15,21 @@ from ..common.files import replacing
 from ..data import DataSplits
 from ..deploy import saved
 from ..deploy.export import ExportError, to_onnx
+from ..deploy.layer_times import LayerTiming
 from ..deploy.quantise import CHECK_IMAGES, calibration_images, quantise_onnx
 from ..game.archive import Entry
 from ..game.env import FilterPruneEnv
 from ..game.targets import smallest_target
 from ..pruning import Plan
-from ..scoring.latency import TimingConfig, latencies
+from ..scoring.latency import latencies
 from ..scoring.metric import onnx_accuracy
 from .plots import LayerRow, plot_layers, plot_learning, plot_tradeoff
 from .summary import INT8, ONNX, NetworkRow
 
+BATCH = 100
+"""The larger batch size of latencies."""
+PIXELS = BATCH * 224**2
+"""Pixels of the larger batch, at most."""
 KEPT = {"ONNX": "pruned.onnx", "int8": "pruned-int8.onnx"}
 """Names of the ONNX files of a pruned network."""
 
@@ -46,7 +51,7 @@ def network_rows(
     env: FilterPruneEnv,
     contestants: Sequence[Contestant],
     folders: Mapping[str, Path],
-    timing: TimingConfig | None = None,
+    timing: LayerTiming | None = None,
     *,
     quantise: bool = False,
 ) -> list[NetworkRow]:
@@ -60,29 +65,32 @@ def network_rows(
         contestants: The networks, the original one first.
         folders: Names of the networks whose ONNX files are kept as pruned.onnx and pruned-int8.onnx, and the folder for
             them.
-        timing: How latencies are measured.
+        timing: How latencies are measured, at batch sizes of 1 and of `timing.batch_size`. If that is 1, the other one
+            is 100, or fewer where images are large.
         quantise: Whether to measure int8 files, too.
     """
     first = {contestant.plan: contestant.name for contestant in reversed(contestants)}
     networks = {contestant.name: contestant.network for contestant in contestants}
-    shape = env.problem.data.image_shape
+    shape, timing = env.problem.data.image_shape, timing or LayerTiming()
+    large = timing.batch_size if timing.batch_size > 1 else max(1, min(BATCH, PIXELS // (shape[1] * shape[2])))
     with TemporaryDirectory() as scratch:
         files = _onnx_files(Path(scratch), env.problem.data, networks, quantise)
         for (name, folder), (kind, file) in itertools.product(folders.items(), KEPT.items()):
             if made := files.get(f"{name} as {kind}"):
                 with replacing(folder / file) as temporary:
                     temporary.write_bytes(made.read_bytes())
-        at_1, at_100 = (
-            {name: timing.median_ms for name, timing in latencies({**networks, **files}, shape, batch, timing).items()}
-            for batch in (1, 100)
+        at_1, at_large = (
+            {name: one.median_ms for name, one in latencies({**networks, **files}, shape, batch, timing.timing).items()}
+            for batch in (1, large)
         )
-        return [_row(env, one, first[one.plan], files, (at_1, at_100)) for one in contestants]
+        rows = [_row(env, one, first[one.plan], files, (at_1, at_large)) for one in contestants]
+    return [replace(row, batch_size=large) for row in rows]
 
 
 def save_result(
     folder: Path,
     env: FilterPruneEnv,
-    contestants: Mapping[str, tuple[Contestant, NetworkRow]],
+    contestants: Mapping[str, Contestant],
     episodes: Sequence[Mapping[str, Any]],
     targets: Sequence[float | None],
     base: str | nn.Module,
@@ -92,26 +100,20 @@ def save_result(
     Args:
         folder: Folder for the files.
         env: The environment of the search, with this budget only.
-        contestants: The networks "original", "uniform" and "pruned" (the winner), with their rows.
+        contestants: The networks "original", "uniform" and "pruned" (the winner).
         episodes: Rows of metrics.jsonl, for all targets of the search.
         targets: All targets of the search. A plan belongs to the smallest one that it meets.
         base: Registered name or import path of the original network, or the network.
     """
-    (winner, _), (uniform, _) = contestants["pruned"], contestants["uniform"]
+    winner, uniform = contestants["pruned"], contestants["uniform"]
     metrics = {
-        **{f"{name}_accuracy": one.accuracy for name, (one, _) in contestants.items()},
+        **{f"{name}_accuracy": one.accuracy for name, one in contestants.items()},
         "pruned_accuracy_before_distillation": winner.accuracy_before,
         "uniform_accuracy_before_distillation": uniform.accuracy_before,
         **dict(zip(("macs_ratio", "params_ratio"), env.cost_ratios(winner.plan), strict=True)),
         f"{env.config.cost}_ratio": env.budget.ratio(winner.plan),
         "evaluated_plans": len(env.archive),
         "search_seconds": search_seconds(episodes),
-        **{
-            f"{name}_{field}": getattr(row, field)
-            for name, (_, row) in contestants.items()
-            for field in (*ONNX, "int8_accuracy", *INT8)
-            if row.int8_bytes is not None
-        },
     }
     saved.save_pruned(folder, winner.network, winner.plan, env.problem, base=base, metrics=metrics)
     fractions, target = [one for one in targets if one is not None], env.budget.target
@@ -119,6 +121,18 @@ def save_result(
     own = [row for row in episodes if smallest_target(fractions, row[ratio]) == target]
     entries = [entry for entry in env.archive if smallest_target(fractions, env.archive.ratio(entry)) == target]
     save_plots(folder, env, own, entries, uniform.plan, winner.plan)
+
+
+def add_measurements(folder: Path, rows: Mapping[str, NetworkRow]) -> None:
+    """Add sizes of files and latencies to the metrics of a saved network.
+
+    Args:
+        folder: Folder of `save_result`.
+        rows: The rows of "original", "uniform" and "pruned".
+    """
+    names = ("latency_1_ms", "latency_batch_ms", *ONNX, "int8_accuracy", *INT8, "batch_size")
+    values = {f"{name}_{field}": getattr(row, field) for name, row in rows.items() for field in names}
+    saved.add_metrics(folder, {name: value for name, value in values.items() if value is not None})
 
 
 def search_seconds(episodes: Sequence[Mapping[str, Any]]) -> float:
@@ -213,12 +227,12 @@ def _row(
     files: Mapping[str, Path],
     timings: tuple[Mapping[str, float], Mapping[str, float]],
 ) -> NetworkRow:
-    """Return the row of a network, given the first name of its plan, all files, and times of batches of 1 and 100."""
-    data, (at_1, at_100) = env.problem.data, timings
+    """Return the row of a network, given the first name of its plan, all files, and times of both batch sizes."""
+    data, (at_1, at_large) = env.problem.data, timings
     values: dict[str, Any] = {}
     for kind, fields in (("ONNX", ONNX), ("int8", INT8)):
         if file := files.get(name := f"{one.name} as {kind}"):
-            values |= dict(zip(fields, (file.stat().st_size, at_1[name], at_100[name]), strict=True))
+            values |= dict(zip(fields, (file.stat().st_size, at_1[name], at_large[name]), strict=True))
             if kind == "int8" and one.accuracy is not None:
                 values["int8_accuracy"] = onnx_accuracy(file, data, data.test)
     return NetworkRow(
@@ -228,7 +242,7 @@ def _row(
         params=env.problem.cost.params(one.plan),
         file_bytes=saved.file_bytes(one.network),
         latency_1_ms=at_1[one.name],
-        latency_100_ms=at_100[one.name],
+        latency_batch_ms=at_large[one.name],
         accuracy_before=one.accuracy_before,
         **values,
     )

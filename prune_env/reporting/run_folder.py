@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ LIMITS = [field.name for field in fields(LimitsConfig)]
 """Settings that may be mappings from patterns to values; such a mapping is compared as a whole."""
 
 
-def open_folder(out: Path, name: str | None, stem: str, settings: Mapping[str, Any], resume: bool) -> Path:
+def open_folder(
+    out: Path, name: str | None, stem: str, settings: Mapping[str, Any], resume: bool, free: Sequence[str] = ()
+) -> Path:
     """Return the folder of a run: a new one, or an existing one to resume. It stays locked until this process ends.
 
     Args:
@@ -32,6 +34,7 @@ def open_folder(out: Path, name: str | None, stem: str, settings: Mapping[str, A
         stem: First part of the default name.
         settings: Settings of the run, kept in config.json.
         resume: Resume the run that is there.
+        free: Settings, or groups of settings ("latency.timing"), that may differ from those of the run to resume.
 
     Raises:
         BlockingIOError: Another process runs in the folder; the message names it.
@@ -73,7 +76,7 @@ def open_folder(out: Path, name: str | None, stem: str, settings: Mapping[str, A
             f"{record} is damaged, so the settings of the run are not known; write them into it again to resume the "
             "run, or start a new one"
         ) from error
-    changed = differences(before, now)
+    changed = [one for one in differences(before, now) if not f"{one[0]}.".startswith(tuple(f"{it}." for it in free))]
     if changed:
         changes = "; ".join(f"{name}: {old!r} in the run, {new!r} now" for name, old, new in changed)
         older = " by an older version" if any(old is NOT_SET for _, old, _ in changed) else ""
@@ -81,6 +84,8 @@ def open_folder(out: Path, name: str | None, stem: str, settings: Mapping[str, A
             f"{folder} was started{older} with other settings ({changes}); see {record}, and use the same settings, "
             "resume another run (--name), or start a new one"
         )
+    with replacing(record) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return folder
 
 

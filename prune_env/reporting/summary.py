@@ -11,7 +11,7 @@ WIDTH = 110
 """Maximum width of the table, in characters."""
 CONVENTION = "MACs: multiply-accumulates of convolution and linear layers, one input; FLOPs = 2 x MACs."
 
-ONNX, INT8 = ((f"{kind}_bytes", f"{kind}_latency_1_ms", f"{kind}_latency_100_ms") for kind in ("onnx", "int8"))
+ONNX, INT8 = ((f"{kind}_bytes", f"{kind}_latency_1_ms", f"{kind}_latency_batch_ms") for kind in ("onnx", "int8"))
 """Names of the fields of a float and of an int8 ONNX file."""
 
 
@@ -34,31 +34,33 @@ class NetworkRow:
     """Size of the file of weights, in bytes."""
     latency_1_ms: float
     """Median latency at batch size 1, in milliseconds."""
-    latency_100_ms: float
-    """Median latency at batch size 100, in milliseconds."""
+    latency_batch_ms: float
+    """Median latency at the larger batch size, in milliseconds."""
+    batch_size: int = 100
+    """The larger batch size, in images."""
     accuracy_before: float | None = None
     """Test accuracy before distillation, as a fraction; None if there is none."""
     onnx_bytes: int | None = None
     """Size of the ONNX file, in bytes; None if there is no file."""
     onnx_latency_1_ms: float | None = None
     """Median latency of onnxruntime at batch size 1, in milliseconds."""
-    onnx_latency_100_ms: float | None = None
-    """Median latency of onnxruntime at batch size 100, in milliseconds."""
+    onnx_latency_batch_ms: float | None = None
+    """Median latency of onnxruntime at the larger batch size, in milliseconds."""
     int8_accuracy: float | None = None
     """Test accuracy of the int8 ONNX file, as a fraction; None if it was not measured."""
     int8_bytes: int | None = None
     """Size of the int8 ONNX file, in bytes; None if there is no file."""
     int8_latency_1_ms: float | None = None
     """Median latency of the int8 file at batch size 1, in milliseconds."""
-    int8_latency_100_ms: float | None = None
-    """Median latency of the int8 file at batch size 100, in milliseconds."""
+    int8_latency_batch_ms: float | None = None
+    """Median latency of the int8 file at the larger batch size, in milliseconds."""
 
     def __post_init__(self) -> None:
         for name in ("accuracy", "accuracy_before", "int8_accuracy"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} of {self.name!r} must be a fraction between 0 and 1, got {value}")
-        for name in ("macs", "params", "file_bytes", "latency_1_ms", "latency_100_ms", *ONNX, *INT8):
+        for name in ("macs", "params", "file_bytes", "latency_1_ms", "latency_batch_ms", *ONNX, *INT8):
             value = getattr(self, name)
             if not (value is None and name in (*ONNX, *INT8)) and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} of {self.name!r} must be above 0 and finite, got {value}")
@@ -79,6 +81,7 @@ def summary(rows: Sequence[NetworkRow]) -> str:
     if not rows:
         raise ValueError("rows must have at least one NetworkRow, the original network first; got none")
     original = rows[0]
+    many = f"batch {original.batch_size}"
     macs_unit, macs = scale(original.macs)
     params_unit, params = scale(original.params)
     file_unit, size = ("MiB", 2**20) if original.file_bytes >= 2**20 else ("KiB", 2**10)
@@ -90,7 +93,7 @@ def summary(rows: Sequence[NetworkRow]) -> str:
         ["", f"Params{params_unit}", *_with_ratios([row.params / params for row in rows], 1)],
     ]
     files = _with_ratios([row.file_bytes / size for row in rows], 1)
-    latencies = [_with_ratios([getattr(row, f"latency_{batch}_ms") for row in rows], 0) for batch in (1, 100)]
+    latencies = [_with_ratios([getattr(row, f"latency_{batch}_ms") for row in rows], 0) for batch in ("1", "batch")]
     onnx, int8 = (
         [[value for row in rows if (value := getattr(row, name)) is not None] for name in names]
         for names in (ONNX, INT8)
@@ -100,7 +103,7 @@ def summary(rows: Sequence[NetworkRow]) -> str:
         columns += [
             ["", f"File, {file_unit}", *files],
             ["Latency, ms", "batch 1", *latencies[0]],
-            ["Latency, ms", "batch 100", *latencies[1]],
+            ["Latency, ms", many, *latencies[1]],
         ]
         blocks = [columns]
     else:
@@ -108,9 +111,9 @@ def summary(rows: Sequence[NetworkRow]) -> str:
             [f"File, {file_unit}", "weights", *files],
             [f"File, {file_unit}", "ONNX", *_with_ratios([value / size for value in onnx[0]], 1)],
             ["torch, ms", "batch 1", *latencies[0]],
-            ["torch, ms", "batch 100", *latencies[1]],
+            ["torch, ms", many, *latencies[1]],
             ["ONNX, ms", "batch 1", *_with_ratios(onnx[1], 0)],
-            ["ONNX, ms", "batch 100", *_with_ratios(onnx[2], 0)],
+            ["ONNX, ms", many, *_with_ratios(onnx[2], 0)],
         ]
         blocks = [columns, deployment]
         notes[1] = "In parentheses: share of the original. Latency: median forward pass; ONNX by onnxruntime."
@@ -121,7 +124,7 @@ def summary(rows: Sequence[NetworkRow]) -> str:
                     ["int8", "Accuracy", *_percents([row.int8_accuracy for row in rows])],
                     [f"File, {file_unit}", "int8", *_with_ratios([value / size for value in int8[0]], 1, file / size)],
                     ["int8, ms", "batch 1", *_with_ratios(int8[1], 0, at_1)],
-                    ["int8, ms", "batch 100", *_with_ratios(int8[2], 0, at_100)],
+                    ["int8, ms", many, *_with_ratios(int8[2], 0, at_100)],
                 ]
             )
             notes.append("int8: share of the original network's float ONNX file; accuracy is that of onnxruntime.")

@@ -24,8 +24,8 @@ Network = Callable[[torch.Tensor], torch.Tensor]
 """From inputs [B, C, H, W] to logits."""
 BATCH_SIZE = 500
 """Images per forward pass of `accuracy`."""
-PIXELS = 2**20
-"""Pixels per forward pass of a network that keeps the resolution of its images."""
+PIXELS = {False: 2**22, True: 2**20}
+"""Pixels per forward pass of a classifier, and of a network that keeps the resolution of its images."""
 
 
 def accuracy(
@@ -99,7 +99,7 @@ def default_metric(network: Network, split: Split, batch_size: int = BATCH_SIZE)
     """
     if split.has_masks:
         return mean_iou(network, split, batch_size)
-    return count_correct(network, split.batches(batch_size)) / len(split)
+    return count_correct(network, split.batches(images_at_once(split, batch_size))) / len(split)
 
 
 def mean_iou(network: Network, split: Split, batch_size: int = BATCH_SIZE) -> float:
@@ -174,9 +174,8 @@ def apply_metric(metric: Metric, network: nn.Module, split: Split) -> float:
 
 
 def images_at_once(split: Split, limit: int) -> int:
-    """Return how many images fit into one forward pass: fewer than `limit` where large maps have full resolution."""
-    pixels = split.shape[1] * split.shape[2]
-    return max(1, min(limit, PIXELS // pixels)) if split.has_masks else limit
+    """Return how many images fit into one forward pass: fewer than `limit` if they are large."""
+    return max(1, min(limit, PIXELS[split.has_masks] // (split.shape[1] * split.shape[2])))
 
 
 @contextmanager

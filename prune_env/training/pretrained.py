@@ -32,13 +32,21 @@ def with_network_normalisation(network: str, data: DataSplits) -> DataSplits:
     Raises:
         ImportError: The package of the network is not installed.
     """
-    if network in list_networks():
-        constants = network_entry(network).normalisation
-    else:
-        constants = library_normalisation(network) if library_of(network) else None
+    constants = network_normalisation(network)
     if data.normalisation_given or constants is None or len(constants[0]) != data.image_shape[0]:
         return data
     return data.with_normalisation(*constants)
+
+
+def network_normalisation(network: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and standard deviation that a network was trained with, or None if they are not known.
+
+    Raises:
+        ImportError: The package of the network is not installed.
+    """
+    if network in list_networks():
+        return network_entry(network).normalisation
+    return library_normalisation(network) if library_of(network) else None
 
 
 def pretrained(

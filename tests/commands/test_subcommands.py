@@ -42,6 +42,19 @@ SMALL = [
     "--name=run",
 ]
 LIMITS = ["--exclude", "features.0", "--max-rate", "*.14", "0.5", "--min-filters", "*", "8", "--round-to", "1"]
+OWN_NET = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 3), nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x).relu()).relu().mean((2, 3)))
+"""
 FEWEST = np.array([8, 8, 8, 64])
 
 
@@ -116,6 +129,64 @@ def test_a_budget_of_latency_is_measured_once_and_reported(
     assert all(float(share) == 100 for share in predicted.groups())
     entries = json.loads(Path("runs/run/plans.json").read_text())
     assert [entry["target_latency"] for entry in entries] == [1.0]
+
+
+@pytest.mark.slow
+def test_what_follows_a_search_may_change(network: str, photos: list[str]) -> None:
+    arguments = [network, "--weights", "w.pt", *photos, *SMALL, "--episodes=0", "--no-prove"]
+    assert main(["search", *arguments]) == 0
+    other = ["--resume", "--distillation.epochs=0.4", "--finalists=2", "--latency.timing.min-runs=2"]
+    assert main(["prune", *arguments, *other]) == 0
+    config = json.loads(Path("runs/run/config.json").read_text())
+    assert (config["distillation"]["epochs"], config["finalists"]) == (0.4, 2)
+    metrics = json.loads(Path("runs/run/pruned.json").read_text())["metrics"]
+    assert all(metrics[f"{name}_onnx_latency_1_ms"] > 0 for name in ("original", "uniform", "pruned"))
+    minutes = json.loads(Path("runs/run/minutes.json").read_text())
+    assert list(minutes) == ["loading and proof", "search", "distillation", "test", "export and timing"]
+
+
+def test_an_interrupted_start_is_resumed(
+    network: str, photos: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [network, "--weights", "w.pt", *photos, *SMALL, "--episodes=0", "--no-prove"]
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProblemArgs, "make_env", interrupt)
+        with pytest.raises(SystemExit) as end:
+            main(["search", *arguments])
+    assert end.value.code == 130
+    assert "--resume" in capsys.readouterr().err
+    assert main(["search", *arguments, "--resume"]) == 0
+
+
+def test_several_processes_are_refused_before_anything_is_loaded(
+    network: str, photos: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as end:
+        main(["prune", network, "--weights", "w.pt", *photos, *SMALL])
+    assert end.value.code == 2
+    assert "torchrun" in capsys.readouterr().err
+    assert not Path("runs/run").exists()
+
+
+@pytest.mark.slow
+def test_workers_find_a_class_of_the_users_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_net.py").write_text(OWN_NET)
+    monkeypatch.chdir(tmp_path)
+    workers = ["--backend=processes", "--workers=1"]
+    search = ["search", "own_net.py:Net", *SMALL, "--episodes=0", "--no-prove", *workers, "--finalists=1"]
+    assert main(search) == 0
+    assert len(json.loads(Path("runs/run/plans.json").read_text())) == 1
+
+
+def test_the_tabulated_problem_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["search", "small_cnn", "--tabulated", "--target-macs=0.2", "--episodes=0", "--name=run"]) == 0
+    assert len(json.loads(Path("runs/run/plans.json").read_text())) == 1
 
 
 def test_a_start_that_fails_leaves_no_run(network: str, photos: list[str], capsys: pytest.CaptureFixture[str]) -> None:

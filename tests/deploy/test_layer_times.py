@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from prune_env.data import DataSplits
 from prune_env.deploy.layer_times import LayerTiming, measure_layer_times
 from prune_env.pruning import Cost, inspect
-from prune_env.scoring.latency import TimingConfig
+from prune_env.pruning.problem import ProblemConfig, PruningProblem
+from prune_env.scoring.latency import Latency, TimingConfig
 
 FAST = TimingConfig(warmup=1, seconds=0, min_runs=4, threads=1)
 
@@ -73,3 +75,21 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments: Any = (Shapes(), (), torch.zeros(2, 3, 8, 8))
     with pytest.raises(ImportError, match=r"onnxruntime.*export"):
         measure_layer_times(*arguments)
+
+
+def test_a_latency_that_does_not_depend_on_widths_is_refused(
+    trained: nn.Module, digits: DataSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table of it would promise what no plan keeps."""
+    same = Latency(5.0, 5.0, 1, 4, 1, "float32")
+    monkeypatch.setattr("prune_env.deploy.layer_times.latencies", lambda models, *_: dict.fromkeys(models, same))
+    problem = PruningProblem.create(trained, digits, ProblemConfig(prove=False))
+    with pytest.raises(ValueError, match="latency does not fall"):
+        measure_layer_times(
+            problem.model, problem.groups, digits.example_input, LayerTiming(runtime="torch", timing=FAST)
+        )
+
+
+def test_layers_are_timed_on_the_processor_only() -> None:
+    with pytest.raises(ValueError, match="device"):
+        LayerTiming(timing=TimingConfig(device="meta"))

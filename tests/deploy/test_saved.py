@@ -131,43 +131,46 @@ def test_the_saved_network_is_smaller(saved: tuple[Path, nn.Module], trained: nn
     assert not [name for name in tensors if "mask" in name]
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
-def test_a_network_that_was_trained_further_is_stored_again(
-    saved: tuple[Path, nn.Module], digits: DataSplits, tmp_path: Path, elsewhere: bool
+def test_a_network_that_was_trained_further_is_stored_elsewhere(
+    saved: tuple[Path, nn.Module], digits: DataSplits, tmp_path: Path
 ) -> None:
     folder, original = saved
     network = load_pruned(folder)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.01)
-    out = tmp_path / "trained" if elsewhere else None
-    update_pruned(folder, network.train(), out=out, metrics={"mine": 0.5})
+    out = tmp_path / "trained"
+    update_pruned(folder, network.train(), out, metrics={"mine": 0.5})
     images = digits.normalise(digits.test.images[:5])
-    loaded = load_pruned(out or folder)
     with torch.inference_mode():
-        assert torch.equal(loaded(images), network.eval()(images))
-        assert torch.equal(load_pruned(folder)(images), original(images)) == elsewhere, "the folder itself"
-    record = json.loads(((out or folder) / "pruned.json").read_text())
+        assert torch.equal(load_pruned(out)(images), network.eval()(images))
+        assert torch.equal(load_pruned(folder)(images), original(images))
+    record = json.loads((out / "pruned.json").read_text())
     assert record["metrics"] == {"mine": 0.5}, "the old ones are those of other weights"
     assert record["plan"]["features.0"] == PLAN[0]
 
 
-def test_only_the_saved_network_can_be_stored_again(saved: tuple[Path, nn.Module], problem: PruningProblem) -> None:
+def test_only_the_saved_network_can_be_stored_again(
+    saved: tuple[Path, nn.Module], problem: PruningProblem, tmp_path: Path
+) -> None:
     folder, network = saved
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     for other in (nn.Sequential(network), problem.build((16, 20, 30, 40, 99)), create("vgg16", 10, 3)):
         with pytest.raises(ValueError, match=re.escape(str(folder))):
-            update_pruned(folder, other)
+            update_pruned(folder, other, tmp_path / "new")
     with pytest.raises(ValueError, match="mine"):
-        update_pruned(folder, network, metrics={"mine": float("nan")})
+        update_pruned(folder, network, tmp_path / "new", metrics={"mine": float("nan")})
     with pytest.raises(TypeError, match="model"):
-        update_pruned(folder, network.state_dict())  # type: ignore[arg-type]
+        update_pruned(folder, network.state_dict(), tmp_path / "new")  # type: ignore[arg-type]
     diverged = copy.deepcopy(network)
     name, weight = next(iter(diverged.named_parameters()))
     weight.data.view(-1)[-1] = float("nan")
     with pytest.raises(ValueError, match=re.escape(name)):
-        update_pruned(folder, diverged)
+        update_pruned(folder, diverged, tmp_path / "new")
+    with pytest.raises(ValueError, match=re.escape(str(folder))):
+        update_pruned(folder, network, folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow

@@ -72,6 +72,22 @@ def test_a_folder_is_mirrored_unless_it_must_not_be(image_folder: Callable[..., 
     assert normal.fingerprint != unflipped.fingerprint
 
 
+def test_images_are_not_read_for_statistics_that_nobody_needs(
+    image_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise AssertionError("all images were read")
+
+    monkeypatch.setattr("prune_env.data.division.statistics", fails)
+    data = ProblemArgs(network="torchvision:resnet18", data=str(image_folder(train=20))).load_data()
+    assert data.mean == (0.485, 0.456, 0.406)
+
+
+def test_readers_are_for_folders() -> None:
+    with pytest.raises(ValueError, match="readers=2"):
+        ProblemArgs(readers=2)
+
+
 def test_they_make_the_environment(weights: Path, tmp_path: Path) -> None:
     arguments = ProblemArgs(weights=weights, cache=tmp_path / "plans.sqlite")
     config = EnvConfig(**FAST)

@@ -14,6 +14,7 @@ from episodes import EnvMaker, play
 
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.deploy.export import ExportError
+from prune_env.deploy.layer_times import LayerTiming
 from prune_env.finalise import recalibrated
 from prune_env.game.config import DEFAULT_RATES
 from prune_env.reporting.result import Contestant, network_rows, save_plots
@@ -22,7 +23,7 @@ from prune_env.scoring.latency import TimingConfig
 from prune_env.scoring.metric import onnx_accuracy
 
 PLANS = [(20, 20, 40, 40, 80), (32, 10, 64, 20, 128)]
-QUICK = TimingConfig(warmup=0, seconds=0, min_runs=1)
+QUICK = LayerTiming(timing=TimingConfig(warmup=0, seconds=0, min_runs=1))
 
 
 class TestOpenFolder:
@@ -132,9 +133,9 @@ class TestNetworkRows:
             assert sizes == {"pruned.onnx": row.onnx_bytes, "pruned-int8.onnx": row.int8_bytes}
             assert sizes["pruned-int8.onnx"] < 0.5 * sizes["pruned.onnx"]
             assert row.onnx_latency_1_ms
-            assert row.onnx_latency_100_ms
+            assert row.onnx_latency_batch_ms
             assert row.int8_latency_1_ms
-            assert row.int8_latency_100_ms
+            assert row.int8_latency_batch_ms
         assert rows[1].onnx_bytes < rows[0].onnx_bytes
         assert rows[0].int8_accuracy == onnx_accuracy(folders["original"] / "pruned-int8.onnx", data, data.test)
         assert rows[1].int8_accuracy is None, "that of the network is not known, either"
