@@ -17,6 +17,7 @@ if AS_PROGRAM:
 
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field
@@ -80,6 +81,8 @@ class Inspect(LayersConfig, LimitsConfig):
             limits = self.limits(inspection.groups)
             inspection = inspection.limited(limits, Cost(network, inspection.groups, images))
         print(inspection)
+        if self.shape is None:
+            print(f"\nFor images of {channels}x{height}x{width}; --shape C H W sets others.")
         return 0 if inspection.groups else 1
 
 
@@ -193,7 +196,8 @@ def _first_paragraph(box: str) -> str:
             paragraph.append(text)
         elif paragraph:  # a rule or an empty line
             break
-    return " ".join(" ".join(paragraph).split()).rstrip(".")
+    text = " ".join(" ".join(paragraph).split()).rstrip(".")
+    return re.sub(r"^Error parsing __tyro-dummy-inner__[\w.]*: ", "", text)
 
 
 def check_images(record: Mapping[str, Any], source: str | None = None) -> tuple[torch.Tensor, str]:

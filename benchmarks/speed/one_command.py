@@ -82,8 +82,9 @@ def main(config: Config) -> None:
         write_images(load(config.data), unfinished, config.images, config.size)
         unfinished.rename(photos)
     file = config.out / "one_command.jsonl"
-    settled = json.loads(rows.canonical({**asdict(config), "data": Path(config.data).name}))
+    settled = {**asdict(config), "data": Path(config.data).name}
     del settled["networks"], settled["out"]
+    settled = json.loads(rows.canonical(settled))  # as it will be read
     for network in config.networks:
         if any(row == {**row, "network": network, **settled} for row in rows.read_file(file)):
             continue

@@ -5,7 +5,6 @@ All files go to one folder. After Ctrl-C, or even kill -9, a run with `resume` c
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -25,7 +24,9 @@ from ..common.onnx_session import PACKAGES
 from ..common.settings import Count, Positive, Seed, Settings, Whole
 from ..common.stopwatch import Stopwatch
 from ..data import DataSplits
+from ..deploy.import_network import import_network
 from ..deploy.layer_times import LayerTiming, measure_layer_times
+from ..deploy.model_library import library_of
 from ..deploy.quantise import require_quantiser
 from ..finalise import Finaliser, Finalist, accuracy, recalibrated
 from ..game.arguments import ProblemArgs
@@ -152,8 +153,10 @@ def prune(config: RunConfig) -> None:
         plot_front(directory / "front.png", {name: [rows[one] for one in line] for name, line in lines.items()})
     stopwatch.lap("export and timing")
     print("\nFinalists: % of all reward images as cut (with sampled statistics) and after the short distillation")
-    for one in itertools.chain(*(pruning.finalists for pruning in prunings)):
-        print(f"  {100 * one.recalibrated_accuracy:6.2f} {100 * one.distilled_accuracy:6.2f}  {one.plan}")
+    for pruning in prunings:
+        print(f"{pruning.names['pruned']}:")
+        for one in pruning.finalists:
+            print(f"  {100 * one.recalibrated_accuracy:6.2f} {100 * one.distilled_accuracy:6.2f}  {one.plan}")
     text = f"{_heading(env.problem.data)}\n\n{summary(rows)}"
     if env.config.latency_table is not None:
         text += "\n" + _predicted(prunings, LatencyTable.load(env.config.latency_table).measured_on)
@@ -186,6 +189,8 @@ def start(config: RunConfig) -> tuple[FilterPruneEnv, Path, Stopwatch]:
         require_packages(PACKAGES, "a latency table of onnxruntime", "export")
     check_writable("out", config.out, folder=True)
     stopwatch = Stopwatch()
+    if ".py:" in config.problem.network:
+        import_network(config.problem.network)  # before all images are read, for nothing if it is misspelt
     data = config.problem.load_data()
     print(f"Data {data.summary}")
     if (images := min(len(data.reward), config.env.reward_images)) < FEW_IMAGES:
@@ -207,8 +212,22 @@ def start(config: RunConfig) -> tuple[FilterPruneEnv, Path, Stopwatch]:
             shutil.rmtree(directory)
         raise
     stopwatch.keep(directory / MINUTES)
+    print(f"Original network: {percent(env.evaluator.original_accuracy, 2)} of the reward images{_untrained(config)}")
+    print(f"Budget: {' and '.join(f'{100 * one:g} %' for one in config.env.targets if one)} of the {env.budget.unit}")
+    if 0 < config.episodes <= config.qmix.learning_starts:
+        print(
+            f"Note: {config.episodes} episodes end before learning starts, so their plans are random; "
+            f"--qmix.learning-starts is {config.qmix.learning_starts}"
+        )
     stopwatch.lap("loading and proof")
     return env, directory, stopwatch
+
+
+def _untrained(config: RunConfig) -> str:
+    """Return a hint if a network of the user's own got no weights."""
+    if config.problem.weights is not None or ":" not in config.problem.network or library_of(config.problem.network):
+        return ""
+    return f" with the weights that {config.problem.network} gives it; --weights sets others"
 
 
 def _make_env(config: RunConfig, data: DataSplits, directory: Path) -> FilterPruneEnv:

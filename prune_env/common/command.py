@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -17,11 +18,13 @@ FAULTS = (RuntimeError, NotImplementedError, RecursionError)
 def one_line_errors(interrupted: str = "Interrupted.") -> Iterator[None]:
     """End the process with one line on stderr where the block raises an error that its user can mend.
 
-    The exit status is 2, and 130 for Ctrl-C.
+    The exit status is 2, and 130 for Ctrl-C. Warnings are one line as well.
 
     Args:
         interrupted: The line for Ctrl-C.
     """
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"warning: {one_line(message)}\n"
     try:
         yield
     except (ValueError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
@@ -32,10 +35,12 @@ def one_line_errors(interrupted: str = "Interrupted.") -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
         sys.exit(130)
+    finally:
+        warnings.formatwarning = usual
 
 
-def one_line(error: Exception) -> str:
-    """Return the message of an error as one line without control characters, which would act on the terminal."""
+def one_line(error: object) -> str:
+    """Return the message of an error or a warning as one line without control characters, which a terminal obeys."""
     line = " ".join(str(error).split())
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 

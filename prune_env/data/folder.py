@@ -106,8 +106,8 @@ class Files:
         if pixels.shape[:2] != shape[1:]:
             (height, width), (_, first_height, first_width) = pixels.shape[:2], shape
             raise DataError(
-                f"{file} is {width}x{height} pixels, {self.path(0)} is {first_width}x{first_height}; give the size= "
-                "that all images get"
+                f"{file} is {width}x{height} pixels, {self.path(0)} is {first_width}x{first_height}; give size "
+                "(--size on the command line), which all images get"
             )
         # It would have other pixels, or other channels, than those that accuracies and fingerprint belong to.
         if not torch.equal(file_stamps([self.names[row]], self.root)[0], self.stamps[row]):

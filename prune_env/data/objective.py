@@ -68,7 +68,7 @@ def check_logits(logits: object, data: DataSplits) -> None:
         raise ValueError(
             f"the network's output is {tuple(logits.shape)}; data {data.name!r} has {len(data.classes)} classes, so it "
             f"must return {form} logits with K equal to that; if the data have some of its classes, load them with "
-            "classes=[names of all K outputs, in their order]"
+            "classes=[names of all K outputs, in their order] (--classes FILE on the command line)"
         )
 
 

@@ -268,7 +268,7 @@ def _trusted_base(path: str | None, trusted: str | None, directory: Path) -> nn.
             f"(on the command line: --base), or, if you trust this code, trust_base={path!r} (--trust-base)"
         )
     if path != trusted:
-        raise ValueError(f"trust_base is {trusted!r}, but the record names {path or 'no import path'!r}")
+        raise ValueError(f"trust_base is {trusted!r}, but the record names {repr(path) if path else 'no import path'}")
     return network_from_path(trusted, excluded=directory)
 
 

@@ -193,8 +193,8 @@ class LiveEvaluator:
         elif gain > (GAIN_TOLERANCE + one_image) * scale:
             warn(
                 f"BatchNorm recalibration gains the original network {change}: its images were probably normalised "
-                f"otherwise in training than by mean={_short(data.mean)}, std={_short(data.std)}; give the mean= and "
-                "std= of its training (numbers, 'imagenet', 'cifar10' or 'none') with the data"
+                f"otherwise in training than by mean={_short(data.mean)}, std={_short(data.std)}; give mean "
+                "and std of its training: numbers, 'imagenet', 'cifar10' or 'none' (--mean, --std on the command line)"
             )
 
 

@@ -203,7 +203,11 @@ def _read_state(file: Path) -> dict[str, torch.Tensor]:
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"weights file {file} contains no state dict of tensors")
+        entries = f"; it has the entries {', '.join(map(str, state))}" if isinstance(state, dict) else ""
+        raise ValueError(
+            f"weights file {file} contains no state dict of tensors{entries}; write one by "
+            "torch.save(model.state_dict(), file)"
+        )
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
