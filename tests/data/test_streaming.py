@@ -113,7 +113,7 @@ class TestFolder:
 
     def test_mixed_sizes_need_a_size(self, photos: Path) -> None:
         for reading in (Reading(), ALONE):
-            with pytest.raises(DataError, match=r"\.(png|jpg|bmp|webp) is .*size="):
+            with pytest.raises(DataError, match=r"\.(png|jpg|bmp|webp) is .*size"):
                 from_folder(photos, reading=reading)
         with pytest.raises(ValueError, match="resize=8"):
             from_folder(photos, size=12, resize=8)
