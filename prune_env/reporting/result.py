@@ -28,8 +28,8 @@ from .summary import INT8, ONNX, NetworkRow
 
 BATCH = 100
 """The larger batch size of latencies."""
-PIXELS = BATCH * 224**2
-"""Pixels of the larger batch, at most."""
+PIXELS = 2**21
+"""Pixels of the larger batch, at most; larger images make batches of a power of two: 32 of 224 pixels."""
 KEPT = {"ONNX": "pruned.onnx", "int8": "pruned-int8.onnx"}
 """Names of the ONNX files of a pruned network."""
 
@@ -72,7 +72,7 @@ def network_rows(
     first = {contestant.plan: contestant.name for contestant in reversed(contestants)}
     networks = {contestant.name: contestant.network for contestant in contestants}
     shape, timing = env.problem.data.image_shape, timing or LayerTiming()
-    large = timing.batch_size if timing.batch_size > 1 else max(1, min(BATCH, PIXELS // (shape[1] * shape[2])))
+    large = timing.batch_size if timing.batch_size > 1 else _large_batch(shape[1] * shape[2])
     with TemporaryDirectory() as scratch:
         files = _onnx_files(Path(scratch), env.problem.data, networks, quantise)
         for (name, folder), (kind, file) in itertools.product(folders.items(), KEPT.items()):
@@ -85,6 +85,12 @@ def network_rows(
         )
         rows = [_row(env, one, first[one.plan], files, (at_1, at_large)) for one in contestants]
     return [replace(row, batch_size=large) for row in rows]
+
+
+def _large_batch(pixels: int) -> int:
+    """Return the larger batch size for images with so many pixels."""
+    fitting = max(1, PIXELS // pixels)
+    return BATCH if fitting >= BATCH else 2 ** (fitting.bit_length() - 1)
 
 
 def save_result(

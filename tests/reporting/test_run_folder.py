@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,25 @@ class TestNetworkRows:
         assert rows[1].onnx_bytes < rows[0].onnx_bytes
         assert rows[0].int8_accuracy == onnx_accuracy(folders["original"] / "pruned-int8.onnx", data, data.test)
         assert rows[1].int8_accuracy is None, "that of the network is not known, either"
+
+    @pytest.mark.parametrize(
+        ("pixels", "batch_size", "expected"), [(64, 1, 100), (10**5, 1, 16), (10**7, 1, 1), (64, 7, 7)]
+    )
+    def test_the_larger_batch_fits_into_memory(
+        self,
+        make_env: EnvMaker,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        pixels: int,
+        batch_size: int,
+        expected: int,
+    ) -> None:
+        """Images of the tests are small, so the limit is made as much smaller."""
+        monkeypatch.setattr("prune_env.reporting.result.PIXELS", 2**21 * 64 // pixels)
+        env = make_env()
+        row = network_rows(env, contestants(env)[:1], {}, replace(QUICK, batch_size=batch_size))[0]
+        assert row.batch_size == expected
+        assert row.latency_batch_ms > 0
 
     def test_a_network_that_cannot_be_quantised_keeps_its_float_file(
         self, make_env: EnvMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
