@@ -106,6 +106,11 @@ class RunConfig(Settings):
         if not self.episodes and self.env.round_finetune_batches:
             raise ValueError("episodes must be at least 1 with round-finetune-batches: no plan names a network there")
 
+    @property
+    def method(self) -> str:
+        """Name of the search in tables and plots."""
+        return "QMIX" if self.episodes else "least change"
+
 
 @dataclass(frozen=True)
 class Pruning:
@@ -133,25 +138,26 @@ def prune(config: RunConfig) -> None:
         require_packages(PACKAGES, "ONNX", "export")
         require_quantiser()
     env, directory, stopwatch = start(config)
-    episodes = search(config, env, directory)
-    stopwatch.lap("search")
-    prunings = [_distilled(config, env, target, directory) for target in env.config.targets if target is not None]
-    stopwatch.lap("distillation")
-    contestants = _tested(config, prunings)
-    for pruning in prunings:  # before networks are timed, which takes long for large images
-        base = config.problem.base or env.problem.model
-        save_result(pruning.folder, pruning.env, pruning.named(contestants), episodes, config.env.targets, base=base)
-    stopwatch.lap("test")
+    with stopwatch.stage("search"):
+        episodes = search(config, env, directory)
+    with stopwatch.stage("distillation"):
+        prunings = [_distilled(config, env, target, directory) for target in env.config.targets if target is not None]
+    with stopwatch.stage("test"):
+        contestants = _tested(config, prunings)
+        for pruning in prunings:  # before networks are timed, which takes long for large images
+            three, base = pruning.named(contestants), config.problem.base or env.problem.model
+            save_result(pruning.folder, pruning.env, three, episodes, config.env.targets, base=base)
     print("Exporting and timing all networks, some seconds for each")
-    folders = {pruning.names["pruned"]: pruning.folder for pruning in prunings}
-    rows = network_rows(env, list(contestants.values()), folders, config.latency, quantise=config.quantise)
-    measured = dict(zip(contestants, rows, strict=True))
-    for pruning in prunings:
-        add_measurements(pruning.folder, pruning.named(measured))
+    with stopwatch.stage("export and timing"):
+        folders = {pruning.names["pruned"]: pruning.folder for pruning in prunings}
+        rows = network_rows(env, list(contestants.values()), folders, config.latency, quantise=config.quantise)
+        measured = dict(zip(contestants, rows, strict=True))
+        for pruning in prunings:
+            add_measurements(pruning.folder, pruning.named(measured))
     if len(prunings) > 1:
-        lines = {name: [0, *range(start, 2 * len(prunings) + 1, 2)] for name, start in (("uniform L1", 1), ("QMIX", 2))}
+        starts = {"uniform L1": 1, config.method: 2}
+        lines = {name: [0, *range(start, 2 * len(prunings) + 1, 2)] for name, start in starts.items()}
         plot_front(directory / "front.png", {name: [rows[one] for one in line] for name, line in lines.items()})
-    stopwatch.lap("export and timing")
     print("\nFinalists: % of all reward images as cut (with sampled statistics) and after the short distillation")
     for pruning in prunings:
         print(f"{pruning.names['pruned']}:")
@@ -170,8 +176,8 @@ def prune(config: RunConfig) -> None:
 def only_search(config: RunConfig) -> None:
     """Search, print the best plans, and write all plans."""
     env, directory, stopwatch = start(config)
-    episodes = search(config, env, directory)
-    stopwatch.lap("search")
+    with stopwatch.stage("search"):
+        episodes = search(config, env, directory)
     save_plans(directory, env)
     print_plans(env, config.finalists)
     print(f"\nSearch: {len(env.archive)} plans in {search_seconds(episodes):.0f} s. All files: {directory}")
@@ -189,38 +195,45 @@ def start(config: RunConfig) -> tuple[FilterPruneEnv, Path, Stopwatch]:
         require_packages(PACKAGES, "a latency table of onnxruntime", "export")
     check_writable("out", config.out, folder=True)
     stopwatch = Stopwatch()
-    if ".py:" in config.problem.network:
-        import_network(config.problem.network)  # before all images are read, for nothing if it is misspelt
-    data = config.problem.load_data()
-    print(f"Data {data.summary}")
+    with stopwatch.stage("loading and proof"):
+        if ".py:" in config.problem.network:
+            import_network(config.problem.network)  # before all images are read, for nothing if it is misspelt
+        data = config.problem.load_data()
+        print(f"Data {data.summary}")
+        directory = _open_folder(config, data)
+        print(f"Writing to {directory}")
+        stopwatch.keep(directory / MINUTES)
+        try:
+            env = _make_env(config, data, directory)
+        except Exception:  # after Ctrl-C, --resume continues
+            if not config.resume:  # nothing was found yet, and --resume must not take this for a run
+                shutil.rmtree(directory)
+            raise
+        print(
+            f"Original network: {percent(env.evaluator.original_accuracy, 2)} of the reward images{_untrained(config)}"
+        )
+    print(f"Budget: {' and '.join(f'{100 * one:g} %' for one in config.env.targets if one)} of the {env.budget.unit}")
     if (images := min(len(data.reward), config.env.reward_images)) < FEW_IMAGES:
         print(
             f"Note: plans are compared on {images} reward images, which can hardly tell them apart. Give "
             "more images; with folders train, val and test, val is the reward split"
         )
-    settings = asdict(replace(config, resume=False, name=None))
-    for name in ("out", "quantise"):  # the folder of a run may be moved, and int8 files be added
-        del settings[name]
-    settings["normalisation"] = {"mean": data.mean, "std": data.std}
-    stem = f"{config.problem.title}-{data.name}"
-    directory = open_folder(config.out, config.name, stem, settings, config.resume, AFTERWARDS)
-    print(f"Writing to {directory}")
-    try:
-        env = _make_env(config, data, directory)
-    except Exception:  # after Ctrl-C, --resume continues
-        if not config.resume:  # nothing was found yet, and --resume must not take this for a run
-            shutil.rmtree(directory)
-        raise
-    stopwatch.keep(directory / MINUTES)
-    print(f"Original network: {percent(env.evaluator.original_accuracy, 2)} of the reward images{_untrained(config)}")
-    print(f"Budget: {' and '.join(f'{100 * one:g} %' for one in config.env.targets if one)} of the {env.budget.unit}")
     if 0 < config.episodes <= config.qmix.learning_starts:
         print(
             f"Note: {config.episodes} episodes end before learning starts, so their plans are random; "
             f"--qmix.learning-starts is {config.qmix.learning_starts}"
         )
-    stopwatch.lap("loading and proof")
     return env, directory, stopwatch
+
+
+def _open_folder(config: RunConfig, data: DataSplits) -> Path:
+    """Make the run's folder, or open that of the run to resume."""
+    settings = asdict(replace(config, resume=False, name=None))
+    for name in ("out", "quantise"):  # the folder of a run may be moved, and int8 files be added
+        del settings[name]
+    settings["normalisation"] = {"mean": data.mean, "std": data.std}
+    stem = f"{config.problem.title}-{data.name}"
+    return open_folder(config.out, config.name, stem, settings, config.resume, AFTERWARDS)
 
 
 def _untrained(config: RunConfig) -> str:
@@ -284,7 +297,7 @@ def _distilled(config: RunConfig, env: FilterPruneEnv, target: float, directory:
     finalists = finaliser.rank([entry.plan for entry in env.archive.best(config.finalists, target=target)])
     single = len(env.config.targets) == 1
     suffix = "" if single else f" {100 * target:g} %"
-    method = "QMIX" if config.episodes else "least change"
+    method = config.method
     if config.episodes and _has_rule(env) and finalists[0].plan == env.least_change.plan(target):
         method = "QMIX = least change"
     names = {"original": "original", "uniform": f"uniform L1{suffix}", "pruned": method + suffix}

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .files import replacing
 
 
 class Stopwatch:
-    """Measures one stage after the other, from its construction on. Times add up in a file, if there is one.
+    """Measures stages. Times add up, and in a file, if there is one, over all processes of a job.
 
     Example:
         >>> stopwatch = Stopwatch()
-        >>> stopwatch.lap("search")
+        >>> with stopwatch.stage("search"):
+        ...     search()
         >>> str(stopwatch)
         'search 0.0'
     """
@@ -22,28 +25,27 @@ class Stopwatch:
     def __init__(self) -> None:
         self.minutes: dict[str, float] = {}
         """Minutes of each stage."""
-        self._start = time.perf_counter()
         self._file: Path | None = None
 
     def keep(self, file: Path) -> None:
         """Add the times to those in a file, which an earlier process may have written; a damaged file starts anew."""
         self._file = file
-        try:
+        with suppress(OSError, ValueError, TypeError, AttributeError):  # only times are lost
             earlier = {str(stage): float(minutes) for stage, minutes in json.loads(file.read_bytes()).items()}
-        except (OSError, ValueError, TypeError, AttributeError):  # only times are lost
-            earlier = {}
-        self.minutes = {
-            stage: earlier.get(stage, 0.0) + self.minutes.get(stage, 0.0) for stage in earlier | self.minutes
-        }
+            for stage, minutes in earlier.items():
+                self.minutes[stage] = self.minutes.get(stage, 0.0) + minutes
 
-    def lap(self, stage: str) -> None:
-        """End a stage and begin the next one."""
-        now = time.perf_counter()
-        self.minutes[stage] = self.minutes.get(stage, 0.0) + (now - self._start) / 60
-        self._start = now
-        if self._file is not None:
-            with replacing(self._file) as temporary:
-                temporary.write_text(json.dumps(self.minutes, indent=1) + "\n", encoding="utf-8")
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time of the block to a stage, also after Ctrl-C or an error."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.minutes[name] = self.minutes.get(name, 0.0) + (time.perf_counter() - start) / 60
+            if self._file is not None and self._file.parent.is_dir():
+                with replacing(self._file) as temporary:
+                    temporary.write_text(json.dumps(self.minutes, indent=1) + "\n", encoding="utf-8")
 
     def __str__(self) -> str:
         return ", ".join(f"{stage} {minutes:.1f}" for stage, minutes in self.minutes.items())

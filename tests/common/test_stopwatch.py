@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_stages_follow_each_other(clock: list[float]) -> None:
+def test_stages_add_up_also_after_errors(clock: list[float]) -> None:
     stopwatch = Stopwatch()
-    for seconds, stage in ((60.0, "search"), (210.0, "test"), (240.0, "search")):
-        clock[0] = seconds
-        stopwatch.lap(stage)
+    for seconds, stage in ((60.0, "search"), (150.0, "test"), (30.0, "search")):
+        with suppress(KeyboardInterrupt), stopwatch.stage(stage):
+            clock[0] += seconds
+            raise KeyboardInterrupt
     assert stopwatch.minutes == {"search": 1.5, "test": 2.5}
     assert str(stopwatch) == "search 1.5, test 2.5"
 
@@ -31,11 +33,10 @@ def test_stages_follow_each_other(clock: list[float]) -> None:
 def test_later_processes_add_to_a_file(clock: list[float], tmp_path: Path, damage: str | None) -> None:
     file = tmp_path / "minutes.json"
     for process in range(2):
-        clock[0] = 0.0
         stopwatch = Stopwatch()
-        stopwatch.keep(file)
-        clock[0] = 60.0
-        stopwatch.lap("search")
+        with stopwatch.stage("search"):
+            stopwatch.keep(file)
+            clock[0] += 60.0
         if damage is not None and not process:
             file.write_text(damage)
     assert json.loads(file.read_text()) == {"search": 2.0 if damage is None else 1.0}
