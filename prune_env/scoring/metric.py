@@ -24,7 +24,7 @@ Network = Callable[[torch.Tensor], torch.Tensor]
 """From inputs [B, C, H, W] to logits."""
 BATCH_SIZE = 500
 """Images per forward pass of `accuracy`."""
-PIXELS = {False: 2**22, True: 2**20}
+PIXELS, DENSE_PIXELS = 2**22, 2**20
 """Pixels per forward pass of a classifier, and of a network that keeps the resolution of its images."""
 
 
@@ -175,7 +175,8 @@ def apply_metric(metric: Metric, network: nn.Module, split: Split) -> float:
 
 def images_at_once(split: Split, limit: int) -> int:
     """Return how many images fit into one forward pass: fewer than `limit` if they are large."""
-    return max(1, min(limit, PIXELS[split.has_masks] // (split.shape[1] * split.shape[2])))
+    pixels = DENSE_PIXELS if split.has_masks else PIXELS
+    return max(1, min(limit, pixels // (split.shape[1] * split.shape[2])))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from prune_env.data import DataSplits, Split, TensorSplit
-from prune_env.scoring.metric import accuracy, apply_metric, count_correct, eval_mode
+from prune_env.scoring.metric import accuracy, apply_metric, count_correct, default_metric, eval_mode
 
 
 def mean_logit(network: nn.Module, split: Split) -> float:
@@ -76,6 +76,22 @@ def test_the_device_is_restored_after_an_error(trained: nn.Module, digits: DataS
     with pytest.raises(RuntimeError, match="mine"):
         accuracy(Recorded(trained), digits, digits.reward, fails, device="cpu:0")
     assert moves == [torch.device("cpu:0"), torch.device("cpu")]
+
+
+@pytest.mark.parametrize(("size", "masks"), [(600, False), (1500, False), (3000, False), (600, True)])
+def test_large_images_come_in_small_batches(size: int, masks: bool) -> None:
+    """They are one image in memory, so that only the largest batch matters."""
+    images = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(20, 1, size, size)
+    labels = torch.zeros(1, 1, 1, dtype=torch.int64).expand(20, size, size) if masks else torch.arange(20) % 2
+    seen = []
+
+    def network(batch: torch.Tensor) -> torch.Tensor:
+        seen.append(len(batch))
+        return torch.zeros(len(batch), 2, *batch.shape[2:]) if masks else torch.zeros(len(batch), 2)
+
+    default_metric(network, TensorSplit(images, labels))
+    assert sum(seen) == 20
+    assert max(seen) == max(1, min(20, (2**20 if masks else 2**22) // size**2))
 
 
 def test_eval_mode_ends_with_the_block() -> None:
