@@ -155,9 +155,14 @@ def prune(config: RunConfig) -> None:
         for pruning in prunings:
             add_measurements(pruning.folder, pruning.named(measured))
     if len(prunings) > 1:
-        starts = {"uniform L1": 1, config.method: 2}
-        lines = {name: [0, *range(start, 2 * len(prunings) + 1, 2)] for name, start in starts.items()}
-        plot_front(directory / "front.png", {name: [rows[one] for one in line] for name, line in lines.items()})
+        roles = {"uniform L1": "uniform", config.method: "pruned"}
+        plot_front(
+            directory / "front.png",
+            {
+                line: [measured["original"], *(measured[pruning.names[role]] for pruning in prunings)]
+                for line, role in roles.items()
+            },
+        )
     print("\nFinalists: % of all reward images as cut (with sampled statistics) and after the short distillation")
     for pruning in prunings:
         print(f"{pruning.names['pruned']}:")

@@ -28,7 +28,7 @@ class Stopwatch:
         self._file: Path | None = None
 
     def keep(self, file: Path) -> None:
-        """Add the times to those in a file, which an earlier process may have written; a damaged file starts anew."""
+        """Add the times to those in a file, which an earlier process may have written. A damaged file is replaced."""
         self._file = file
         with suppress(OSError, ValueError, TypeError, AttributeError):  # only times are lost
             earlier = {str(stage): float(minutes) for stage, minutes in json.loads(file.read_bytes()).items()}

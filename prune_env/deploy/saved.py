@@ -148,9 +148,7 @@ def add_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
         ValueError: The record is damaged, or a metric is not finite.
     """
     record = read_record(directory)
-    text = to_json({**record, "metrics": {**record["metrics"], **metrics}})
-    with replacing(directory / RECORD) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    _write_record(directory, to_json({**record, "metrics": {**record["metrics"], **metrics}}))
 
 
 def load_pruned(
@@ -230,6 +228,10 @@ def _write(directory: Path, record: Mapping[str, Any], model: nn.Module) -> None
     text = to_json({**record, "weights_digest": _digest(weights)})  # can raise, so before anything is written
     with replacing(directory / WEIGHTS) as temporary:
         temporary.write_bytes(weights)
+    _write_record(directory, text)
+
+
+def _write_record(directory: Path, text: str) -> None:
     with replacing(directory / RECORD) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -8,10 +8,15 @@ import sys
 from pathlib import Path
 
 
+def run(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run an example from the root of the clone."""
+    command = [sys.executable, str(script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=580, cwd=script.parent.parent)
+
+
 def table_of(script: Path, *arguments: str) -> dict[str, list[float]]:
     """Run an example, and return the numbers of every network in its table: accuracy in %, MACs and parameters."""
-    command = [sys.executable, str(script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=580, cwd=script.parent.parent)
+    done = run(script, *arguments)
     assert done.returncode == 0, done.stderr
     return {
         name: [float(number.replace(",", "")) for number in numbers]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from scripts import run
 from torchvision.models import resnet18
 
 from prune_env import load_pruned
@@ -24,14 +23,9 @@ SMALL = [
 ]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=580, cwd=SCRIPT.parent.parent)
-
-
 @pytest.mark.slow
 def test_it_trains_prunes_and_saves_and_the_command_takes_its_network(tmp_path: Path) -> None:
-    done = run(f"--out={tmp_path}", *SMALL)
+    done = run(SCRIPT, f"--out={tmp_path}", *SMALL)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "run" / "pruned.json").read_text())
     assert 0.49 <= record["metrics"]["macs_ratio"] <= 0.5
@@ -49,7 +43,7 @@ def test_it_trains_prunes_and_saves_and_the_command_takes_its_network(tmp_path: 
 def test_a_folder_that_cannot_be_read_is_told_in_one_line(tmp_path: Path, data: str) -> None:
     for part in ("train", "test"):
         (tmp_path / "empty" / part).mkdir(parents=True)
-    done = run(f"--data={tmp_path / data}", f"--out={tmp_path / 'own'}")
+    done = run(SCRIPT, f"--data={tmp_path / data}", f"--out={tmp_path / 'own'}")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert str(tmp_path / data) in done.stderr
