@@ -50,8 +50,9 @@ class ModuleSpec:
     """Attribute -> side whose channels it counts. The first attribute of a side is the length of its channel axis; the
     others are scaled with it. Where no attribute counts them, the first dimension of one of the `tensors` may.
 
-    A module without `tensors` and with `traced_as_whole=False` stores numbers for its code: the channels of each part
-    of a `split`, or the channels and the heads of an attention, into which its code reshapes them."""
+    A module without `tensors` and with `traced_as_whole=False` stores numbers for its code: the channels that it splits
+    or those of each part of the `split`, or the channels and the heads of an attention, into which its code reshapes
+    them."""
     tensors: Mapping[str, tuple[Side | None, ...]] = field(default_factory=dict)
     """Parameter or buffer -> side of each of its leading dimensions, None for a dimension that is never cut."""
     indices: Mapping[str, Side] = field(default_factory=dict)
@@ -338,6 +339,8 @@ SPECS_BY_NAME: dict[str, ModuleSpec] = {
     ),
     "Attention": ModuleSpec({"attn_dim": "out", "num_heads": "out"}, traced_as_whole=False),  # timm; heads are cut
     "C2f": ModuleSpec({"c": "out"}, traced_as_whole=False),  # ultralytics; c is the number that its code splits by
+    "CrossStage": ModuleSpec({"expand_chs": "out"}, traced_as_whole=False),  # timm; its code splits by half of them
+    "CrossStage3": ModuleSpec({"expand_chs": "out"}, traced_as_whole=False),
 }
 """Specs by the names of classes that many packages copy. The proof finds a class that only has the name."""
 

@@ -399,6 +399,19 @@ class C2f(Stage):
         return self.cv2(torch.cat((left, right, self.m(right)), 1))
 
 
+class CrossStage(Stage):
+    """A split into halves of a number that the module stores (timm's CSPNets)."""
+
+    def __init__(self, c: int, rng: random.Random) -> None:
+        super().__init__(6)
+        self.expand_chs = 8
+        self.conv_exp, self.block, self.last = nn.Conv2d(c, 8, 1), block(4, 4), nn.Conv2d(8, 6, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = self.conv_exp(x).split(self.expand_chs // 2, 1)
+        return self.last(torch.cat((left, self.block(right)), 1))
+
+
 class FrozenNorm(Stage):
     """BatchNorm whose tensors are buffers."""
 

@@ -69,6 +69,7 @@ EXPECTED: list[tuple[str, int, dict[str, int], dict[str, str]]] = [
     *[("Sampled", seed, {"stem.0": 8}, {}) for seed in (0, 1)],
     *[("Unfolded", seed, {"stem.0": 8, "stages.0.conv": 6}, {}) for seed in (0, 1, 2, 5)],
     ("C2f", 0, {"stem.0": 8, "stages.0.cv1": 3, "stages.0.m.0": 3, "stages.0.cv2": 6}, {}),
+    ("CrossStage", 0, {"stem.0": 8, "stages.0.conv_exp": 4, "stages.0.block.0": 4, "stages.0.last": 6}, {}),
     ("FrozenNorm", 0, {"stem.0": 8, "stages.0.conv": 6}, {}),
     *[("Heads", seed, {"stem.0": 8, "stages.0.attention.proj": 8, "stages.0.attention.qkv": 3}, {}) for seed in (0, 1)],
     ("AcrossChannels", 0, {}, {"stem.0": "aten.mean", "stages.0.gate": ""}),

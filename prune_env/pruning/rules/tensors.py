@@ -182,7 +182,8 @@ def attention(trace: Trace, call: Call) -> None:
 def split(trace: Trace, call: Call) -> None:
     """Tie filter i of all parts of a split into equal parts; freeze the channels of any other split.
 
-    Where the running module has an attribute for the length of a part (`ModuleSpec.sizes`), the attribute follows.
+    Where the running module has an attribute for the length of a part or of the whole (`ModuleSpec.sizes`), the
+    attribute follows.
     """
     labels = trace.labels_of(call.input)
     unbinds = call.operation == aten.unbind
@@ -198,6 +199,7 @@ def split(trace: Trace, call: Call) -> None:
             trace.labels.tie(parts[0], piece)
             trace[part] = piece
         _follow(trace, parts[0].movedim(axis, 0))
+        _follow(trace, labels.movedim(axis, 0))
 
 
 @rule(aten.cat, aten.concat, aten.stack, all_operands=True)
