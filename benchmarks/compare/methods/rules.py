@@ -9,6 +9,7 @@ import numpy as np
 from prune_env import FilterPruneEnv
 from prune_env.pruning import Plan
 
+from . import magnitude
 from .plans import from_keep_ratios
 
 
@@ -38,6 +39,7 @@ def insides(env: FilterPruneEnv, target: float) -> Plan:
 RULES: dict[str, Callable[[FilterPruneEnv, float], Plan]] = {
     "uniform": uniform,
     "insides": insides,
+    "global_l1": lambda env, target: magnitude.plan(env.clone(target=target)),
     "least_change": lambda env, target: env.least_change.plan(target),
 }
 """Plans that need no search: one evaluation for each budget."""
