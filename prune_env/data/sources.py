@@ -101,8 +101,12 @@ def image_pixels(image: Image, where: str, resize: Callable[[Image], Image] | No
     Raises:
         DataError: Its pixels have more than 8 bits.
     """
-    if image.mode.startswith(("I", "F")):
-        raise DataError(f"{where} is a PIL image of mode {image.mode!r}; convert it to 8 bits, 'L' or 'RGB', first")
+    modes = [image.mode, *(str(tile[3]) for tile in getattr(image, "tile", ()))]  # the latter as stored in the file
+    if image.mode.startswith(("I", "F")) or any("16" in mode for mode in modes):
+        raise DataError(
+            f"{where} has more than 8 bits in a pixel (PIL's mode {modes[-1]!r}); convert it to 8 bits, 'L' or 'RGB', "
+            "first"
+        )
     converted = image.convert("L" if image.mode in GREY else "RGB")
     return np.array(resize(converted) if resize else converted)
 

@@ -1,19 +1,16 @@
 """Save and load a pruned network: weights as safetensors, structure and metadata as JSON. No pickles.
 
 The record lists the channels that remain, module by module. A saved network therefore does not depend on recomputing a
-ranking, on tracing, or on the order or names of groups.
+ranking, on tracing, or on the order or names of groups. The weights include buffers that a state dict leaves out.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import nn
 
 from ..common.expect import expect
@@ -21,9 +18,11 @@ from ..common.files import replacing
 from ..data import DataSplits
 from ..networks.registry import create, image_size, list_networks
 from ..pruning import Member, Plan, PruningGroup, build_from_indices, channels, kept_indices
+from ..pruning.copies import uncompiled
 from ..pruning.problem import PruningProblem
 from .import_network import network_from_path
 from .record import FORMAT_VERSION, RECORD, WEIGHTS, read_record, to_json
+from .weights import digest_of, read_weights, to_bytes, without_buffers
 
 
 def save_pruned(
@@ -127,8 +126,9 @@ def update_pruned(
         raise ValueError(
             f"out must be another folder than {directory}, whose ONNX files and table have the old weights"
         )
-    tensors = _read_weights(directory / WEIGHTS, record["weights_digest"])
+    tensors = read_weights(directory / WEIGHTS, record["weights_digest"])
     try:
+        tensors, _ = without_buffers(model, tensors)
         _check_fit(model, record["modules"], tensors, "given model")
     except ValueError as error:
         raise ValueError(
@@ -161,8 +161,8 @@ def load_pruned(
 
     Args:
         directory: The folder that `save_pruned` wrote.
-        base_model: The original network, or a function that makes it. Only its structure matters. Needed for a network
-            that was saved without a `base`; takes precedence over the record's base.
+        base_model: The original network, or a function that makes it. Only its structure matters, not its tensors.
+            Needed for a network that was saved without a `base`; takes precedence over the record's base.
         trust_base: The import path 'package.module:factory' of the record, which is then imported and called. The
             module must not be in `directory`. Networks of the registry need no trust.
 
@@ -181,7 +181,7 @@ def load_pruned(
     if base_model is not None and not callable(base_model):
         expect(base_model, nn.Module, "base_model must be a network (nn.Module) or a function that makes one")
     record = read_record(directory)
-    tensors = _read_weights(directory / WEIGHTS, record["weights_digest"])
+    tensors = read_weights(directory / WEIGHTS, record["weights_digest"])
     try:
         if base_model is not None:
             base: nn.Module | None = _given_base(base_model)
@@ -198,6 +198,7 @@ def load_pruned(
         )
     try:
         network = _cut(base, record["kept_channels"])
+        tensors, buffers = without_buffers(network, tensors)
         _check_fit(network, record["modules"], tensors)
         modules = dict(network.named_modules())
         for layer, filters in record["plan"].items():
@@ -214,18 +215,16 @@ def load_pruned(
         if name in tensors:  # buffers that are not part of the state keep their type
             tensor.data = tensor.data.to(tensors[name].dtype)
     network.load_state_dict(tensors)
+    for name, tensor in buffers.items():
+        path, _, buffer = name.rpartition(".")
+        network.get_submodule(path)._buffers[buffer] = tensor
     return network.cpu().eval()
-
-
-def file_bytes(model: nn.Module) -> int:
-    """Return the number of bytes of a network's weights as a safetensors file."""
-    return len(_weights(model))
 
 
 def _write(directory: Path, record: Mapping[str, Any], model: nn.Module) -> None:
     """Write a network's weights, and its record with their digest."""
-    weights = _weights(model)
-    text = to_json({**record, "weights_digest": _digest(weights)})  # can raise, so before anything is written
+    weights = to_bytes(model)
+    text = to_json({**record, "weights_digest": digest_of(weights)})  # can raise, so before anything is written
     with replacing(directory / WEIGHTS) as temporary:
         temporary.write_bytes(weights)
     _write_record(directory, text)
@@ -362,6 +361,7 @@ def _cut(base: nn.Module, sides: Sequence[Mapping[str, Any]]) -> nn.Module:
     Raises:
         ValueError: The base has other modules or channels.
     """
+    base = uncompiled(base)
     modules = dict(base.named_modules())
     groups, kept = [], {}
     for entry in sides:
@@ -417,39 +417,3 @@ def _head_width(model: nn.Module, data: DataSplits) -> int:
     """Return the number of logits: registered networks end in a linear layer."""
     widths = [module.out_features for module in model.modules() if isinstance(module, nn.Linear)]
     return widths[-1] if widths else len(data.classes)
-
-
-def _weights(model: nn.Module) -> bytes:
-    """Return the state as safetensors; tensors are copied, because safetensors refuses tensors that share memory."""
-    state = model.state_dict()
-    for name, value in state.items():
-        if not isinstance(value, torch.Tensor):
-            raise ValueError(
-                f"{name} in the model's state is a {type(value).__name__}, not a tensor; it cannot be saved"
-            )
-    return save({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()})
-
-
-def _read_weights(file: Path, digest: str) -> dict[str, torch.Tensor]:
-    """Read the tensors of a saved network.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, or not the one of the record.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist, although there is a {RECORD}")
-    try:
-        weights = file.read_bytes()
-    except MemoryError:
-        raise ValueError(f"{file} has {file.stat().st_size} bytes, more than the memory holds") from None
-    if _digest(weights) != digest:
-        raise ValueError(f"{file} is truncated or belongs to another run: its digest is not the one in {RECORD}")
-    try:
-        return load(weights)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is not a safetensors file: {error}; save the network again") from error
-
-
-def _digest(weights: bytes) -> str:
-    return hashlib.blake2b(weights, digest_size=16).hexdigest()

@@ -145,8 +145,8 @@ class ProblemArgs(Resources):
 
 
 def _names(file: Path) -> list[str]:
-    """Return the lines of a text file."""
+    """Return the lines of a text file, without empty ones at its end."""
     try:
-        return file.read_text(encoding="utf-8").splitlines()
+        return file.read_text(encoding="utf-8-sig").rstrip().splitlines()  # editors of Windows start a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"classes {file} cannot be read as a text file with one name per line: {error}") from error

@@ -17,6 +17,7 @@ from ..deploy import saved
 from ..deploy.export import ExportError, to_onnx
 from ..deploy.layer_times import LayerTiming
 from ..deploy.quantise import CHECK_IMAGES, calibration_images, quantise_onnx
+from ..deploy.weights import file_bytes
 from ..game.archive import Entry
 from ..game.env import FilterPruneEnv
 from ..game.targets import smallest_target
@@ -246,7 +247,7 @@ def _row(
         accuracy=one.accuracy,
         macs=env.problem.cost.macs(one.plan),
         params=env.problem.cost.params(one.plan),
-        file_bytes=saved.file_bytes(one.network),
+        file_bytes=file_bytes(one.network),
         latency_1_ms=at_1[one.name],
         latency_batch_ms=at_large[one.name],
         accuracy_before=one.accuracy_before,

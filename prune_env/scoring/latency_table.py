@@ -87,7 +87,7 @@ class LatencyTable(Settings):
         if not file.is_file():
             raise FileNotFoundError(f"latency table {file} does not exist; measure_layer_times makes one")
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8-sig"))
             if not isinstance(content, dict) or not isinstance(content.get("layers"), dict):
                 raise ValueError("it must be an object with the entry 'layers', an object as well")
             layers = {path: _layer(path, entry) for path, entry in content.pop("layers").items()}
@@ -108,7 +108,7 @@ class LatencyTable(Settings):
             full_plan: Its plan that keeps every filter.
 
         Raises:
-            ValueError: A layer is missing in the table, or has more channels than the table covers.
+            ValueError: A layer is missing in the table, or has more or fewer channels than the table covers.
         """
         return LatencyPredictor(self, cost, full_plan)
 
@@ -131,11 +131,12 @@ class LatencyPredictor:
         grids = [table.layers[layer] for layer in layers]
         full_inputs, full_outputs = (counts[runs] for counts in cost.layer_channels(full_plan))
         for layer, grid, inputs, outputs in zip(layers, grids, full_inputs, full_outputs, strict=True):
-            if grid.inputs[-1] < inputs or grid.outputs[-1] < outputs:
-                raise ValueError(
-                    f"the latency table covers up to {grid.inputs[-1]} inputs and {grid.outputs[-1]} outputs of layer "
-                    f"{layer!r}, which has {inputs} and {outputs}"
-                )
+            for kind, counts, full in (("inputs", grid.inputs, inputs), ("outputs", grid.outputs, outputs)):
+                if not counts[0] <= full <= counts[-1]:
+                    raise ValueError(
+                        f"the latency table covers {counts[0]} to {counts[-1]} {kind} of layer {layer!r}, which has "
+                        f"{full}"
+                    )
         self._cost, self._runs, self._scale, self._rest = cost, runs, table.scale, table.rest_ms
         size = 1 + max(len(counts) for grid in grids for counts in (grid.inputs, grid.outputs))
         self._inputs = np.stack([_padded(grid.inputs, size) for grid in grids])  # [L, I]

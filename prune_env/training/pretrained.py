@@ -23,6 +23,9 @@ from ..deploy.model_library import library_normalisation, library_of
 from ..networks.registry import create, image_size, list_networks, network_entry
 from .fit import FitConfig, RunOptions, fit
 
+WRAPPERS = ("module.", "_orig_mod.")
+"""What `DataParallel` and `torch.compile` put before the names of tensors."""
+
 
 def with_network_normalisation(network: str, data: DataSplits) -> DataSplits:
     """Return the splits with the normalisation of a network, if it is known for as many channels.
@@ -64,10 +67,10 @@ def pretrained(
         network: A registered name; FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, which makes the network; or
             torchvision:NAME or timm:NAME.
         data: The data set, or a name or folder that `load` takes.
-        weights: A .safetensors file, or a torch file with a state dict (bare or under 'state_dict'; a prefix 'module.'
-            is dropped). Without a file, those of a registered network come from the user's cache; if they are not
-            there, the network is trained and cached. The cache is keyed by network, recipe and data; a damaged file is
-            made again. A network that FUNCTION makes keeps its weights, and torchvision and timm download theirs.
+        weights: A file that `load_weights` reads. Without a file, those of a registered network come from the user's
+            cache; if they are not there, the network is trained and cached. The cache is keyed by network, recipe and
+            data; a damaged file is made again. A network that FUNCTION makes keeps its weights, and torchvision and
+            timm download theirs.
         recipe: How to train; by default the recipe of the network.
         device: Device to train on.
         progress: Whether to show a progress bar.
@@ -166,8 +169,8 @@ def load_weights(model: nn.Module, file: Path) -> None:
 
     Args:
         model: The network; every tensor of its state must be in the file.
-        file: A .safetensors file, or a torch file with a state dict (bare or under 'state_dict'; a prefix 'module.' is
-            dropped).
+        file: A .safetensors file, or a torch file with a state dict (bare or under 'state_dict'). Prefixes that
+            `DataParallel` and `torch.compile` add to names do not count.
 
     Raises:
         ValueError: The file is not a state dict, or does not fit the network; the message names the first tensor that
@@ -175,7 +178,18 @@ def load_weights(model: nn.Module, file: Path) -> None:
         FileNotFoundError: The file does not exist.
         IsADirectoryError: `file` is a folder.
     """
-    _fill(model, _read_state(file), file)
+    state, own = _read_state(file), model.state_dict()
+    if state.keys() != own.keys():
+        names = {_unwrapped(name): name for name in own}
+        state = {names.get(_unwrapped(name), _unwrapped(name)): tensor for name, tensor in state.items()}
+    _fill(model, state, file)
+
+
+def _unwrapped(name: str) -> str:
+    """Return the name of a tensor without the prefixes of wrappers."""
+    while name.startswith(WRAPPERS):
+        name = name.partition(".")[2]
+    return name
 
 
 def _fill(model: nn.Module, state: Mapping[str, torch.Tensor], file: Path) -> None:
@@ -208,7 +222,7 @@ def _read_state(file: Path) -> dict[str, torch.Tensor]:
             f"weights file {file} contains no state dict of tensors{entries}; write one by "
             "torch.save(model.state_dict(), file)"
         )
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    return state
 
 
 def _first_misfit(expected: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -169,6 +172,21 @@ class TestDatasets:
 
         with pytest.raises(DataError, match=r"item 0 of the test data .*'I;16'"):
             from_datasets(self.GOOD, Pairs([(Image.new("I;16", (5, 6)), 0)]))
+
+    def test_colours_of_16_bits_are_not_read_as_8(self) -> None:
+        """Pillow opens them as images of the mode RGB."""
+        from PIL import Image
+
+        def chunk(kind: bytes, content: bytes) -> bytes:
+            return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+        pixels = zlib.compress(6 * (b"\0" + 5 * 3 * struct.pack(">H", 300)))
+        header = struct.pack(">IIBBBBB", 5, 6, 16, 2, 0, 0, 0)
+        file = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+        image = Image.open(io.BytesIO(file))
+        assert image.mode == "RGB"
+        with pytest.raises(DataError, match=r"item 0 of the test data .*8 bits.*16"):
+            from_datasets(self.GOOD, Pairs([(image, 0)]))
 
     def test_an_item_that_cannot_be_read(self) -> None:
         class Broken(Pairs):

@@ -88,6 +88,11 @@ def test_onnx_runs_at_any_batch_size(pruned: nn.Module, images: torch.Tensor, tm
 
 
 @pytest.mark.slow
+def test_data_parallel_networks_are_unwrapped(pruned: nn.Module, images: torch.Tensor, tmp_path: Path) -> None:
+    for write, name in ((to_onnx, "a.onnx"), (to_torch_export, "a.pt2")):
+        assert write(nn.DataParallel(pruned), tmp_path / name, images) <= 1e-4
+
+
 def test_torch_export_runs_without_this_package(pruned: nn.Module, images: torch.Tensor, tmp_path: Path) -> None:
     file = tmp_path / "a.pt2"
     assert to_torch_export(pruned, file, images) <= 1e-6

@@ -23,7 +23,7 @@ from torch import nn
 from prune_env import load_pruned, save_pruned, update_pruned
 from prune_env.data import DataSplits
 from prune_env.deploy.record import to_json
-from prune_env.deploy.saved import file_bytes
+from prune_env.deploy.weights import file_bytes
 from prune_env.networks import create
 from prune_env.pruning import Member, PruningGroup
 from prune_env.pruning.problem import ProblemConfig, PruningProblem
@@ -261,7 +261,7 @@ def test_precisions_are_kept(
 
 
 def test_shared_parameters_and_buffers_outside_the_state(digits: DataSplits, tmp_path: Path) -> None:
-    """A parameter of two modules is written twice and shared again; a buffer outside the state is the base's."""
+    """A parameter of two modules is written twice and shared again; buffers outside the state are those saved."""
 
     class Tied(nn.Module):
         def __init__(self) -> None:
@@ -269,16 +269,31 @@ def test_shared_parameters_and_buffers_outside_the_state(digits: DataSplits, tmp
             self.conv, self.head, self.again = nn.Conv2d(1, 6, 3), nn.Linear(6, 10), nn.Linear(10, 10)
             self.last = nn.Linear(10, 10)
             self.last.weight = self.again.weight
-            self.register_buffer("factor", torch.tensor(0.5), persistent=False)
+            self.register_buffer("factor", torch.rand(()), persistent=False)
+            self.head.register_buffer("cache", None, persistent=False)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.factor * self.last(self.again(self.head(self.conv(x).relu().mean((2, 3)))))
 
     problem = make_problem(Tied(), digits)
     network = problem.build((3,)).eval()
-    save_pruned(tmp_path, network, (3,), problem)
-    loaded = load_pruned(tmp_path, Tied())
+    network.get_submodule("head").cache = torch.arange(3)
+    save_pruned(tmp_path / "run", network, (3,), problem)
+    loaded = load_pruned(tmp_path / "run", Tied())
+    assert torch.equal(loaded.get_buffer("head.cache"), torch.arange(3))
+    update_pruned(tmp_path / "run", loaded, tmp_path / "again")
+    assert torch.equal(load_pruned(tmp_path / "again", Tied()).get_buffer("factor"), network.get_buffer("factor"))
     assert loaded.get_parameter("last.weight") is loaded.get_parameter("again.weight")
+    with torch.inference_mode():
+        assert torch.equal(loaded(digits.example_input), network(digits.example_input))
+
+
+def test_a_compiled_network_is_its_own_base(digits: DataSplits, tmp_path: Path) -> None:
+    compiled: Any = torch.compile(Own())
+    problem = make_problem(compiled, digits)
+    network = problem.build((5,)).eval()
+    save_pruned(tmp_path, network, (5,), problem, base=compiled)
+    loaded = load_pruned(tmp_path, compiled)
     with torch.inference_mode():
         assert torch.equal(loaded(digits.example_input), network(digits.example_input))
 

@@ -104,6 +104,13 @@ UNTRACEABLE = {"C2f", "CrossStage", "Heads", "Sampled"}
 """Structures that symbolic tracing refuses, or whose numbers it turns into constants."""
 
 
+@pytest.mark.parametrize("kind", ["CrossStage", "Heads"])
+def test_a_refused_program_prints_nothing(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    model, images = random_network([kind], "mean", 0)
+    check(model, images.tile(4, 1, 1, 1))
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(

@@ -125,7 +125,7 @@ def test_the_normalisation_comes_from_the_command_line(line: str, expected: Any)
 
 def test_numbers_per_channel_and_names_of_classes(tmp_path: Path) -> None:
     file = tmp_path / "classes.txt"
-    file.write_text("\n".join([*"9876543210", "none"]))
+    file.write_text("\n".join([*"9876543210", "none"]) + "\n\n", encoding="utf-8-sig")  # as editors may write it
     arguments = tyro.cli(ProblemArgs, args=f"--mean 0.1 0.2 0.3 --std 0.4 0.5 0.6 --classes {file}".split())
     assert (arguments.mean, arguments.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     splits = ProblemArgs(classes=file).load_data()

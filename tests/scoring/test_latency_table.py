@@ -101,6 +101,7 @@ def test_a_table_in_which_widths_do_not_count_is_refused(cost: Cost) -> None:
         ({"layers": {name: times for name, times in table().layers.items() if name != "2"}}, "'2'"),
         ({"layers": {**table().layers, "2": LayerTimes((8,), (2, 3), ((1.0, 2.0),))}}, "3 outputs.*'2'.*4"),
         ({"layers": {**table().layers, "4": LayerTimes((32,), (2,), ((1.0,),))}}, "32 inputs.*'4'.*64"),
+        ({"layers": {**table().layers, "2": LayerTimes((8,), (5, 9), ((1.0, 2.0),))}}, "5 to 9 outputs.*'2'.*4"),
     ],
 )
 def test_a_table_of_another_network_is_refused_by_layer(cost: Cost, changes: dict[str, Any], named: str) -> None:

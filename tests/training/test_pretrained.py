@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from prune_env.data import DataSplits, TensorSplit, load
 from prune_env.networks import create
@@ -75,6 +77,29 @@ def test_public_files_with_a_state_dict_and_a_prefix_are_loaded(tmp_path: Path) 
     target = create("resnet20")
     load_weights(target, tmp_path / "resnet20.th")
     assert torch.equal(target.layer3[2].conv2.weight, source.layer3[2].conv2.weight)
+
+
+def test_wrappers_do_not_count_in_names(tmp_path: Path) -> None:
+    class Child(nn.Module):
+        """Has an ordinary child with the name of a wrapper's."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.module, self.head = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    makers: list[Callable[[], nn.Module]] = [
+        Child,
+        lambda: nn.DataParallel(Child()),
+        lambda: torch.compile(Child()),
+        lambda: nn.DataParallel(torch.compile(Child())),
+    ]
+    for number, saved in enumerate(makers):
+        source = saved()
+        torch.save(source.state_dict(), tmp_path / f"{number}.pt")
+        for loaded in makers:
+            target = loaded()
+            load_weights(target, tmp_path / f"{number}.pt")
+            assert all(map(torch.equal, target.state_dict().values(), source.state_dict().values()))
 
 
 class TestErrors:
