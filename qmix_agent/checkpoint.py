@@ -16,7 +16,7 @@ from .files import write_beside
 
 FILE_NAME = "checkpoint.pt"
 FORMAT = "qmix_agent"
-VERSION = 6
+VERSION = 7
 
 _PLAIN_TYPES = (bool, int, float, str, bytes, type(None))
 _ARRAY_KEY = "__ndarray__"

@@ -37,6 +37,10 @@ class QMIXConfig:
     """Width of the hypernetworks that compute the mixing weights from the state."""
     last_action: bool = True
     """Give each agent its own previous action as input."""
+    prior: bool = False
+    """Start from what the environment proposes (its attribute `proposal`): an action's value begins as minus the
+    distance between its amount and the proposed one, and is corrected by learning (Silver et al. 2018,
+    arXiv:1812.06298)."""
     agent_id: bool = True
     """Give each agent its one-hot identity as input, so that a shared network can treat agents differently."""
 
@@ -108,7 +112,7 @@ class QMIXConfig:
     def __post_init__(self) -> None:
         _check_choice(self, "mixer", get_args(Mixer))
         _check_choice(self, "loss", get_args(Loss))
-        for name in ("recurrent", "layer_norm", "parameter_sharing", "last_action", "agent_id"):
+        for name in ("recurrent", "layer_norm", "parameter_sharing", "last_action", "prior", "agent_id"):
             _check_bool(self, name)
         for name in ("double_q", "off_policy_correction", "standardise_returns"):
             _check_bool(self, name)

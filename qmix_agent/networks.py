@@ -21,6 +21,11 @@ class AgentNetwork(nn.Module):
     With `parameter_sharing`, one set of weights serves all agents; without it, each agent has its own. `layer_norm` is
     applied before each ReLU and to the output of the GRU (Ba et al. 2016, arXiv:1607.06450). It has no gain and bias,
     because the next layer has its own (Xu et al. 2019, arXiv:1911.07013, find that they do not help).
+
+    With `prior`, the network starts with the values -|amount of the action - proposed amount|: its last layer is zero.
+
+    Raises:
+        ValueError: `prior` is set, and the environment proposes nothing.
     """
 
     def __init__(self, spec: EnvSpec, config: QMIXConfig) -> None:
@@ -47,6 +52,18 @@ class AgentNetwork(nn.Module):
         else:
             self.body = PerAgentGRU(self.n_agents, hidden_size)
         self.head = linear(hidden_size, self.n_actions)
+        self.proposal = spec.proposal if config.prior else None
+        if config.prior:
+            if self.proposal is None:
+                raise ValueError(
+                    "prior needs an environment that proposes actions by its attribute proposal, as FilterPruneEnv "
+                    "does; set prior to False"
+                )
+            for parameter in self.head.parameters():
+                nn.init.zeros_(parameter)
+            self.slope = nn.Parameter(torch.ones(()))
+            self.amounts: torch.Tensor
+            self.register_buffer("amounts", torch.tensor(self.proposal.amounts))
 
     def forward(
         self, observations: torch.Tensor, last_actions: torch.Tensor, hidden: torch.Tensor | None = None
@@ -91,7 +108,11 @@ class AgentNetwork(nn.Module):
             features = self._normalise(self.body(features)).relu()
         if self.recurrent:
             features = self._normalise(features)
-        return self.head(features), hidden
+        q = self.head(features)
+        if self.proposal is not None:
+            proposed = inputs[..., self.proposal.feature].unsqueeze(-1)  # [T, B, N, 1]
+            q = q - self.slope * (self.amounts - proposed).abs()
+        return q, hidden
 
     def _normalise(self, features: torch.Tensor) -> torch.Tensor:
         return functional.layer_norm(features, features.shape[-1:]) if self.layer_norm else features

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from gymnasium.vector.utils import CloudpickleWrapper
 from pettingzoo import ParallelEnv
 
-from .team_env import NAMES, state_of
+from .team_env import NAMES, PROPOSAL, state_of
 
 ParallelStep = tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, Any]]
 """What `ParallelEnv.step` returns: observations, rewards, terminations, truncations and infos."""
@@ -23,7 +23,7 @@ class EnvProcessError(RuntimeError):
     """The environment's process raised an error or died."""
 
 
-FORWARDED = (*NAMES, "all_episode_options")
+FORWARDED = (*NAMES, PROPOSAL, "all_episode_options")
 """Attributes of the environment that are read once, at the start."""
 
 

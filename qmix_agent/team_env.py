@@ -17,10 +17,13 @@ from gymnasium import spaces
 from pettingzoo import ParallelEnv
 
 from .padding import MASK_KEY, pad_action_masks, pad_observations, space_spec, split_observation
-from .types import EnvSpec, JointObservation, StepResult
+from .types import EnvSpec, JointObservation, Proposal, StepResult
 
 NAMES = ("observation_names", "action_names")
 """Attributes of an environment that name its observation features and actions."""
+PROPOSAL = "proposal"
+"""Attribute of an environment that proposes actions: the name of an observation feature, and the amount of that feature
+that each action stands for. All its agents have the same features and actions."""
 _STEP_DICTS = ("observations", "rewards", "terminations", "truncations", "infos")
 
 
@@ -222,7 +225,33 @@ class TeamEnv:
             action_starts=tuple(int(env.action_space(agent).start) for agent in agents),
             n_state=n_state,
             has_state=state is not None,
+            proposal=proposal_of(env),
         )
+
+
+def proposal_of(env: Any) -> Proposal | None:
+    """Return what an environment proposes, None if it proposes nothing.
+
+    Raises:
+        ValueError: The attribute `proposal` does not fit the environment's observations and actions.
+    """
+    given = getattr(env, PROPOSAL, None)
+    if given is None:
+        return None
+    try:
+        name, amounts = given
+        proposal = Proposal(list(env.observation_names).index(name), tuple(map(float, amounts)))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"proposal is {given!r}; expected the name of one of observation_names, and one number for each action"
+        ) from error
+    for agent in env.possible_agents:
+        if len(proposal.amounts) != env.action_space(agent).n:
+            raise ValueError(
+                f"proposal has {len(proposal.amounts)} amounts, but agent {agent!r} has {env.action_space(agent).n} "
+                "actions"
+            )
+    return proposal
 
 
 def team_reward(rewards: Mapping[str, float]) -> float:

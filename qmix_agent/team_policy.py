@@ -33,12 +33,21 @@ from .planning import epsilons_of, final_values
 from .policy import EpsilonGreedyPolicy
 from .rollout import EpisodeSettings, play_episodes
 from .seeding import Stream, make_generator
-from .team_env import NAMES, TeamEnv
-from .types import EnvSpec, SpaceSpec
+from .team_env import NAMES, TeamEnv, proposal_of
+from .types import EnvSpec, Proposal, SpaceSpec
 
 FORMAT = "qmix_agent policy"
-VERSION = 1
-NETWORK_SETTINGS = ("mixer", "recurrent", "hidden_size", "layer_norm", "last_action", "mixing_embed", "hypernet_hidden")
+VERSION = 2
+NETWORK_SETTINGS = (
+    "mixer",
+    "recurrent",
+    "hidden_size",
+    "layer_norm",
+    "last_action",
+    "prior",
+    "mixing_embed",
+    "hypernet_hidden",
+)
 """The fields of `QMIXConfig` that decide the networks."""
 
 
@@ -50,6 +59,8 @@ class Interface:
     """Names of the O observation features; numbers where the environment names none."""
     actions: tuple[str, ...]
     """Names of the A actions; numbers where the environment names none."""
+    proposal: Proposal | None = None
+    """What the environment proposes; None if it does not."""
 
     @classmethod
     def of(cls, env: ParallelEnv[str, Any, Any]) -> Interface:
@@ -73,7 +84,18 @@ class Interface:
         for attribute, count in zip(NAMES, numbers, strict=True):
             own = tuple(getattr(env, attribute, count))
             names.append(own if len(own) == len(count) else count)
-        return cls(*names)
+        observations, actions = names
+        return cls(observations, actions, proposal_of(env))
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Interface:
+        """Return the interface that `dataclasses.asdict` turned into `fields`."""
+        proposal = fields["proposal"]
+        if proposal is not None:
+            proposal = Proposal(int(proposal["feature"]), tuple(map(float, proposal["amounts"])))
+            if not 0 <= proposal.feature < len(fields["observations"]):
+                raise ValueError("a proposal that is no observation")
+        return cls(tuple(fields["observations"]), tuple(fields["actions"]), proposal)
 
     def require_equal(self, env: ParallelEnv[str, Any, Any]) -> None:
         """Raise ValueError that names the first difference unless the agents of an environment have this interface."""
@@ -188,7 +210,7 @@ class TeamPolicy:
                 raise ValueError("wrong digest")
             if not all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in weights.values()):
                 raise ValueError("weights that are not finite float32")
-            interface = Interface(*(tuple(description["interface"][name]) for name in ("observations", "actions")))
+            interface = Interface.from_dict(description["interface"])
             config = QMIXConfig(**description["settings"], agent_id=False)
             with torch.device("meta"):  # sizes are compared before anything is allocated
                 spec = _team_spec(("agent",), (0,), interface)
@@ -255,7 +277,7 @@ def _team_spec(agents: tuple[str, ...], starts: tuple[int, ...], interface: Inte
     n_observation, n_actions, count = len(interface.observations), len(interface.actions), len(agents)
     space = SpaceSpec("Box", (n_observation,), n_observation)
     n_state = count * n_observation
-    return EnvSpec(agents, (space,) * count, (n_actions,) * count, starts, n_state, has_state=False)
+    return EnvSpec(agents, (space,) * count, (n_actions,) * count, starts, n_state, False, interface.proposal)
 
 
 def _check_version(path: Path, description: Mapping[str, Any]) -> None:

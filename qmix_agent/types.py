@@ -30,6 +30,16 @@ class SpaceSpec:
 
 
 @dataclass(frozen=True)
+class Proposal:
+    """What an environment proposes to every agent: an amount of what its actions do."""
+
+    feature: int
+    """Index of the observation feature that holds the proposed amount."""
+    amounts: tuple[float, ...]
+    """Amount of each of the A actions."""
+
+
+@dataclass(frozen=True)
 class EnvSpec:
     """The agents, spaces and state size of an environment. Environments of equal spec can share a checkpoint."""
 
@@ -45,12 +55,15 @@ class EnvSpec:
     """Number of state features, S."""
     has_state: bool
     """Whether the environment has a state() method; otherwise the concatenated observations are the state."""
+    proposal: Proposal | None = None
+    """What the environment proposes; None if it does not."""
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> EnvSpec:
         """Return the spec that `dataclasses.asdict` turned into `fields`."""
         observations = tuple(SpaceSpec(**space) for space in fields["observations"])
-        return cls(**{**fields, "observations": observations})
+        proposal = None if fields["proposal"] is None else Proposal(**fields["proposal"])
+        return cls(**{**fields, "observations": observations, "proposal": proposal})
 
     @property
     def n_agents(self) -> int:

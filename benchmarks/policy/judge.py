@@ -26,7 +26,7 @@ from prune_env.common.fingerprints import weights_fingerprint
 from prune_env.common.settings import Count, Settings
 from prune_env.game.arguments import ProblemArgs
 from prune_env.game.budget import Target
-from qmix_agent import QMIX, TeamPolicy
+from qmix_agent import QMIX, QMIXConfig, TeamPolicy
 
 from ..compare import rows
 from ..compare.methods import evolution, random_search
@@ -42,6 +42,8 @@ FEW, MORE = 30, 100
 """Evaluations of the searches."""
 NEVER = 10_000
 """More episodes than any search here plays: after so many, learning would start or exploration would change."""
+AROUND: dict[str, Any] = {"epsilon_start": 0.1, "epsilon_end": 0.1, "learning_starts": NEVER}
+"""Settings of an agent that explores and does not learn."""
 
 
 IDENTITY = ("network", "weights_fingerprint", "target_macs", "method", "seed", "policy")
@@ -150,7 +152,7 @@ def _policy_imagined(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict
 
 def _policy_around(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
     """Play the policy with a tenth of the actions random, without learning."""
-    return _few_shot(env, policy, seed, epsilon_start=0.1, epsilon_end=0.1, learning_starts=NEVER)
+    return _few_shot(env, policy, seed, **AROUND)
 
 
 def _policy_learning(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
@@ -158,12 +160,33 @@ def _policy_learning(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict
     return _few_shot(env, policy, seed, **CONTINUED)
 
 
+def _prior(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
+    """Evaluate the greedy plan of an agent that starts from the proposed rates and has learned nothing."""
+    return {1: env.evaluator.accuracy(QMIX(env, settings(1, prior=True), seed).policy().plan(env))}
+
+
+def _prior_around(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
+    """Play the proposed rates with a tenth of the actions random, without learning."""
+    return _search(env, settings(NEVER, prior=True, **AROUND), None, seed, FEW, MORE)
+
+
+def _prior_learning(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
+    """Learn from the proposed rates on, with planning."""
+    return _search(env, settings(NEVER, prior=True, **CONTINUED), None, seed, FEW, MORE)
+
+
 def _few_shot(env: FilterPruneEnv, policy: TeamPolicy, seed: int, **fields: Any) -> dict[int, float]:
-    agent_settings = settings(NEVER, policy.config.mixer, **fields)
-    with Counted(env, FEW) as counted:
+    return _search(env, settings(NEVER, policy.config.mixer, **fields), policy, seed, FEW)
+
+
+def _search(
+    env: FilterPruneEnv, agent_settings: QMIXConfig, policy: TeamPolicy | None, seed: int, *counts: int
+) -> dict[int, float]:
+    """Return the best accuracies of an agent after so many evaluations."""
+    with Counted(env, counts[-1]) as counted:
         agent = QMIX(counted.env, agent_settings, seed, policy=policy)
-        agent.learn(PROPOSALS * FEW, progress=False)
-    return _best(counted.result(), FEW)
+        agent.learn(PROPOSALS * counts[-1], progress=False)
+    return _best(counted.result(), *counts)
 
 
 def _cma(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
@@ -192,6 +215,9 @@ def _rule(name: str, env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict
 
 
 METHODS: dict[str, Method] = {
+    "prior": _prior,
+    "prior_around": _prior_around,
+    "prior_learning": _prior_learning,
     "policy": _policy,
     "policy_imagined": _policy_imagined,
     "policy_around": _policy_around,
@@ -203,6 +229,8 @@ METHODS: dict[str, Method] = {
     "cma_least_change": _cma_least_change,
 }
 RANDOM = {
+    "prior_around",
+    "prior_learning",
     "policy_imagined",
     "policy_around",
     "policy_learning",

@@ -171,6 +171,16 @@ def test_a_plan_of_a_policy_meets_the_budget_and_leaves_the_suite_as_it_is(suite
     assert not any(len(game.archive) for game in suite.games.values())
 
 
+def test_an_untrained_policy_with_a_prior_follows_the_least_change_plan(suite: FilterPruneSuite) -> None:
+    policy = QMIX(suite, QMIXConfig(mixer="pooled", agent_id=False, prior=True)).policy()
+    for name, game in suite.games.items():
+        for target in (0.4, 0.6):
+            plan = policy.plan(suite, game=name, target_macs=target)
+            wanted, full = (np.array(one) for one in (game.least_change.plan(target), game.problem.full_plan))
+            assert (np.abs(plan - wanted) <= 1 + 0.15 * full).all(), (plan, wanted)
+            assert game.cost_ratios(plan)[0] <= target
+
+
 @pytest.mark.parametrize("several", [True, False], ids=["suite", "one_game"])
 def test_evaluations_play_every_kind_of_episode_and_take_none_from_training(
     suite: FilterPruneSuite, several: bool

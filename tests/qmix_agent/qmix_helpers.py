@@ -13,6 +13,7 @@ from games import Archiving, Ragged
 from qmix_agent import QMIX, Episode, QMIXConfig
 from qmix_agent.learner import Learner
 from qmix_agent.team_env import TeamEnv
+from qmix_agent.types import Proposal
 
 SMALL = QMIXConfig(
     hidden_size=8,
@@ -54,9 +55,10 @@ def equal_episodes(one: Episode, two: Episode) -> bool:
     )
 
 
-def a_learner(**settings: Any) -> Learner:
-    """Return a learner of SMALL, with some settings changed, for episodes of Ragged."""
-    return Learner(SPEC, dataclasses.replace(SMALL, **settings), seed=1, device="cpu")
+def a_learner(proposal: Proposal | None = None, **settings: Any) -> Learner:
+    """Return a learner of SMALL, with some settings changed, for episodes of Ragged, which may propose actions."""
+    spec = dataclasses.replace(SPEC, proposal=proposal)
+    return Learner(spec, dataclasses.replace(SMALL, **settings), seed=1, device="cpu")
 
 
 def an_episode(length: int, terminated: bool, seed: int = 0) -> Episode:

@@ -10,6 +10,8 @@ from qmix_helpers import a_learner
 from torch import nn
 from torch.nn import functional
 
+from qmix_agent.types import Proposal
+
 
 def random_inputs() -> tuple[torch.Tensor, torch.Tensor]:
     """Return observations and last actions of 4 episodes of 6 steps."""
@@ -60,6 +62,26 @@ def test_without_sharing_one_agents_values_depend_on_its_own_weights_only() -> N
         assert parameter.grad is not None
         assert (parameter.grad[[0, 2]] == 0).all()
         assert (parameter.grad[1] != 0).any()
+
+
+@pytest.mark.parametrize("settings", [{}, {"recurrent": False}, {"parameter_sharing": False}])
+def test_with_a_prior_an_untrained_network_prefers_what_is_proposed(settings: dict[str, Any]) -> None:
+    learner = a_learner(prior=True, proposal=Proposal(1, (0.0, 0.1, 0.3, 0.6, 1.0)), **settings)
+    observations, last_actions = random_inputs()
+    observations = observations.sigmoid()
+    for network in (learner.network, learner.target_network):
+        q, _ = network(observations, last_actions)
+        distances = (torch.tensor([0.0, 0.1, 0.3, 0.6, 1.0]) - observations[..., 1:2]).abs()
+        torch.testing.assert_close(q, -distances)
+    q, _ = learner.network(observations, last_actions)
+    q.sum().backward()
+    assert all(parameter.grad is not None for parameter in learner.network.parameters())
+    assert learner.network.head.get_parameter("weight").grad.abs().max() > 0  # so that it learns
+
+
+def test_a_prior_needs_a_proposal() -> None:
+    with pytest.raises(ValueError, match=r"prior needs .* proposal"):
+        a_learner(prior=True)
 
 
 def test_layer_norm_makes_values_independent_of_the_scale_of_observations() -> None:

@@ -13,6 +13,7 @@ import torch
 from games import Matrix, Ragged
 from gymnasium import spaces
 from pettingzoo import ParallelEnv
+from pettingzoo.utils import BaseParallelWrapper
 from safetensors.torch import load_file, save_file
 
 from qmix_agent import QMIX, CheckpointError, QMIXConfig, SubprocessEnv, TeamPolicy
@@ -71,6 +72,17 @@ class Sites(ParallelEnv):
     @property
     def plan(self) -> tuple[int, ...]:
         return tuple(self.picked.values())
+
+
+class ProposingSites(Sites):
+    """Proposes a number that is nearest to the amount of one action."""
+
+    proposal = ("price_1", (0.0, 0.3, 1.0))
+
+    def imagine(self) -> Sites:
+        other = ProposingSites(len(self.possible_agents))
+        other.imagined = True
+        return other
 
 
 def best(env: Sites, prices: int) -> tuple[int, ...]:
@@ -139,6 +151,50 @@ def test_actions_that_start_at_another_number_are_those_of_the_agent(learned: QM
 def test_a_policy_learned_in_another_process_fits(learned: QMIX) -> None:
     with SubprocessEnv(lambda: Sites(2)) as env:
         assert QMIX(env, learned.config).policy().interface == learned.policy().interface
+
+
+def test_with_a_prior_an_untrained_policy_does_what_is_proposed(tmp_path: Path) -> None:
+    for wrapped in (
+        ProposingSites(4),
+        SubprocessEnv(lambda: ProposingSites(4)),
+        BaseParallelWrapper(ProposingSites(4)),
+    ):
+        agent = QMIX(wrapped, dataclasses.replace(ANY_TEAM, prior=True))
+        policy, env = TeamPolicy.load(agent.save_policy(tmp_path / "policy.safetensors")), ProposingSites(9)
+        plan = policy.plan(env, prices=1)
+        amounts = np.array(ProposingSites.proposal[1])
+        env.reset(options={"prices": 1})
+        assert list(plan) == [int(np.abs(amounts - price[1]).argmin()) for price in env.prices.values()]
+        assert len(set(plan)) == 3
+        wrapped.close()
+    with pytest.raises(ValueError, match="prior is False"):
+        QMIX(env, ANY_TEAM, policy=policy)
+    with pytest.raises(ValueError, match="proposal"):
+        QMIX(Sites(4), dataclasses.replace(ANY_TEAM, prior=True), policy=policy)
+
+
+def test_a_prior_can_be_unlearned() -> None:
+    """What this game proposes is worthless."""
+    settings = {"recurrent": False, "gamma": 1.0, "hidden_size": 32, "learning_rate": 3e-3, "batch_size": 32}
+    config = dataclasses.replace(ANY_TEAM, **settings, prior=True, learning_starts=32)
+    env = ProposingSites(3)
+    agent = QMIX(env, config, seed=0).learn(160, progress=False)
+    picks = [
+        pick == right
+        for prices in range(20)
+        for pick, right in zip(agent.policy().plan(env, prices=prices), best(env, prices), strict=True)
+    ]
+    assert np.mean(picks) > 0.8
+
+
+@pytest.mark.parametrize(
+    "proposal", [("price_9", (0.0, 0.3, 1.0)), ("price_1", (0.0, 0.3)), ("price_1", 3), "price_1", ("price_1", "abc")]
+)
+def test_a_proposal_that_does_not_fit_is_refused(proposal: Any) -> None:
+    env = ProposingSites(2)
+    env.proposal = proposal
+    with pytest.raises(ValueError, match="ProposingSites: proposal"):
+        QMIX(env, ANY_TEAM)
 
 
 def test_an_agent_starts_from_a_policy(learned: QMIX) -> None:
@@ -222,6 +278,7 @@ class TestFiles:
             {"settings": {"hidden_size": 2**30}},
             {"settings": {"unknown": 1}},
             {"interface": {"observations": [], "actions": []}},
+            {"interface": {"proposal": {"feature": 3, "amounts": [0, 1, 2]}}, "settings": {"prior": True}},
             {"settings": {"layer_norm": True}},
         ],
     )
