@@ -38,7 +38,7 @@ class QMIXConfig:
     last_action: bool = True
     """Give each agent its own previous action as input."""
     prior: bool = False
-    """Start from what the environment proposes (its attribute `proposal`): an action's value begins as minus the
+    """Start from what the environment proposes (its attribute `action_proposal`): an action's value begins as minus the
     distance between its amount and the proposed one, and is corrected by learning (Silver et al. 2018,
     arXiv:1812.06298)."""
     agent_id: bool = True

@@ -22,7 +22,8 @@ class AgentNetwork(nn.Module):
     applied before each ReLU and to the output of the GRU (Ba et al. 2016, arXiv:1607.06450). It has no gain and bias,
     because the next layer has its own (Xu et al. 2019, arXiv:1911.07013, find that they do not help).
 
-    With `prior`, the network starts with the values -|amount of the action - proposed amount|: its last layer is zero.
+    With `prior`, values are those of the last layer minus slope * |amount of the action - proposed amount|. The last
+    layer starts at zero and the slope at one; both are learned.
 
     Raises:
         ValueError: `prior` is set, and the environment proposes nothing.
@@ -56,14 +57,14 @@ class AgentNetwork(nn.Module):
         if config.prior:
             if self.proposal is None:
                 raise ValueError(
-                    "prior needs an environment that proposes actions by its attribute proposal, as FilterPruneEnv "
-                    "does; set prior to False"
+                    "prior needs an environment that proposes actions by its attribute action_proposal, as "
+                    "FilterPruneEnv does; set prior to False"
                 )
             for parameter in self.head.parameters():
                 nn.init.zeros_(parameter)
-            self.slope = nn.Parameter(torch.ones(()))
+            self.slope = nn.Parameter(torch.ones(1 if config.parameter_sharing else self.n_agents, 1))  # [1 or N, 1]
             self.amounts: torch.Tensor
-            self.register_buffer("amounts", torch.tensor(self.proposal.amounts))
+            self.register_buffer("amounts", torch.tensor(self.proposal.amounts, device="cpu"), persistent=False)
 
     def forward(
         self, observations: torch.Tensor, last_actions: torch.Tensor, hidden: torch.Tensor | None = None

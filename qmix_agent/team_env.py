@@ -21,7 +21,7 @@ from .types import EnvSpec, JointObservation, Proposal, StepResult
 
 NAMES = ("observation_names", "action_names")
 """Attributes of an environment that name its observation features and actions."""
-PROPOSAL = "proposal"
+PROPOSAL = "action_proposal"
 """Attribute of an environment that proposes actions: the name of an observation feature, and the amount of that feature
 that each action stands for. All its agents have the same features and actions."""
 _STEP_DICTS = ("observations", "rewards", "terminations", "truncations", "infos")
@@ -233,23 +233,26 @@ def proposal_of(env: Any) -> Proposal | None:
     """Return what an environment proposes, None if it proposes nothing.
 
     Raises:
-        ValueError: The attribute `proposal` does not fit the environment's observations and actions.
+        ValueError: The attribute `action_proposal` does not fit the environment's observations and actions.
     """
     given = getattr(env, PROPOSAL, None)
     if given is None:
         return None
     try:
         name, amounts = given
-        proposal = Proposal(list(env.observation_names).index(name), tuple(map(float, amounts)))
+        names = list(env.observation_names)
+        proposal = Proposal(names.index(name), tuple(map(float, amounts)))
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"proposal is {given!r}; expected the name of one of observation_names, and one number for each action"
+            f"{PROPOSAL} is {given!r}; expected the name of one of observation_names, and one finite number for each "
+            "action"
         ) from error
     for agent in env.possible_agents:
-        if len(proposal.amounts) != env.action_space(agent).n:
+        own = space_spec(agent, env.observation_space(agent)).size, int(env.action_space(agent).n)
+        if own != (len(names), len(proposal.amounts)):
             raise ValueError(
-                f"proposal has {len(proposal.amounts)} amounts, but agent {agent!r} has {env.action_space(agent).n} "
-                "actions"
+                f"{PROPOSAL} needs all agents to have the {len(names)} observation_names and {len(proposal.amounts)} "
+                f"actions, but agent {agent!r} has {own[0]} and {own[1]}"
             )
     return proposal
 

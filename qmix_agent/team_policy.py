@@ -93,8 +93,9 @@ class Interface:
         proposal = fields["proposal"]
         if proposal is not None:
             proposal = Proposal(int(proposal["feature"]), tuple(map(float, proposal["amounts"])))
-            if not 0 <= proposal.feature < len(fields["observations"]):
-                raise ValueError("a proposal that is no observation")
+            counts = len(fields["observations"]), len(fields["actions"])
+            if not 0 <= proposal.feature < counts[0] or len(proposal.amounts) != counts[1]:
+                raise ValueError("a proposal of other observations or actions")
         return cls(tuple(fields["observations"]), tuple(fields["actions"]), proposal)
 
     def require_equal(self, env: ParallelEnv[str, Any, Any]) -> None:
@@ -108,6 +109,11 @@ class Interface:
                     f"environment are {', '.join(theirs)}. Make the environment with the settings "
                     "that the policy was learned with"
                 )
+        if self.proposal != other.proposal:
+            raise ValueError(
+                f"the policy does not fit {type(env).__name__}: it was learned with the action_proposal "
+                f"{self.proposal}; that of the environment is {other.proposal}"
+            )
 
 
 class TeamPolicy:

@@ -6,6 +6,7 @@ features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,6 +38,10 @@ class Proposal:
     """Index of the observation feature that holds the proposed amount."""
     amounts: tuple[float, ...]
     """Amount of each of the A actions."""
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, self.amounts)):
+            raise ValueError(f"amounts of actions must be finite, got {self.amounts}")
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ def measure(config: Config, scratch: Path, way: str) -> dict[str, Any]:
     """Load, search and distil, and return the peak memory in MiB after each stage."""
     os.environ["PRUNE_ENV_CACHE"] = str(scratch / "cache")
     warnings.simplefilter("ignore")  # of an untrained network
+    torch.set_num_threads(1)  # each thread keeps buffers, at some times more than at others
     create(config.network, 10, 3)(torch.zeros(1, 3, config.size, config.size))  # torch allocates its buffers
     peaks, start = {"start": peak()}, time.perf_counter()
     reading = Reading(stream=way == "streamed", workers=config.workers)

@@ -8,6 +8,7 @@ Letters: N images, C channels, H and W pixels, K targets per image.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -99,16 +100,26 @@ def image_pixels(image: Image, where: str, resize: Callable[[Image], Image] | No
         resize: Makes the image of another size, after the conversion.
 
     Raises:
-        DataError: Its pixels have more than 8 bits.
+        DataError: Its channels have more than 8 bits.
     """
-    modes = [image.mode, *(str(tile[3]) for tile in getattr(image, "tile", ()))]  # the latter as stored in the file
-    if image.mode.startswith(("I", "F")) or any("16" in mode for mode in modes):
+    if image.mode.startswith(("I", "F")) or _has_deep_colours(image):
         raise DataError(
-            f"{where} has more than 8 bits in a pixel (PIL's mode {modes[-1]!r}); convert it to 8 bits, 'L' or 'RGB', "
-            "first"
+            f"{where} has more than 8 bits in a channel (PIL opens it in mode {image.mode!r}); convert it to 8 bits, "
+            "'L' or 'RGB', first"
         )
     converted = image.convert("L" if image.mode in GREY else "RGB")
     return np.array(resize(converted) if resize else converted)
+
+
+def _has_deep_colours(image: Image) -> bool:
+    """Whether the file of an image that was opened lazily has colours of 16 bits, of which PIL drops the lower half."""
+    for codec, _, _, arguments in getattr(image, "tile", ()):
+        values = (arguments,) if isinstance(arguments, str) else tuple(arguments or ())
+        if codec.startswith("ppm") and isinstance(values[-1], int) and values[-1] > 255:  # the largest value
+            return True
+        if values and isinstance(values[0], str) and re.search(r"^(?!BGR).*;16[BLN]?$", values[0]):
+            return True
+    return False
 
 
 def digits() -> Source:

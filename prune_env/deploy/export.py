@@ -16,10 +16,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..common.command import require_packages
 from ..common.files import replacing
 from ..common.onnx_session import PACKAGES, open_session
+from ..pruning.copies import uncompiled
 
 ONNX_TOLERANCE = 1e-4
 TORCH_TOLERANCE = 1e-6
@@ -111,8 +113,8 @@ def _prepared(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None)
     """Return a copy of the network on the CPU in eval mode, and images as contiguous tensors of its precision."""
     if images.ndim != 4 or len(images) < 2:
         raise ExportError(f"images must be [N, C, H, W] with at least two images, got {tuple(images.shape)}")
-    while isinstance(model, nn.DataParallel):  # which exporters cannot take, and one device does not need
-        model = model.module
+    while isinstance(model, (nn.DataParallel, DistributedDataParallel)):  # exporters do not accept them
+        model = uncompiled(model.module)
     network = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
     if dtype is not None:
         network.to(dtype)

@@ -22,7 +22,7 @@ from ..pruning.copies import uncompiled
 from ..pruning.problem import PruningProblem
 from .import_network import network_from_path
 from .record import FORMAT_VERSION, RECORD, WEIGHTS, read_record, to_json
-from .weights import digest_of, read_weights, to_bytes, without_buffers
+from .weights import all_tensors, digest_of, read_weights, split_state, to_bytes
 
 
 def save_pruned(
@@ -128,15 +128,15 @@ def update_pruned(
         )
     tensors = read_weights(directory / WEIGHTS, record["weights_digest"])
     try:
-        tensors, _ = without_buffers(model, tensors)
-        _check_fit(model, record["modules"], tensors, "given model")
+        state, _ = split_state(model, tensors)
+        _check_fit(model, record["modules"], state, "given model")
     except ValueError as error:
         raise ValueError(
             f"the model is not the network of {directory}: {error}; if it is wrapped (DistributedDataParallel, "
             "torch.compile, a LightningModule), give the network inside"
         ) from error
-    for name, tensor in model.state_dict().items():
-        if tensors[name].isfinite().all() and not tensor.isfinite().all():
+    for name, tensor in all_tensors(model).items():
+        if (name not in tensors or tensors[name].isfinite().all()) and not tensor.isfinite().all():
             raise ValueError(f"{name} is no longer finite: the training has diverged")
     _write(out, {**record, "metrics": dict(metrics or {})}, model)
 
@@ -198,8 +198,8 @@ def load_pruned(
         )
     try:
         network = _cut(base, record["kept_channels"])
-        tensors, buffers = without_buffers(network, tensors)
-        _check_fit(network, record["modules"], tensors)
+        state, buffers = split_state(network, tensors)
+        _check_fit(network, record["modules"], state)
         modules = dict(network.named_modules())
         for layer, filters in record["plan"].items():
             if layer not in modules:
@@ -212,12 +212,12 @@ def load_pruned(
             "base_model"
         ) from error
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-        if name in tensors:  # buffers that are not part of the state keep their type
-            tensor.data = tensor.data.to(tensors[name].dtype)
-    network.load_state_dict(tensors)
+        if name in state:  # the network takes the file's precision
+            tensor.data = tensor.data.to(state[name].dtype)
+    network.load_state_dict(state)
     for name, tensor in buffers.items():
         path, _, buffer = name.rpartition(".")
-        network.get_submodule(path)._buffers[buffer] = tensor
+        setattr(network.get_submodule(path), buffer, tensor)
     return network.cpu().eval()
 
 
@@ -310,7 +310,8 @@ def _recorded_base(record: Mapping[str, Any], tensors: Mapping[str, torch.Tensor
         sketch = None
     if sketch is not None:
         try:
-            _check_fit(_cut(sketch, record["kept_channels"]), record["modules"], tensors)
+            pruned = _cut(sketch, record["kept_channels"])
+            _check_fit(pruned, record["modules"], split_state(pruned, tensors)[0])
         except ValueError as error:
             raise ValueError(f"the weights are not those of {name!r} with {classes} classes: {error}") from error
     return create(name, classes, inputs)

@@ -51,8 +51,8 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
     - Agents: conv_0 ... conv_{G-1} in forward order; `groups` holds the layers of each.
     - Actions: Discrete; an index into `config.rates`, the fraction of the remaining filters that is removed.
     - Observations: Box [0, 1], float32 [F]; `observation_names` names the entries, `state_names` those of `state()`.
-    - `proposal` names the entry `proposed_rate` and gives the rate of every action, so that an agent can start from the
-      least-change plan.
+    - `action_proposal` names the entry `proposed_rate` and gives the rate of every action, so that an agent can start
+      from the least-change plan.
     - Infos: action_mask (int8 [A]), applied_rate, accuracy, macs_ratio and params_ratio, with the same keys at reset
       and at every step.
 
@@ -119,7 +119,7 @@ class FilterPruneEnv(ParallelEnv[str, np.ndarray, int]):
         self._transitions = Transitions(problem.cost, problem.full_plan, self.observer, config.rounds)
         self.observation_names, self.state_names = self.observer.names, self.observer.state_names
         self.action_names = tuple(f"rate_{rate:g}" for rate in config.rates)
-        self.proposal = "proposed_rate", config.rates
+        self.action_proposal = "proposed_rate", config.rates
         self.possible_agents = [group.name for group in problem.groups]
         self.observation_spaces, self.action_spaces = exchange.agent_spaces(problem.groups, self.observer)
         self.state_space = spaces.Box(0.0, 1.0, (len(self.state_names),), np.float32)

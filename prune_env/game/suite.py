@@ -71,7 +71,7 @@ class FilterPruneSuite(ParallelEnv[str, np.ndarray, int]):
         largest = max(self.games.values(), key=lambda game: len(game.possible_agents))
         self.possible_agents = list(largest.possible_agents)
         self.observation_names, self.action_names = largest.observation_names, largest.action_names
-        self.state_names, self.proposal = largest.state_names, largest.proposal
+        self.state_names, self.action_proposal = largest.state_names, largest.action_proposal
         self.observation_spaces, self.action_spaces = largest.observation_spaces, largest.action_spaces
         self.state_space: spaces.Space = largest.state_space
         self.agents: list[str] = []

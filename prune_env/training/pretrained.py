@@ -178,18 +178,22 @@ def load_weights(model: nn.Module, file: Path) -> None:
         FileNotFoundError: The file does not exist.
         IsADirectoryError: `file` is a folder.
     """
-    state, own = _read_state(file), model.state_dict()
-    if state.keys() != own.keys():
-        names = {_unwrapped(name): name for name in own}
-        state = {names.get(_unwrapped(name), _unwrapped(name)): tensor for name, tensor in state.items()}
-    _fill(model, state, file)
+    state, own = _read_state(file), list(model.state_dict())
+    for theirs in _without_wrappers(list(state)):
+        for mine in _without_wrappers(own):
+            if set(theirs) == set(mine):
+                places = dict(zip(mine, own, strict=True))
+                _fill(model, {places[name]: one for name, one in zip(theirs, state.values(), strict=True)}, file)
+                return
+    _fill(model, dict(zip(theirs, state.values(), strict=True)), file)  # names what does not fit
 
 
-def _unwrapped(name: str) -> str:
-    """Return the name of a tensor without the prefixes of wrappers."""
-    while name.startswith(WRAPPERS):
-        name = name.partition(".")[2]
-    return name
+def _without_wrappers(names: list[str]) -> list[list[str]]:
+    """Return names as they are, and without one more prefix of a wrapper each, as long as all of them have it."""
+    variants = [names]
+    for prefix in iter(lambda: next((one for one in WRAPPERS if all(n.startswith(one) for n in variants[-1])), ""), ""):
+        variants.append([name.removeprefix(prefix) for name in variants[-1]])
+    return variants
 
 
 def _fill(model: nn.Module, state: Mapping[str, torch.Tensor], file: Path) -> None:

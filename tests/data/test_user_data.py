@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
@@ -185,8 +186,24 @@ class TestDatasets:
         file = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
         image = Image.open(io.BytesIO(file))
         assert image.mode == "RGB"
-        with pytest.raises(DataError, match=r"item 0 of the test data .*8 bits.*16"):
-            from_datasets(self.GOOD, Pairs([(image, 0)]))
+        plain = Image.open(io.BytesIO(b"P6 5 6 65535\n" + bytes(6 * 5 * 6)))
+        for deep in (image, plain):
+            with pytest.raises(DataError, match=r"item 0 of the test data .*8 bits"):
+                from_datasets(self.GOOD, Pairs([(deep, 0)]))
+
+    @pytest.mark.parametrize("width", [5, 54, 72, 16])
+    @pytest.mark.parametrize("kind", ["BMP", "PNG", "PPM", "TIFF", "PCX", "DDS"])
+    def test_colours_of_8_bits_are_read(self, width: int, kind: str) -> None:
+        """Whatever numbers their files hold."""
+        from PIL import Image
+
+        pixels = np.random.default_rng(0).integers(0, 256, (40, 16, width, 3), dtype=np.uint8)
+        files = [io.BytesIO() for _ in pixels]
+        for image, file in zip(pixels, files, strict=True):
+            Image.fromarray(image).save(file, kind)
+        items = [(Image.open(file), number % 2) for number, file in enumerate(files)]
+        data = from_datasets(Pairs(items), Pairs(items[:1]))
+        assert torch.equal(data.test.images[0], torch.from_numpy(pixels[0]).permute(2, 0, 1))
 
     def test_an_item_that_cannot_be_read(self) -> None:
         class Broken(Pairs):

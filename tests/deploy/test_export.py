@@ -87,12 +87,12 @@ def test_onnx_runs_at_any_batch_size(pruned: nn.Module, images: torch.Tensor, tm
             torch.testing.assert_close(torch.from_numpy(found), pruned(images[:count]), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
 def test_data_parallel_networks_are_unwrapped(pruned: nn.Module, images: torch.Tensor, tmp_path: Path) -> None:
     for write, name in ((to_onnx, "a.onnx"), (to_torch_export, "a.pt2")):
         assert write(nn.DataParallel(pruned), tmp_path / name, images) <= 1e-4
 
 
+@pytest.mark.slow
 def test_torch_export_runs_without_this_package(pruned: nn.Module, images: torch.Tensor, tmp_path: Path) -> None:
     file = tmp_path / "a.pt2"
     assert to_torch_export(pruned, file, images) <= 1e-6

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from prune_env import load_pruned, save_pruned, update_pruned
-from prune_env.data import DataSplits
+from prune_env.data import DataSplits, from_tensors
 from prune_env.deploy.record import to_json
 from prune_env.deploy.weights import file_bytes
 from prune_env.networks import create
@@ -286,6 +286,32 @@ def test_shared_parameters_and_buffers_outside_the_state(digits: DataSplits, tmp
     assert loaded.get_parameter("last.weight") is loaded.get_parameter("again.weight")
     with torch.inference_mode():
         assert torch.equal(loaded(digits.example_input), network(digits.example_input))
+
+
+def test_a_registered_network_with_other_buffers(tmp_path: Path) -> None:
+    """The shortcuts of ResNets hold indices that pruning cuts; they follow from the channels that remain."""
+    colours = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    data = from_tensors(colours, torch.arange(40) % 10, colours[:10] + 1, torch.arange(10))
+    problem = make_problem(create("resnet20", 10, 3), data)
+    plan = tuple(max(1, count // 2) for count in problem.full_plan)
+    network = problem.build(plan).eval()
+    save_pruned(tmp_path, network, plan, problem, base="resnet20")
+    assert not any("source" in name for name in load_file(tmp_path / "pruned.safetensors"))
+    with torch.inference_mode():
+        assert torch.equal(load_pruned(tmp_path)(data.example_input), network(data.example_input))
+
+
+@pytest.mark.parametrize("factor", [torch.rand(2), torch.tensor(1)])
+def test_buffers_of_another_shape_or_kind_are_refused(digits: DataSplits, tmp_path: Path, factor: torch.Tensor) -> None:
+    class Scaled(Own):
+        def __init__(self, factor: torch.Tensor) -> None:
+            super().__init__()
+            self.register_buffer("factor", factor, persistent=False)
+
+    problem = make_problem(Scaled(torch.rand(())), digits)
+    save_pruned(tmp_path, problem.build((5,)), (5,), problem)
+    with pytest.raises(ValueError, match="buffer factor"):
+        load_pruned(tmp_path, Scaled(factor))
 
 
 def test_a_compiled_network_is_its_own_base(digits: DataSplits, tmp_path: Path) -> None:

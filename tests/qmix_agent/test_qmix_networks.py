@@ -64,6 +64,16 @@ def test_without_sharing_one_agents_values_depend_on_its_own_weights_only() -> N
         assert (parameter.grad[1] != 0).any()
 
 
+def test_without_sharing_each_agent_has_its_own_slope() -> None:
+    learner = a_learner(parameter_sharing=False, prior=True, proposal=Proposal(1, (0.0, 0.1, 0.3, 0.6, 1.0)))
+    q, _ = learner.network(*random_inputs())
+    q[:, :, 1].sum().backward()
+    gradient = learner.network.slope.grad
+    assert gradient is not None
+    assert gradient[1] != 0
+    assert (gradient[[0, 2]] == 0).all()
+
+
 @pytest.mark.parametrize("settings", [{}, {"recurrent": False}, {"parameter_sharing": False}])
 def test_with_a_prior_an_untrained_network_prefers_what_is_proposed(settings: dict[str, Any]) -> None:
     learner = a_learner(prior=True, proposal=Proposal(1, (0.0, 0.1, 0.3, 0.6, 1.0)), **settings)
@@ -80,7 +90,7 @@ def test_with_a_prior_an_untrained_network_prefers_what_is_proposed(settings: di
 
 
 def test_a_prior_needs_a_proposal() -> None:
-    with pytest.raises(ValueError, match=r"prior needs .* proposal"):
+    with pytest.raises(ValueError, match=r"prior needs .*action_proposal"):
         a_learner(prior=True)
 
 

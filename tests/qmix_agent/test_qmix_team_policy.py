@@ -77,7 +77,7 @@ class Sites(ParallelEnv):
 class ProposingSites(Sites):
     """Proposes a number that is nearest to the amount of one action."""
 
-    proposal = ("price_1", (0.0, 0.3, 1.0))
+    action_proposal = ("price_1", (0.0, 0.3, 1.0))
 
     def imagine(self) -> Sites:
         other = ProposingSites(len(self.possible_agents))
@@ -162,7 +162,7 @@ def test_with_a_prior_an_untrained_policy_does_what_is_proposed(tmp_path: Path) 
         agent = QMIX(wrapped, dataclasses.replace(ANY_TEAM, prior=True))
         policy, env = TeamPolicy.load(agent.save_policy(tmp_path / "policy.safetensors")), ProposingSites(9)
         plan = policy.plan(env, prices=1)
-        amounts = np.array(ProposingSites.proposal[1])
+        amounts = np.array(ProposingSites.action_proposal[1])
         env.reset(options={"prices": 1})
         assert list(plan) == [int(np.abs(amounts - price[1]).argmin()) for price in env.prices.values()]
         assert len(set(plan)) == 3
@@ -187,13 +187,40 @@ def test_a_prior_can_be_unlearned() -> None:
     assert np.mean(picks) > 0.8
 
 
+def test_checkpoints_and_exports_hold_a_prior(tmp_path: Path) -> None:
+    config = dataclasses.replace(ANY_TEAM, prior=True, epsilon_start=0.5)
+    whole = QMIX(ProposingSites(3), config, seed=2).learn(12, progress=False)
+    QMIX(ProposingSites(3), config, seed=2).learn(6, checkpoint_dir=tmp_path, progress=False)
+    resumed = QMIX.load(tmp_path, ProposingSites(3)).learn(12, progress=False)
+    for name, tensor in whole.learner.network.state_dict().items():
+        assert torch.equal(resumed.learner.network.state_dict()[name], tensor), name
+    assert resumed.learner.network.state_dict().keys() == whole.learner.network.state_dict().keys()
+    assert whole.export_onnx(tmp_path / "agent.onnx") <= 1e-4
+
+
+def test_a_policy_with_another_proposal_is_refused() -> None:
+    policy = QMIX(ProposingSites(3), ANY_TEAM).policy()
+    env = ProposingSites(3)
+    env.action_proposal = ("price_1", (0.0, 0.5, 1.0))
+    with pytest.raises(ValueError, match="action_proposal"):
+        policy.plan(env)
+
+
 @pytest.mark.parametrize(
-    "proposal", [("price_9", (0.0, 0.3, 1.0)), ("price_1", (0.0, 0.3)), ("price_1", 3), "price_1", ("price_1", "abc")]
+    "proposal",
+    [
+        ("price_9", (0.0, 0.3, 1.0)),
+        ("price_1", (0.0, 0.3)),
+        ("price_1", (0.0, 0.3, float("nan"))),
+        ("price_1", 3),
+        ("price_1", "abc"),
+        "price_1",
+    ],
 )
 def test_a_proposal_that_does_not_fit_is_refused(proposal: Any) -> None:
     env = ProposingSites(2)
-    env.proposal = proposal
-    with pytest.raises(ValueError, match="ProposingSites: proposal"):
+    env.action_proposal = proposal
+    with pytest.raises(ValueError, match="ProposingSites: action_proposal"):
         QMIX(env, ANY_TEAM)
 
 
@@ -278,7 +305,9 @@ class TestFiles:
             {"settings": {"hidden_size": 2**30}},
             {"settings": {"unknown": 1}},
             {"interface": {"observations": [], "actions": []}},
-            {"interface": {"proposal": {"feature": 3, "amounts": [0, 1, 2]}}, "settings": {"prior": True}},
+            {"interface": {"proposal": {"feature": 3, "amounts": [0, 1, 2]}}},
+            {"interface": {"proposal": {"feature": 1, "amounts": [0, 1]}}},
+            {"interface": {"proposal": {"feature": 1, "amounts": [0, 1, float("nan")]}}},
             {"settings": {"layer_norm": True}},
         ],
     )

@@ -139,6 +139,13 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, content: str, named: 
         LatencyTable.load(file)
 
 
+def test_a_table_may_start_with_a_byte_order_mark(tmp_path: Path) -> None:
+    table().save(tmp_path / "table.json")
+    text = (tmp_path / "table.json").read_text(encoding="utf-8")
+    (tmp_path / "marked.json").write_text(text, encoding="utf-8-sig")
+    assert LatencyTable.load(tmp_path / "marked.json") == LatencyTable.load(tmp_path / "table.json")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         LatencyTable.load(tmp_path / "none.json")

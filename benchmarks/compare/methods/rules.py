@@ -39,7 +39,7 @@ def insides(env: FilterPruneEnv, target: float) -> Plan:
 RULES: dict[str, Callable[[FilterPruneEnv, float], Plan]] = {
     "uniform": uniform,
     "insides": insides,
-    "global_l1": lambda env, target: magnitude.plan(env.clone(target=target)),
+    "magnitude": lambda env, target: magnitude.plan(env.clone(target=target)),
     "least_change": lambda env, target: env.least_change.plan(target),
 }
 """Plans that need no search: one evaluation for each budget."""

@@ -198,8 +198,8 @@ def split(trace: Trace, call: Call) -> None:
         for part, piece in zip(call.output, parts, strict=True):
             trace.labels.tie(parts[0], piece)
             trace[part] = piece
-        _follow(trace, parts[0].movedim(axis, 0))
-        _follow(trace, labels.movedim(axis, 0))
+        part = parts[0].movedim(axis, 0)
+        _follow(trace, part if len(part) in _stored(trace) else labels.movedim(axis, 0))
 
 
 @rule(aten.cat, aten.concat, aten.stack, all_operands=True)
