@@ -55,12 +55,12 @@ def qmix_planned_front(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
 
 def qmix_policy_front(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
     """Continue learning from the published policy, which was learned on other networks, with planning."""
-    policy = TeamPolicy.load(PUBLISHED)
-    with Counted(env, max_plans) as counted:
-        config = settings(PROPOSALS * max_plans, **CONTINUED)
-        agent = QMIX(counted.env, config, seed, policy=policy)
-        agent.learn(PROPOSALS * max_plans, progress=False)
-    return Front(_accuracies(counted), lambda target: _greedy_plan(agent, env, target))
+    return _continued(env, max_plans, seed, TeamPolicy.load(PUBLISHED))
+
+
+def qmix_prior_front(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
+    """Learn one policy over all budgets that starts from the proposed rates, with planning."""
+    return _continued(env, max_plans, seed, None, prior=True)
 
 
 def qmix_each(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
@@ -108,6 +108,7 @@ def cma_joint(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
 METHODS: dict[str, Method] = {
     "qmix_planned": qmix_planned_front,
     "qmix_policy": qmix_policy_front,
+    "qmix_prior": qmix_prior_front,
     "qmix": qmix_front,
     "qmix_each": qmix_each,
     "cma_each": cma_each,
@@ -115,6 +116,15 @@ METHODS: dict[str, Method] = {
     "cma_joint": cma_joint,
     "random_each": random_each,
 }
+
+
+def _continued(env: FilterPruneEnv, max_plans: int, seed: int, policy: TeamPolicy | None, **fields: Any) -> Front:
+    """Learn with little exploration, because the agent starts from what is good already."""
+    with Counted(env, max_plans) as counted:
+        config = settings(PROPOSALS * max_plans, **CONTINUED, **fields)
+        agent = QMIX(counted.env, config, seed, policy=policy)
+        agent.learn(PROPOSALS * max_plans, progress=False)
+    return Front(_accuracies(counted), lambda target: _greedy_plan(agent, env, target))
 
 
 def _each(env: FilterPruneEnv, max_plans: int, search: Callable[[FilterPruneEnv, int], Any]) -> Front:
