@@ -90,9 +90,8 @@ class Interface:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Interface:
         """Return the interface that `dataclasses.asdict` turned into `fields`."""
-        proposal = fields["proposal"]
+        proposal = Proposal.from_dict(fields["proposal"])
         if proposal is not None:
-            proposal = Proposal(int(proposal["feature"]), tuple(map(float, proposal["amounts"])))
             counts = len(fields["observations"]), len(fields["actions"])
             if not 0 <= proposal.feature < counts[0] or len(proposal.amounts) != counts[1]:
                 raise ValueError("a proposal of other observations or actions")

@@ -43,6 +43,11 @@ class Proposal:
         if not all(map(math.isfinite, self.amounts)):
             raise ValueError(f"amounts of actions must be finite, got {self.amounts}")
 
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any] | None) -> Proposal | None:
+        """Return the proposal that `dataclasses.asdict` turned into `fields`; None stays None."""
+        return None if fields is None else cls(int(fields["feature"]), tuple(map(float, fields["amounts"])))
+
 
 @dataclass(frozen=True)
 class EnvSpec:
@@ -67,8 +72,7 @@ class EnvSpec:
     def from_dict(cls, fields: Mapping[str, Any]) -> EnvSpec:
         """Return the spec that `dataclasses.asdict` turned into `fields`."""
         observations = tuple(SpaceSpec(**space) for space in fields["observations"])
-        proposal = None if fields["proposal"] is None else Proposal(**fields["proposal"])
-        return cls(**{**fields, "observations": observations, "proposal": proposal})
+        return cls(**{**fields, "observations": observations, "proposal": Proposal.from_dict(fields["proposal"])})
 
     @property
     def n_agents(self) -> int:

@@ -14,11 +14,12 @@ import numpy as np
 
 from prune_env import FilterPruneEnv
 from prune_env.pruning import Plan
-from qmix_agent import QMIX, TeamPolicy
+from qmix_agent import QMIX, QMIXConfig, TeamPolicy
 
 from ..compare.methods import evolution, qmix, random_search
 from ..compare.methods.counted import PROPOSALS, Counted
 from ..compare.methods.plans import from_keep_ratios
+from ..compare.methods.result import SearchResult
 from ..policy.train import CONTINUED, PUBLISHED, settings
 
 RANDOM_PER_BUDGET = 10
@@ -41,10 +42,7 @@ Method = Callable[[FilterPruneEnv, int, int], Front]
 
 def qmix_front(env: FilterPruneEnv, max_plans: int, seed: int, **fields: Any) -> Front:
     """Learn one policy over all budgets. For other budgets, play it greedily."""
-    with Counted(env, max_plans) as counted:
-        agent = QMIX(counted.env, qmix.config(max_plans, **qmix.SETTINGS, **fields), seed)
-        agent.learn(PROPOSALS * max_plans, progress=False)
-    return Front(_accuracies(counted), lambda target: _greedy_plan(agent, env, target))
+    return _one_policy(env, max_plans, seed, qmix.config(max_plans, **qmix.SETTINGS, **fields))
 
 
 def qmix_planned_front(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
@@ -55,12 +53,13 @@ def qmix_planned_front(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
 
 def qmix_policy_front(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
     """Continue learning from the published policy, which was learned on other networks, with planning."""
-    return _continued(env, max_plans, seed, TeamPolicy.load(PUBLISHED))
+    config = settings(PROPOSALS * max_plans, **CONTINUED)
+    return _one_policy(env, max_plans, seed, config, TeamPolicy.load(PUBLISHED))
 
 
 def qmix_prior_front(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
     """Learn one policy over all budgets that starts from the proposed rates, with planning."""
-    return _continued(env, max_plans, seed, None, prior=True)
+    return _one_policy(env, max_plans, seed, settings(PROPOSALS * max_plans, prior=True, **CONTINUED))
 
 
 def qmix_each(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
@@ -102,7 +101,7 @@ def cma_joint(env: FilterPruneEnv, max_plans: int, seed: int) -> Front:
         start = np.mean([game.budget.uniform() for game in games], 0) / env.problem.full_plan
         evolution.maximise(fitness, start, seed)
     _, keep = max(best, key=lambda pair: pair[0])
-    return Front(_accuracies(counted), lambda target: from_keep_ratios(env.clone(target=target), keep))
+    return Front(_accuracies(counted.result()), lambda target: from_keep_ratios(env.clone(target=target), keep))
 
 
 METHODS: dict[str, Method] = {
@@ -118,13 +117,12 @@ METHODS: dict[str, Method] = {
 }
 
 
-def _continued(env: FilterPruneEnv, max_plans: int, seed: int, policy: TeamPolicy | None, **fields: Any) -> Front:
-    """Learn with little exploration, because the agent starts from what is good already."""
-    with Counted(env, max_plans) as counted:
-        config = settings(PROPOSALS * max_plans, **CONTINUED, **fields)
-        agent = QMIX(counted.env, config, seed, policy=policy)
-        agent.learn(PROPOSALS * max_plans, progress=False)
-    return Front(_accuracies(counted), lambda target: _greedy_plan(agent, env, target))
+def _one_policy(
+    env: FilterPruneEnv, max_plans: int, seed: int, config: QMIXConfig, policy: TeamPolicy | None = None
+) -> Front:
+    """Learn one policy over all budgets, from a given one on or from nothing. For other budgets, play it greedily."""
+    agent, result = qmix.run(env, max_plans, seed, config, policy)
+    return Front(_accuracies(result), lambda target: _greedy_plan(agent, env, target))
 
 
 def _each(env: FilterPruneEnv, max_plans: int, search: Callable[[FilterPruneEnv, int], Any]) -> Front:
@@ -148,8 +146,8 @@ def _each(env: FilterPruneEnv, max_plans: int, search: Callable[[FilterPruneEnv,
     return Front(accuracies, propose)
 
 
-def _accuracies(counted: Counted) -> dict[Plan, float]:
-    return {entry.plan: entry.accuracy for entry in counted.result().entries}
+def _accuracies(result: SearchResult) -> dict[Plan, float]:
+    return {entry.plan: entry.accuracy for entry in result.entries}
 
 
 def _greedy_plan(agent: QMIX, env: FilterPruneEnv, target: float) -> Plan:

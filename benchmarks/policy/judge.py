@@ -29,8 +29,7 @@ from prune_env.game.budget import Target
 from qmix_agent import QMIX, QMIXConfig, TeamPolicy
 
 from ..compare import rows
-from ..compare.methods import evolution, random_search
-from ..compare.methods.counted import PROPOSALS, Counted
+from ..compare.methods import evolution, qmix, random_search
 from ..compare.methods.result import SearchResult
 from ..compare.methods.rules import RULES, insides
 from .games import JUDGING, RATES, RECIPES, make_games
@@ -183,10 +182,8 @@ def _search(
     env: FilterPruneEnv, agent_settings: QMIXConfig, policy: TeamPolicy | None, seed: int, *counts: int
 ) -> dict[int, float]:
     """Return the best accuracies of an agent after so many evaluations."""
-    with Counted(env, counts[-1]) as counted:
-        agent = QMIX(counted.env, agent_settings, seed, policy=policy)
-        agent.learn(PROPOSALS * counts[-1], progress=False)
-    return _best(counted.result(), *counts)
+    _, result = qmix.run(env, counts[-1], seed, agent_settings, policy)
+    return _best(result, *counts)
 
 
 def _cma(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:

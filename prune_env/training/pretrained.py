@@ -191,8 +191,9 @@ def load_weights(model: nn.Module, file: Path) -> None:
 def _without_wrappers(names: list[str]) -> list[list[str]]:
     """Return names as they are, and without one more prefix of a wrapper each, as long as all of them have it."""
     variants = [names]
-    for prefix in iter(lambda: next((one for one in WRAPPERS if all(n.startswith(one) for n in variants[-1])), ""), ""):
-        variants.append([name.removeprefix(prefix) for name in variants[-1]])
+    while prefix := next((one for one in WRAPPERS if names and all(name.startswith(one) for name in names)), None):
+        names = [name.removeprefix(prefix) for name in names]
+        variants.append(names)
     return variants
 
 

@@ -100,6 +100,9 @@ def test_wrappers_do_not_count_in_names(tmp_path: Path) -> None:
             target = loaded()
             load_weights(target, tmp_path / f"{number}.pt")
             assert all(map(torch.equal, target.state_dict().values(), source.state_dict().values()))
+    torch.save({}, tmp_path / "empty.pt")
+    with pytest.raises(ValueError, match="weight is missing"):
+        load_weights(nn.Linear(2, 2), tmp_path / "empty.pt")
     mixed = {"module.weight": torch.ones(2, 2), "weight": torch.ones(2, 2), "bias": torch.ones(2)}
     torch.save(mixed, tmp_path / "mixed.pt")
     with pytest.raises(ValueError, match="weight"):

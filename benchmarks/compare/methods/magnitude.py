@@ -38,6 +38,6 @@ def plan(env: FilterPruneEnv) -> Plan:
     def enough(threshold: float) -> bool:
         return env.budget.cost(counts(env, keep(threshold))) <= most
 
-    # The lowest threshold that meets the budget. The projection then uses the MACs that remain.
+    # The lowest threshold that meets the budget. The projection then uses what remains of it.
     lowest = min(bisect_left(thresholds, True, key=enough), len(thresholds) - 1)
     return from_keep_ratios(env, keep(thresholds[lowest]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from prune_env import FilterPruneEnv
-from qmix_agent import QMIX, QMIXConfig
+from qmix_agent import QMIX, QMIXConfig, TeamPolicy
 from qmix_agent.config import Mixer
 
 from .counted import PROPOSALS, Counted
@@ -32,7 +32,19 @@ def config(max_plans: int, **fields: Any) -> QMIXConfig:
 
 
 def learn(env: FilterPruneEnv, max_plans: int, seed: int, **fields: Any) -> SearchResult:
-    """Learn until `max_plans` distinct plans are evaluated or PROPOSALS * `max_plans` episodes are played."""
+    """Search with the configuration for `max_plans` plans; see `config`."""
+    return run(env, max_plans, seed, config(max_plans, **fields))[1]
+
+
+def run(
+    env: FilterPruneEnv, max_plans: int, seed: int, settings: QMIXConfig, policy: TeamPolicy | None = None
+) -> tuple[QMIX, SearchResult]:
+    """Learn until `max_plans` distinct plans are evaluated or PROPOSALS * `max_plans` episodes are played.
+
+    Returns:
+        The agent, and what it has evaluated.
+    """
     with Counted(env, max_plans) as counted:
-        QMIX(counted.env, config(max_plans, **fields), seed).learn(PROPOSALS * max_plans, progress=False)
-    return counted.result()
+        agent = QMIX(counted.env, settings, seed, policy=policy)
+        agent.learn(PROPOSALS * max_plans, progress=False)
+    return agent, counted.result()
