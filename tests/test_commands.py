@@ -23,12 +23,13 @@ ABLATION, STRENGTH, QMIX_SPEED = "benchmarks.qmix.ablation", "benchmarks.qmix.st
 SPEED, ACCURACY, MEMORY = (f"benchmarks.speed.evaluator{name}" for name in ("", "_accuracy", "_memory"))
 WORKERS, SURGERY, AMC = "benchmarks.speed.workers", "benchmarks.speed.surgery", "benchmarks.speed.amc"
 LEARN, JUDGE = "benchmarks.policy.train", "benchmarks.policy.judge"
+WORTH, WORTH_REPORT, WEIGHTS = "benchmarks.worth", "benchmarks.worth.report", "benchmarks.check_weights"
 ZOO, TABULATE = "benchmarks.make.zoo", "benchmarks.make.tabulate"
 Run = Callable[[str, str], str]
 NOWHERE = "/proc/x"
 """A place where not even root can write."""
 
-PROBLEM = (TRAIN, SINGLE, COMPARE, FRONT, ABLATION, ACCURACY)
+PROBLEM = (TRAIN, SINGLE, COMPARE, FRONT, ABLATION, ACCURACY, WORTH)
 """The commands on a network by name."""
 
 MISTAKES = [
@@ -85,6 +86,14 @@ MISTAKES = [
     (JUDGE, "--methods never", "never"),
     (JUDGE, "--data-sets never", "never"),
     (JUDGE, "--network nonet --policy nofile", "nofile"),
+    (WORTH, f"--out {NOWHERE}", NOWHERE),
+    (WORTH, "--sources never", "never"),
+    (WORTH, "--teacher nonet", "nonet"),
+    (WORTH, "--teacher resnet56 --teacher-weights nofile", "nofile"),
+    (WORTH, "--teacher-weights nofile", "teacher"),
+    (WORTH, "--found norows", "norows"),
+    (WORTH_REPORT, "norows", "norows"),
+    (WEIGHTS, "--weights noweights", "noweights"),
     (REPORT, "norows", "norows"),
     ("prune_env", "export norun", "norun"),
 ]
@@ -92,6 +101,8 @@ PACKAGES = [
     *[(command, "", "torch_pruning") for command in (SPEED, SURGERY, ZOO)],
     *[(command, "", "matplotlib") for command in (TRAIN, STRENGTH, SPEED, WORKERS)],
     (REPORT, "rows", "matplotlib"),
+    (WORTH_REPORT, "rows", "matplotlib"),
+    *[(WORTH, "", package) for package in ("torch_pruning", "modelopt")],
     (COMPARE, "", "optuna"),
     (JUDGE, "", "cma"),
     (STRENGTH, "", "mpe2"),
