@@ -32,6 +32,7 @@ from ..compare import rows
 from ..compare.methods import evolution, qmix, random_search
 from ..compare.methods.result import SearchResult
 from ..compare.methods.rules import RULES, insides
+from . import copied
 from .games import JUDGING, RATES, RECIPES, make_games
 from .train import CONTINUED, PUBLISHED, settings
 
@@ -211,6 +212,11 @@ def _rule(name: str, env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict
     return {1: env.evaluator.accuracy(RULES[name](env, _target(env)))}
 
 
+def _copied(env: FilterPruneEnv, policy: TeamPolicy, seed: int) -> dict[int, float]:
+    """Evaluate the plan with the rates of the nearest layers of ResNet-20's best plan."""
+    return {1: env.evaluator.accuracy(copied.plan(env, _target(env)))}
+
+
 METHODS: dict[str, Method] = {
     "prior": _prior,
     "prior_around": _prior_around,
@@ -220,6 +226,7 @@ METHODS: dict[str, Method] = {
     "policy_around": _policy_around,
     "policy_learning": _policy_learning,
     **{name: partial(_rule, name) for name in RULES},
+    "copied": _copied,
     "random": _random,
     "cma": _cma,
     "cma_insides": _cma_insides,

@@ -19,7 +19,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from prune_env import FilterPruneEnv
-from prune_env.scoring.metric import accuracy
+from prune_env.common.memory_format import in_layout
+from prune_env.scoring.metric import count_correct
 
 CALIBRATION_BATCHES = 50
 """FastNAS estimates no BatchNorm statistics from fewer batches."""
@@ -74,13 +75,15 @@ def fastnas(env: FilterPruneEnv, target: float) -> Rival:
     data, looks = env.problem.data, 0
     generator = torch.Generator().manual_seed(0)
     size = max(2, len(data.calibration) // CALIBRATION_BATCHES)
-    batches = [data.augmented(images, generator) for images, _ in data.calibration.batches(size)]
-    images = data.reward.select(data.reward.balanced_rows(env.config.reward_images))
+    augmented = (data.augmented(images, generator) for images, _ in data.calibration.batches(size))
+    batches = [in_layout(images, torch.channels_last) for images in augmented]
+    split = data.reward.select(data.reward.balanced_rows(env.config.reward_images))
+    reward = [(in_layout(data.normalise(images), torch.channels_last), labels) for images, labels in split.batches(250)]
 
     def score(network: nn.Module) -> float:
         nonlocal looks
         looks += 1
-        return accuracy(network, data, images)
+        return count_correct(network, reward) / len(split)
 
     widths = tuple(step / 20 for step in range(1, 21))
     space: dict[str, Any] = {

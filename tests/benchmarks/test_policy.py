@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.policy import games, judge, train
+from benchmarks.compare import rows
+from benchmarks.policy import copied, games, judge, train
 from benchmarks.policy.architectures import FAMILIES, Architecture
 from benchmarks.policy.games import JUDGING, LEARNING, GameSpec
-from prune_env import list_problems, make_problem
+from prune_env import EnvConfig, FilterPruneEnv, list_problems, make_problem
 from prune_env.data import DataSplits
+from prune_env.data.load import from_tensors
+from prune_env.networks import create
 from prune_env.pruning import inspect
+from prune_env.pruning.groups import PruningGroup
 from prune_env.training.fit import FitConfig
 from qmix_agent import TeamPolicy
 
@@ -50,6 +54,32 @@ def test_the_published_policy_plans_for_named_problems(name: str) -> None:
     plan = TeamPolicy.load(train.PUBLISHED).plan(env)
     assert env.budget.meets(plan)
     assert plan != env.budget.uniform()
+
+
+class TestCopiedRates:
+    def test_a_network_like_the_donor_gets_its_plan(self, digits: DataSplits) -> None:
+        """ResNet-20 itself, on other images: every group is its own nearest."""
+        rows_ = digits.train.balanced_rows(600)[torch.randperm(600, generator=torch.Generator().manual_seed(0))]
+        images = torch.nn.functional.interpolate(digits.train.images[rows_], 32)
+        labels = digits.train.labels[rows_]
+        data = from_tensors(images[100:], labels[100:], images[:100], labels[:100])
+        env = FilterPruneEnv.from_model(create("resnet20", 10, 1), data, EnvConfig(target_macs=0.5, round_to=1))
+        best = max(
+            (row for row in rows.read([copied.PLANS]) if row["target_macs"] == 0.5),
+            key=lambda row: row["search_accuracy"],
+        )
+        plan = copied.plan(env, 0.5)
+        assert env.budget.meets(plan)
+        assert max(abs(one - other) for one, other in zip(plan, best["plan"], strict=True)) <= 1
+
+    def test_tied_groups_copy_tied_groups_at_the_nearest_depth(self) -> None:
+        def group(*layers: str) -> PruningGroup:
+            return PruningGroup("conv_0", layers, 8, ())
+
+        donors = [group("a", "b"), group("c"), group("d"), group("e", "f")]
+        ours = [group("a"), group("b", "c"), group("d"), group("e"), group("f", "g"), group("h")]
+        assert copied.nearest_groups(ours, donors) == [1, 0, 1, 2, 3, 2]
+        assert copied.nearest_groups(ours, donors[1:3]) == [0, 0, 0, 1, 1, 1]  # none is tied
 
 
 class TestRuns:
