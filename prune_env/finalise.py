@@ -20,7 +20,7 @@ from .common.fingerprints import weights_fingerprint
 from .common.settings import Positive, Settings
 from .game.env import FilterPruneEnv
 from .pruning import Plan
-from .scoring.metric import accuracy
+from .scoring.metric import accuracy, eval_mode
 from .training.distillation import DistillationConfig, Teacher, distil
 from .training.fit import RunOptions
 
@@ -44,7 +44,7 @@ class Finaliser(Settings):
 
     Raises:
         TypeError: `teacher` is not a Teacher.
-        ValueError: A field has a value that is not allowed, or `teacher` is another network than the environment's.
+        ValueError: A field has a value that is not allowed, or `teacher` has other outputs than the network.
 
     Example:
         >>> finaliser = Finaliser(env, DistillationConfig(epochs=4))
@@ -58,7 +58,8 @@ class Finaliser(Settings):
     short_epochs: Positive = 1.0
     """Epochs of the finalists' distillation."""
     teacher: Teacher | None = None
-    """A teacher that several finalisers share. Logits that it has computed need not be computed again."""
+    """By default the original network. Another one must have been trained on the same classes, with the same
+    normalisation. Logits that a teacher has computed need not be computed again, so share one among finalisers."""
     checkpoints: Path | None = None
     """Folder in which an interrupted run finds the networks that it had finished."""
     device: torch.device | str = "cpu"
@@ -72,11 +73,8 @@ class Finaliser(Settings):
         model = self.env.problem.model
         if self.teacher is None:
             object.__setattr__(self, "teacher", Teacher(model, self.device, precision=self.distillation.precision))
-        elif self.teacher.fingerprint != (expected := weights_fingerprint(model)):
-            raise ValueError(
-                f"the teacher is another network (fingerprint {self.teacher.fingerprint}) than the environment's "
-                f"({expected}); write Teacher(env.problem.model, device)"
-            )
+        elif self.teacher.fingerprint != weights_fingerprint(model):
+            _check_outputs(self.teacher, self.env)
 
     def rank(self, plans: Sequence[Plan]) -> list[Finalist]:
         """Distil every plan's network briefly and return the finalists, best first.
@@ -126,6 +124,19 @@ def recalibrated(env: FilterPruneEnv, plan: Plan) -> nn.Module:
     network = env.problem.build(plan)
     env.evaluator.recalibrate(network)
     return network.cpu().eval()
+
+
+def _check_outputs(teacher: Teacher, env: FilterPruneEnv) -> None:
+    """Check that a teacher has as many outputs as the network."""
+    example, model = env.problem.data.example_input, env.problem.model
+    found = tuple(teacher.compute(example.to(teacher.device)).shape)
+    with eval_mode(model), torch.no_grad():
+        expected = tuple(model(example).shape)
+    if found != expected:
+        raise ValueError(
+            f"the teacher's output for two images is {found}, that of the network is {expected}; choose a teacher that "
+            "was trained on the same classes"
+        )
 
 
 def _file(folder: Path | None, stage: str, plan: Plan) -> Path | None:

@@ -67,6 +67,8 @@ MISTAKES = [
     *[(command, f"--{name} zz", "zz") for command in (COMPARE, FRONT, ABLATION) for name in ("importance", "reward")],
     *[(TRAIN, f"--{name} 0", name) for name in ("finalists", "distillation.epochs", "qmix.batch-size")],
     *[(TRAIN, f"--{name} nan", name) for name in ("short-epochs", "target-macs", "distillation.lr", "qmix.gamma")],
+    (TRAIN, "--teacher.network nonet", "nonet"),
+    (TRAIN, "--teacher.weights nofile", "teacher.network"),
     (OWN, "--episodes -1", "episodes"),
     *[(command, "--episodes 0", "episodes") for command in (SINGLE, PLUG_IN, QMIX_SPEED)],
     *[(command, "--seeds 0", "seeds") for command in (COMPARE, ABLATION, STRENGTH)],

@@ -15,6 +15,7 @@ from torch import nn
 from prune_env import EnvConfig, FilterPruneEnv, PruningProblem
 from prune_env.data import DataSplits, Split
 from prune_env.finalise import Finaliser, accuracy, recalibrated
+from prune_env.networks import create
 from prune_env.training.distillation import DistillationConfig, Teacher
 
 SHORT = DistillationConfig(epochs=2, min_steps=20, batch_size=64)
@@ -157,10 +158,17 @@ class TestTeacher:
         assert finaliser(brief, short_epochs=0.5).rank(PLANS) == finalists
         assert len(batches) == epoch + round(epoch / 2), "without a shared teacher, a finaliser makes one of its own"
 
-    def test_the_teacher_of_another_network_is_refused(self, env: FilterPruneEnv, finaliser: MakeFinaliser) -> None:
-        other = Teacher(recalibrated(env, PLANS[0]))
-        with pytest.raises(ValueError, match=other.fingerprint):
-            finaliser(teacher=other)
+    def test_another_network_may_teach(self, env: FilterPruneEnv, finaliser: MakeFinaliser) -> None:
+        taught = [
+            finaliser(teacher=teacher).distil(PLANS[0])
+            for teacher in (None, Teacher(env.problem.model), Teacher(recalibrated(env, PLANS[1])))
+        ]
+        assert torch.equal(weights(taught[0]), weights(taught[1]))
+        assert not torch.equal(weights(taught[0]), weights(taught[2]))
+
+    def test_a_teacher_of_other_classes_is_refused(self, finaliser: MakeFinaliser) -> None:
+        with pytest.raises(ValueError, match=r"\(2, 7\).*\(2, 10\)"):
+            finaliser(teacher=Teacher(create("small_cnn", 7, 1)))
 
     def test_a_network_is_not_a_teacher(self, env: FilterPruneEnv, finaliser: MakeFinaliser) -> None:
         with pytest.raises(TypeError, match=r"Teacher.*SmallCNN"):

@@ -38,8 +38,9 @@ from ..reporting.result import Contestant, add_measurements, network_rows, save_
 from ..reporting.run_folder import check_room, open_folder
 from ..reporting.summary import percent, summary
 from ..scoring.latency_table import LatencyTable
-from ..training.distillation import DistillationConfig
+from ..training.distillation import DistillationConfig, Teacher
 from .plans import print_plans, save_plans
+from .teacher import TeacherArgs
 
 SUMMARY = "summary.txt"
 """The table of a finished run."""
@@ -47,7 +48,7 @@ LATENCY_TABLE = "latency_table.json"
 """The latencies of layers that a run has measured."""
 MINUTES = "minutes.json"
 """The minutes of every stage, of all processes of a run together."""
-AFTERWARDS = ("distillation", "finalists", "short_epochs", "latency.timing")
+AFTERWARDS = ("distillation", "teacher", "finalists", "short_epochs", "latency.timing")
 """Settings of what follows the search, which may change when a run is resumed."""
 FEW_IMAGES = 100
 """Below so many reward images, one of them is more than a point."""
@@ -93,6 +94,8 @@ class RunConfig(Settings):
     """The agent: networks, learning, exploration, evaluation and checkpoints."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     """The training of the winner and of the uniform network after the search."""
+    teacher: TeacherArgs = field(default_factory=TeacherArgs)
+    """The network that teaches in this training."""
     quantise: bool = False
     """Also write the winner as an ONNX file in int8, pruned-int8.onnx, and compare all networks in int8. A finished run
     gets it with --resume."""
@@ -141,7 +144,9 @@ def prune(config: RunConfig) -> None:
     with stopwatch.stage("search"):
         episodes = search(config, env, directory)
     with stopwatch.stage("distillation"):
-        prunings = [_distilled(config, env, target, directory) for target in env.config.targets if target is not None]
+        teacher = config.teacher.load(env.problem, config.problem.device, config.distillation.precision)
+        targets = [target for target in env.config.targets if target is not None]
+        prunings = [_distilled(config, env, teacher, target, directory) for target in targets]
     with stopwatch.stage("test"):
         contestants = _tested(config, prunings)
         for pruning in prunings:  # before networks are timed, which takes long for large images
@@ -289,13 +294,14 @@ def _has_rule(env: FilterPruneEnv) -> bool:
     return not env.config.round_finetune_batches
 
 
-def _distilled(config: RunConfig, env: FilterPruneEnv, target: float, directory: Path) -> Pruning:
+def _distilled(config: RunConfig, env: FilterPruneEnv, teacher: Teacher, target: float, directory: Path) -> Pruning:
     """Choose and distil the network of a budget without looking at the test set. The uniform plan is trained alike."""
     game = env.clone(target=target)
     finaliser = Finaliser(
         game,
         config.distillation,
         short_epochs=config.short_epochs,
+        teacher=teacher,
         checkpoints=directory / "checkpoint",
         device=config.problem.device,
     )
