@@ -43,7 +43,10 @@ def main(config: Config) -> None:
         raise ValueError(f"{config.weights} has no folder with a pruned.json; give the folder of the networks")
     data, wrong = load(config.data), []
     for folder in folders:
-        published, found = read_record(folder)["metrics"]["test_accuracy"], tested(folder, data)
+        published = read_record(folder)["metrics"].get("test_accuracy")
+        if published is None:
+            raise ValueError(f"{folder / 'pruned.json'} has no test_accuracy; give a folder of published networks")
+        found = tested(folder, data)
         print(f"{folder.name}: {100 * found:.2f} % of the test set, published {100 * published:.2f} %", flush=True)
         if abs(found - published) > TOLERANCE:
             wrong.append(folder.name)

@@ -20,7 +20,7 @@ from .common.fingerprints import weights_fingerprint
 from .common.settings import Positive, Settings
 from .game.env import FilterPruneEnv
 from .pruning import Plan
-from .scoring.metric import accuracy, eval_mode
+from .scoring.metric import accuracy
 from .training.distillation import DistillationConfig, Teacher, distil
 from .training.fit import RunOptions
 
@@ -74,7 +74,7 @@ class Finaliser(Settings):
         if self.teacher is None:
             object.__setattr__(self, "teacher", Teacher(model, self.device, precision=self.distillation.precision))
         elif self.teacher.fingerprint != weights_fingerprint(model):
-            _check_outputs(self.teacher, self.env)
+            self.teacher.check_outputs(model, self.env.problem.data.example_input)
 
     def rank(self, plans: Sequence[Plan]) -> list[Finalist]:
         """Distil every plan's network briefly and return the finalists, best first.
@@ -124,19 +124,6 @@ def recalibrated(env: FilterPruneEnv, plan: Plan) -> nn.Module:
     network = env.problem.build(plan)
     env.evaluator.recalibrate(network)
     return network.cpu().eval()
-
-
-def _check_outputs(teacher: Teacher, env: FilterPruneEnv) -> None:
-    """Check that a teacher has as many outputs as the network."""
-    example, model = env.problem.data.example_input, env.problem.model
-    found = tuple(teacher.compute(example.to(teacher.device)).shape)
-    with eval_mode(model), torch.no_grad():
-        expected = tuple(model(example).shape)
-    if found != expected:
-        raise ValueError(
-            f"the teacher's output for two images is {found}, that of the network is {expected}; choose a teacher that "
-            "was trained on the same classes"
-        )
 
 
 def _file(folder: Path | None, stage: str, plan: Plan) -> Path | None:

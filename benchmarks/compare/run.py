@@ -45,7 +45,7 @@ from .rows import Row
 
 CANDIDATES = 10
 """Best plans of a search that its row keeps: a later finalisation chooses among them."""
-PACKAGES = ("prune-env", "torch", "numpy", "cma", "optuna", "stable-baselines3")
+PACKAGES = ("prune-env", "torch", "numpy", "cma", "optuna", "stable-baselines3", "torch-pruning", "nvidia-modelopt")
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _searched(config: Config, env: FilterPruneEnv, result: SearchResult) -> Row:
         "optimum": getattr(env.evaluator, "optimum", None),
         "curve": result.curve,
         "search_seconds": None if config.problem.cache else round(result.seconds, 2),  # the cache would falsify it
-        "search_machine": _machine(config.problem.device),
+        "search_machine": machine(config.problem.device),
     }
 
 
@@ -259,7 +259,7 @@ def _finalised(config: Config, env: FilterPruneEnv, candidates: list[Row], seed:
         ],
         "short_seconds": round(middle - start, 2),
         "full_seconds": round(end - middle, 2),
-        "finalise_machine": _machine(device),
+        "finalise_machine": machine(device),
     }
 
 
@@ -292,7 +292,8 @@ def _teacher(network: _Network, device: str, seed: int) -> Teacher:
     return Teacher(network.module, device)
 
 
-def _machine(device: str) -> Row:
+def machine(device: str) -> Row:
+    """Return the device, the number of threads, and the versions of packages."""
     cuda = torch.device(device).type == "cuda"
     name = torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine()
     return {"device": name, "threads": torch.get_num_threads(), "versions": _versions()}

@@ -21,7 +21,8 @@ from ..compare.methods.plans import from_keep_ratios
 from ..compare.model import OWN_WEIGHTS
 
 PLANS = Path(__file__).parents[1] / "results" / "resnet20-search.jsonl"
-"""Plans that thirteen methods found for ResNet-20, for 30 and 50 % of the MACs."""
+"""Plans that search methods found for ResNet-20, for 30 and 50 % of the MACs; those with weights of their own do not
+count."""
 
 
 def plan(env: FilterPruneEnv, target: float) -> Plan:

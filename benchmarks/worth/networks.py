@@ -8,18 +8,22 @@ from typing import NamedTuple
 import numpy as np
 
 from prune_env import FilterPruneEnv
+from prune_env.common.fingerprints import weights_fingerprint
 from prune_env.pruning import Plan
 
 from ..compare.methods import METHODS
 from ..compare.methods.plans import from_keep_ratios
 from ..compare.methods.rules import RULES
-from ..compare.rows import Row
+from ..compare.rows import Row, with_defaults
 from .rivals import RIVALS
 
 SLACK = 0.002
 """Plans that are drawn may cost this fraction of the original MACs less than the budget."""
+DRAWS = 1000
+"""Draws for each plan, at most."""
+RESNET20 = (*[16] * 4, *[32] * 4, *[64] * 4)
 NARROW_STAGE = (5, 6, 4, 4, 28, 30, 11, 28, 64, 64, 64, 38)
-"""Filters that ResNet-20 keeps at half of the MACs if its first stage is narrow, the shape that TAS found (Dong & Yang,
+"""Filters of ResNet-20 at half of its MACs with a narrow first stage, a shape like that which TAS found (Dong & Yang,
 NeurIPS 2019, arXiv:1905.09717)."""
 SOURCES = tuple(dict.fromkeys([*RULES, *RIVALS, "narrow_stage", "drawn", *METHODS]))
 """Where networks come from: rules, rivals, the narrow stage, plans drawn at random, and search methods."""
@@ -28,10 +32,12 @@ SOURCES = tuple(dict.fromkeys([*RULES, *RIVALS, "narrow_stage", "drawn", *METHOD
 class Candidate(NamedTuple):
     """A pruned network and where it comes from."""
 
-    source: str
-    """One of `SOURCES`."""
+    sources: tuple[str, ...]
+    """Those of `SOURCES` that have it; a source counts as often as it found the network."""
     plan: Plan | None
     """None for the network of a rival, which no plan describes."""
+    evaluations: int | None
+    """Looks at an accuracy that the first source took to find it; None for a rival that has not run yet."""
 
 
 def candidates(env: FilterPruneEnv, target: float, random: int, found: Iterable[Row] = ()) -> list[Candidate]:
@@ -42,20 +48,53 @@ def candidates(env: FilterPruneEnv, target: float, random: int, found: Iterable[
         target: Fraction of the MACs that may stay.
         random: Number of random plans.
         found: Rows of `benchmarks.compare`, whose winners at this budget are taken.
+
+    Raises:
+        ValueError: A row is of another network, weights or kind of evaluation, or there are too few plans to draw.
     """
-    game = env.clone(target=target)
-    every = [(name, rule(env, target)) for name, rule in RULES.items()]
-    full = np.array(env.problem.full_plan)
-    if len(full) == len(NARROW_STAGE) and (full >= NARROW_STAGE).all():
-        every.append(("narrow_stage", from_keep_ratios(game, NARROW_STAGE / full)))
-    every += [(row["method"], tuple(row["plan"])) for row in found if row["target_macs"] == target]
-    rng = np.random.default_rng(0)
-    for _ in range(random):
-        plan = None
-        while plan is None or not target - SLACK <= env.cost_ratios(plan)[0] <= target:
-            plan = from_keep_ratios(game, rng.uniform(size=len(full)))
-        every.append(("drawn", plan))
-    sources: dict[Plan, str] = {}
-    for source, plan in every:
-        sources.setdefault(plan, source)
-    return [Candidate(source, plan) for plan, source in sources.items()] + [Candidate(name, None) for name in RIVALS]
+    every = [Candidate((name,), rule(env, target), 0) for name, rule in RULES.items()]
+    if env.problem.full_plan == RESNET20 and target == 0.5:
+        keep = np.array(NARROW_STAGE) / RESNET20
+        every.append(Candidate(("narrow_stage",), from_keep_ratios(env.clone(target=target), keep), 0))
+    every += [_winner(env, row) for row in found if row["target_macs"] == target]
+    every += [Candidate(("drawn",), plan, 0) for plan in _drawn(env, target, random)]
+    merged: dict[Plan | None, Candidate] = {}
+    for one in every:
+        known = merged.get(one.plan)
+        merged[one.plan] = one if known is None else known._replace(sources=known.sources + one.sources)
+    return [*merged.values(), *(Candidate((name,), None, None) for name in RIVALS)]
+
+
+def _winner(env: FilterPruneEnv, row: Row) -> Candidate:
+    """Return the winner of a search."""
+    plan, budget = tuple(row["plan"]), env.budgets.of(row["target_macs"])
+    same = tuple(row["full_plan"]) == tuple(env.problem.full_plan) and budget.meets(plan)
+    if not same or row.get("weights_fingerprint") not in (None, weights_fingerprint(env.problem.model)):
+        raise ValueError(
+            f"--found has a row of {row['method']!r}, seed {row['seed']}, with another network, weights or budget than "
+            "this problem; give rows of benchmarks.compare with the same ones"
+        )
+    if with_defaults(row["problem"])["finetune_batches"]:
+        raise ValueError(
+            f"--found has a row of {row['method']!r}, seed {row['seed']}, whose plans were finetuned before they were "
+            "evaluated; give rows without finetune-batches"
+        )
+    return Candidate((row["method"],), plan, row["evaluations"])
+
+
+def _drawn(env: FilterPruneEnv, target: float, count: int) -> list[Plan]:
+    """Return different plans whose keep ratios are drawn uniformly, before they are scaled to the budget."""
+    game, rng = env.clone(target=target), np.random.default_rng(0)
+    plans: dict[Plan, None] = {}
+    for _ in range(DRAWS * count):
+        plan = from_keep_ratios(game, rng.uniform(size=len(env.problem.full_plan)))
+        if target - SLACK <= env.cost_ratios(plan)[0] <= target:
+            plans[plan] = None
+        if len(plans) == count:
+            return list(plans)
+    if count:
+        raise ValueError(
+            f"{DRAWS * count} draws gave {len(plans)} different plans of {target - SLACK:g} to {target:g} of the MACs, "
+            f"not {count}; set fewer random plans, or a smaller round-to"
+        )
+    return []

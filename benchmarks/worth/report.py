@@ -2,14 +2,20 @@
 
     python -m benchmarks.worth.report runs/worth
 
-One section for each budget and recipe: test accuracy over epochs, and how well everything that can be known earlier
-ranks the networks. Letters: N networks.
+One section for each problem, budget and recipe. Its first table has test accuracies, means over seeds and networks,
+with the standard deviation over networks. The second has Kendall's tau between everything that can be known earlier and
+the test accuracy, with bootstrap intervals over networks. 'Test images after the same training' is another seed, which
+shares no noise: a signal of that tau tells as much as one whole training. 'Better half' are the networks that are
+better as cut. Winners of searches were chosen by their accuracy as cut, which is then worth less among them.
+
+Letters: S seeds, N networks.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +37,11 @@ from prune_env.common.figure_style import (
 )
 from prune_env.common.files import replacing
 from prune_env.common.settings import Settings
+from prune_env.training.distillation import DistillationConfig
 
 from ..compare import rows
 from ..compare.rows import Row
-from ..compare.statistics import BOUNDS, kendall
+from ..compare.statistics import BOUNDS
 
 SIGNALS = {
     "search_accuracy": "accuracy as cut, images of a search",
@@ -58,12 +65,13 @@ class Config(Settings):
 
 @dataclass(frozen=True)
 class Worth:
-    """The trained networks of a budget and a recipe."""
+    """The trained networks of a problem, a budget and a recipe."""
 
+    problem: Row
     target: float
     recipe: Row
     networks: list[Row]
-    """Rows of the networks before training; `results` has those after."""
+    """What was known of each network before training."""
     results: list[dict[tuple[float, int], Row]]
     """For each network: (epochs, seed) -> its row."""
 
@@ -73,48 +81,53 @@ class Worth:
         return sorted({epochs for results in self.results for epochs, _ in results})
 
     @property
+    def sources(self) -> list[str]:
+        """Where networks come from."""
+        return list(dict.fromkeys(source for row in self.networks for source in row["sources"]))
+
+    @property
     def title(self) -> str:
-        """Budget and recipe in words; settings that are defaults are left out."""
-        told = {name: self.recipe[name] for name in ("teacher", "lr", "batch_size", "alpha", "muon_lr", "ema_decay")}
-        settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
-        return f"{100 * self.target:g} % of the MACs ({settings})"
-
-    def accuracies(self, network: int, epochs: float, entry: str = "test_accuracy") -> list[float]:
-        """Return an accuracy of a network after a number of epochs, for every seed."""
-        return [row[entry] for (length, _), row in self.results[network].items() if length == epochs]
-
-    def means(self, epochs: float, entry: str = "test_accuracy") -> np.ndarray:
-        """Return the mean over seeds of an accuracy of every network [N], NaN where there is none."""
-        found = [self.accuracies(number, epochs, entry) for number in range(len(self.networks))]
-        return np.array([np.mean(values) if values else np.nan for values in found])
-
-    def seeds(self, epochs: float) -> list[np.ndarray]:
-        """Return the test accuracies of every network [N] after a number of epochs, for every seed."""
-        names = sorted({seed for results in self.results for length, seed in results if length == epochs})
-        return [
-            np.array(
-                [
-                    results[epochs, seed]["test_accuracy"] if (epochs, seed) in results else np.nan
-                    for results in self.results
-                ]
-            )
-            for seed in names
+        """Network, budget, and what differs from the default recipe."""
+        usual = asdict(DistillationConfig(min_steps=0, select_best=False)) | {"teacher": "itself"}
+        given = [
+            f"{name.replace('_', ' ')} {value}"
+            for name, value in self.recipe.items()
+            if name != "teacher_fingerprint" and value != usual[name]
         ]
+        recipe = f" ({', '.join(given)})" if given else ""
+        return f"{self.problem['network']} on {self.problem['data']}, {100 * self.target:g} % of the MACs{recipe}"
+
+    def of(self, source: str) -> list[int]:
+        """Return the numbers of the networks of a source, each as often as the source found it."""
+        return [number for number, row in enumerate(self.networks) for one in row["sources"] if one == source]
+
+    def accuracies(self, epochs: float, entry: str = "test_accuracy") -> dict[int, np.ndarray]:
+        """Return an accuracy of every network [N] after a number of epochs, by seed; NaN where there is none."""
+        seeds = sorted({seed for results in self.results for length, seed in results if length == epochs})
+        missing: Row = {entry: np.nan}
+        return {
+            seed: np.array([results.get((epochs, seed), missing)[entry] for results in self.results]) for seed in seeds
+        }
+
+    def means(self, epochs: float) -> np.ndarray:
+        """Return the mean test accuracy over seeds of every network [N], NaN where there is none."""
+        values = np.stack(list(self.accuracies(epochs).values()))  # [S, N]
+        count = (~np.isnan(values)).sum(0)
+        return np.where(count, np.nansum(values, 0) / np.maximum(count, 1), np.nan)
 
 
 def worths(folder: Path) -> Iterator[Worth]:
-    """Yield what a folder has, by recipe and budget."""
+    """Yield what a folder has, by problem, budget and recipe."""
     before = {_network(row): row for row in rows.read_file(folder / "signals.jsonl")}
-    found: dict[str, list[Row]] = {}
+    groups: dict[str, dict[str, list[Row]]] = {}
     for row in rows.read_file(folder / "rows.jsonl"):
-        found.setdefault(rows.canonical([row["target_macs"], row["recipe"], row["weights_fingerprint"]]), []).append(
-            row
-        )
-    for group in found.values():
-        keys = list(dict.fromkeys(map(_network, group)))
-        results = [{(row["epochs"], row["seed"]): row for row in group if _network(row) == key} for key in keys]
-        networks = [before.get(key, next(iter(mine.values()))) for key, mine in zip(keys, results, strict=True)]
-        yield Worth(group[0]["target_macs"], group[0]["recipe"], networks, results)
+        key = rows.canonical([row["problem"], row["weights_fingerprint"], row["target_macs"], row["recipe"]])
+        groups.setdefault(key, {}).setdefault(_network(row), []).append(row)
+    for group in groups.values():
+        networks = [before.get(name, found[0]) for name, found in group.items()]
+        results = [{(row["epochs"], row["seed"]): row for row in found} for found in group.values()]
+        first = next(iter(group.values()))[0]
+        yield Worth(first["problem"], first["target_macs"], first["recipe"], networks, results)
 
 
 def section(worth: Worth) -> str:
@@ -123,80 +136,97 @@ def section(worth: Worth) -> str:
 
 
 def _accuracies(worth: Worth) -> list[str]:
-    """Return a table with a row for each source, the best one first."""
-    lengths, order = worth.lengths, np.nan_to_num(worth.means(worth.lengths[-1]))
-    sources = sorted(
-        dict.fromkeys(row["source"] for row in worth.networks),
-        key=lambda source: -np.mean([order[number] for number in _of(worth, source)]),
-    )
+    """Return a table with a row for each source, the best ones after the longest training first."""
+    lengths = worth.lengths
+    means = {epochs: worth.means(epochs) for epochs in lengths}
+    averages = {
+        source: [_mean([means[epochs][number] for number in worth.of(source)]) for epochs in lengths]
+        for source in worth.sources
+    }
+    trainings = {epochs: f"{epochs:g} epochs" for epochs in lengths}
     lines = [
-        f"| network | number | MACs, % | as cut, % | {' | '.join(f'{epochs:g} epochs' for epochs in lengths)} |",
-        "|---" * (len(lengths) + 4) + "|",
+        f"| network | number | evaluations | MACs, % | as cut, % | {' | '.join(trainings.values())} |",
+        "|---" * (len(lengths) + 5) + "|",
     ]
-    for source in sources:
-        mine = _of(worth, source)
-        cells = [
-            _percent([worth.networks[number].get(name, np.nan) for number in mine])
-            for name in ("macs_ratio", "accuracy")
-        ]
-        cells += [
-            _percent([value for number in mine for value in worth.accuracies(number, epochs)]) for epochs in lengths
-        ]
+    for source in sorted(worth.sources, key=lambda name: [-np.nan_to_num(value) for value in averages[name][::-1]]):
+        mine = [worth.networks[number] for number in worth.of(source)]
+        looks = [row["evaluations"] for row in mine if row.get("evaluations") is not None]
+        cells = [f"{np.mean(looks):.0f}" if looks else ""]
+        cells += [_percent([row.get(name, np.nan) for row in mine]) for name in ("macs_ratio", "accuracy")]
+        cells += [_percent([means[epochs][number] for number in worth.of(source)]) for epochs in lengths]
         lines.append(f"| {source} | {len(mine)} | {' | '.join(cells)} |")
     return lines
 
 
 def _correlations(worth: Worth) -> list[str]:
-    """Return a table of Kendall's tau between what is known early and the test accuracy, for every length."""
-    known = {
-        label: np.array([row.get(name, np.nan) for row in worth.networks]) * (-1 if "entropy" in name else 1)
-        for name, label in SIGNALS.items()
+    """Return a table of Kendall's tau between what is known early and the test accuracy, for every length.
+
+    Each cell is the mean over seeds of tau with the test accuracies of one seed, so that all rows are measured against
+    the same noise. What comes from a training is never paired with its own seed and length.
+    """
+    lengths = worth.lengths
+    tests = {epochs: worth.accuracies(epochs) for epochs in lengths}
+    known: dict[str, dict[tuple[float, int], np.ndarray]] = {}
+    for name, label in SIGNALS.items():
+        values = np.array([row.get(name, np.nan) for row in worth.networks], float)
+        known[label] = {(0.0, -1): -values if "entropy" in name else values}
+    for epochs in lengths:
+        by_seed = worth.accuracies(epochs, "reward_accuracy")
+        known[f"reward images after {epochs:g} epochs"] = {(epochs, seed): one for seed, one in by_seed.items()}
+    known["test images after the same training"] = {
+        (epochs, seed): one for epochs in lengths for seed, one in tests[epochs].items()
     }
-    known |= {
-        f"reward images after {epochs:g} epochs": worth.means(epochs, "reward_accuracy") for epochs in worth.lengths
-    }
-    lengths, last = worth.lengths, worth.means(worth.lengths[-1])
-    better = np.where(last >= np.nanmedian(last), last, np.nan)
+    accuracy = np.array([row.get("accuracy", np.nan) for row in worth.networks], float)
+    better = accuracy >= np.nanmedian(accuracy) if not np.isnan(accuracy).all() else np.zeros(len(accuracy), bool)
     lines = [
         f"| known early | {' | '.join(f'test, {epochs:g} epochs' for epochs in lengths)} | the same, better half |",
         "|---" * (len(lengths) + 2) + "|",
     ]
-    for label, values in known.items():
-        cells = [_tau(values, worth.means(epochs)) for epochs in lengths]
+    for label, signals in known.items():
+        cells = []
+        for epochs, keep in [*((epochs, None) for epochs in lengths), (lengths[-1], better)]:
+            pairs = [
+                (signal, test)
+                for (trained, seed), signal in signals.items()
+                for other, test in tests[epochs].items()
+                if (trained < epochs and not label.startswith("test")) or (trained == epochs and seed != other)
+            ]
+            cells.append(_tau(pairs, keep))
         if any(cells):
-            lines.append(f"| {label} | {' | '.join(cells)} | {_tau(values, better)} |")
-    ceilings = [_ceiling(worth, epochs) for epochs in lengths]
-    if any(ceilings):
-        lines.append(f"| the test with another seed | {' | '.join(ceilings)} | |")
+            lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines if len(lines) > 2 else []
 
 
-def _tau(known: np.ndarray, result: np.ndarray) -> str:
-    """Return Kendall's tau of two rankings of networks [N], with its bootstrap interval; empty for few networks."""
-    both = ~np.isnan(known) & ~np.isnan(result)
-    if both.sum() < FEWEST:
+def _tau(pairs: Sequence[tuple[np.ndarray, np.ndarray]], keep: np.ndarray | None = None) -> str:
+    """Return the mean Kendall's tau-b of pairs of rankings [N], with its bootstrap interval over networks.
+
+    Args:
+        pairs: What is known and what came out.
+        keep: The networks that count, [N]; None for all.
+    """
+    known = [~np.isnan(signal) & ~np.isnan(test) & (True if keep is None else keep) for signal, test in pairs]
+    if not pairs or (both := np.logical_and.reduce(known)).sum() < FEWEST:
         return ""
-    known, result, rng = known[both], result[both], np.random.default_rng(0)
-    drawn = rng.integers(len(known), size=(RESAMPLES, len(known)))
-    taus = np.array([_kendall(known[sample], result[sample]) for sample in drawn])
-    low, high = np.quantile(np.nan_to_num(taus), BOUNDS)  # where all are equal, nothing is ranked
-    return f"{_kendall(known, result):.2f} [{low:.2f}, {high:.2f}]"
+    signs = [(_signs(signal[both]), _signs(test[both])) for signal, test in pairs]
+    value = _mean([_tau_b(*pair) for pair in signs])
+    if np.isnan(value):
+        return ""
+    size, rng = int(both.sum()), np.random.default_rng(0)
+    samples = rng.integers(size, size=(RESAMPLES, size))
+    means = [_mean([_tau_b(*(one[np.ix_(sample, sample)] for one in pair)) for pair in signs]) for sample in samples]
+    low, high = np.nanquantile(means, BOUNDS)
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _kendall(known: np.ndarray, result: np.ndarray) -> float:
-    return kendall(list(zip(known, result, strict=True)))[0]
+def _signs(values: np.ndarray) -> np.ndarray:
+    """Return the order of every pair of networks [N, N]: 1, -1, or 0 if they are equal."""
+    return np.sign(values[:, None] - values[None, :])
 
 
-def _ceiling(worth: Worth, epochs: float) -> str:
-    """Return the mean tau between two seeds: what the noise of training leaves of a perfect ranking."""
-    seeds = worth.seeds(epochs)
-    taus = []
-    for first in range(len(seeds)):
-        for second in range(first):
-            both = ~np.isnan(seeds[first]) & ~np.isnan(seeds[second])
-            if both.sum() >= FEWEST:
-                taus.append(_kendall(seeds[first][both], seeds[second][both]))
-    return f"{np.mean(taus):.2f}" if taus else ""
+def _tau_b(known: np.ndarray, test: np.ndarray) -> float:
+    """Return Kendall's tau-b from the orders of all pairs [N, N], NaN if one ranking has no order."""
+    ordered = np.sqrt(np.abs(known).sum() * np.abs(test).sum())
+    return float((known * test).sum() / ordered) if ordered else np.nan
 
 
 def plot(worth: Worth, file: Path) -> None:
@@ -204,21 +234,15 @@ def plot(worth: Worth, file: Path) -> None:
     figure = new_figure(7.5, 5.0)
     axes = figure.add_subplot()
     style_axes(axes)
-    sources = dict.fromkeys(row["source"] for row in worth.networks)
-    for source, (colour, style) in zip(sources, STYLES, strict=False):
-        mine = _of(worth, source)
-        points = [
-            (epochs, 100 * np.mean(values))
-            for epochs in worth.lengths
-            if (values := [value for number in mine for value in worth.accuracies(number, epochs)])
-        ]
-        axes.plot(*zip(*points, strict=True), style, marker="o", markersize=4, color=colour, label=source)
+    for source, (colour, style) in zip(worth.sources, itertools.cycle(STYLES), strict=False):
+        means = [_mean([worth.means(epochs)[number] for number in worth.of(source)]) for epochs in worth.lengths]
+        axes.plot(worth.lengths, 100 * np.array(means), style, marker="o", markersize=4, color=colour, label=source)
     axes.set_xscale("log")
     axes.set_xticks(worth.lengths, [f"{epochs:g}" for epochs in worth.lengths])
     axes.minorticks_off()
     axes.set_xlabel("Epochs of distillation", color=INK)
     axes.set_ylabel("Test accuracy, %", color=INK)
-    add_title(figure, f"What networks of {100 * worth.target:g} % of the MACs are worth")
+    add_title(figure, f"{worth.problem['network']}, {100 * worth.target:g} % of the MACs")
     add_legend(axes)
     save_figure(figure, file)
 
@@ -237,13 +261,14 @@ def main(config: Config) -> None:
     print(text)
 
 
-def _of(worth: Worth, source: str) -> list[int]:
-    """Return the numbers of the networks of a source."""
-    return [number for number, row in enumerate(worth.networks) if row["source"] == source]
+def _mean(values: Sequence[float]) -> float:
+    """Return the mean of the numbers among the values, NaN if there are none."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else np.nan
 
 
 def _percent(values: Sequence[float]) -> str:
-    """Return the mean in percent, with the standard deviation if there are several values."""
+    """Return the mean in percent, with the standard deviation over networks if there are several."""
     known = [100 * value for value in values if not np.isnan(value)]
     if not known:
         return ""
@@ -252,9 +277,8 @@ def _percent(values: Sequence[float]) -> str:
 
 def _network(row: Row) -> str:
     """Return a text that is equal for rows of the same network."""
-    return rows.canonical(
-        [row["problem"], row["weights_fingerprint"], row["target_macs"], row["plan"] or row["source"]]
-    )
+    name = row["plan"] or row["sources"][0]
+    return rows.canonical([row["problem"], row["weights_fingerprint"], row["target_macs"], name])
 
 
 if __name__ == "__main__":

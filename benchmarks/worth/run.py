@@ -20,26 +20,26 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
+from torch import nn
 from tqdm import tqdm
 
 from prune_env import EnvConfig, FilterPruneEnv, save_pruned
+from prune_env.commands.teacher import TeacherArgs
 from prune_env.common.command import check_writable, one_line_errors, require_packages
 from prune_env.common.fingerprints import weights_fingerprint
 from prune_env.common.settings import Count, Positive, Settings, Whole
 from prune_env.finalise import recalibrated
 from prune_env.game.arguments import ProblemArgs
-from prune_env.pruning import Plan
 from prune_env.scoring.metric import accuracy
 from prune_env.training.config import RunOptions
 from prune_env.training.distillation import DistillationConfig, Teacher, distil
-from prune_env.training.pretrained import check_names, pretrained
 
 from ..compare import rows
 from ..compare.jobs import results
 from ..compare.rows import Row
-from .networks import SOURCES, Candidate, candidates
+from ..compare.run import machine
+from .networks import SOURCES, candidates
 from .rivals import RIVALS, Rival, filters, macs_ratio
 from .signals import signals
 
@@ -59,15 +59,13 @@ class Config(Settings):
     sources: tuple[str, ...] = ()
     """Measure only networks of these rules, methods and rivals; by default all."""
     plans_per_source: Count = 100
-    """Plans of one source and budget, the first ones."""
+    """Networks of one source and budget, the first ones."""
     epochs: tuple[Positive, ...] = (2.0, 10.0)
     """Lengths of the training."""
     seeds: Count = 3
     """Trainings of each network and length."""
-    teacher: str | None = None
-    """Registered network that teaches instead of the original network."""
-    teacher_weights: Path | None = None
-    """Its trained weights."""
+    teacher: TeacherArgs = field(default_factory=TeacherArgs)
+    """The network that teaches."""
     distillation: DistillationConfig = field(default_factory=lambda: DistillationConfig(min_steps=0, select_best=False))
     """The recipe. Epochs and seed are those of the run."""
     keep: bool = False
@@ -80,13 +78,16 @@ class Config(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if None in self.env.targets or self.env.cost != "macs":
-            raise ValueError("target-macs must be set: plans are compared at equal MACs")
+            raise ValueError("target-macs must be set: networks are compared at equal budgets of MACs")
         if unknown := set(self.sources) - set(SOURCES):
             raise ValueError(f"sources: {min(unknown)!r} is unknown; choose among {', '.join(SOURCES)}")
-        if self.teacher is not None:
-            check_names(self.teacher, self.teacher_weights)
-        elif self.teacher_weights is not None:
-            raise ValueError("teacher-weights need the name of the network: give teacher, too")
+        usual, given = DistillationConfig(min_steps=0, select_best=False), self.distillation
+        for name in ("epochs", "seed", "min_steps", "select_best"):
+            if getattr(given, name) != getattr(usual, name):
+                raise ValueError(
+                    f"distillation.{name}={getattr(given, name)!r} has no place here: every network is trained for the "
+                    "same --epochs with the same --seeds, and its last weights count; leave it out"
+                )
 
 
 def main(config: Config) -> None:
@@ -95,66 +96,78 @@ def main(config: Config) -> None:
     check_writable("out", config.out, folder=True)
     file, signals_file = config.out / "rows.jsonl", config.out / "signals.jsonl"
     env = _env(config.problem, config.env)
-    weights = weights_fingerprint(env.problem.model)
-    common = {"problem": rows.problem_of(config.problem, config.env), "weights_fingerprint": weights}
-    del common["problem"]["target_macs"]
-    recipe = asdict(replace(config.distillation, seed=0)) | {"teacher": config.teacher or "itself"}
+    recipe = asdict(config.distillation) | {
+        "teacher": config.teacher.network or "itself",
+        "teacher_fingerprint": _teacher(config, 0).fingerprint,
+    }
     del recipe["epochs"], recipe["seed"]
-    networks = [
-        {**common, "target_macs": target, "source": source, "plan": plan}
-        for target in config.env.targets
-        for source, plan in _chosen(config, env, target)
-    ]
-    done = {_key(row) for row in rows.read_file(signals_file)}
-    for row in tqdm([row for row in networks if _key(row) not in done], desc="signals", unit="network"):
-        rows.append(signals_file, row | _signals(env, row))
+    known = {_key(row): row for row in rows.read_file(signals_file)}
+    networks = [row for target in config.env.targets if target is not None for row in _networks(config, env, target)]
+    for row in tqdm([row for row in networks if _key(row) not in known], desc="signals", unit="network"):
+        known[_key(row)] = row | _signals(env, row)
+        rows.append(signals_file, known[_key(row)])
     done = {_key(row) for row in rows.read_file(file)}
     every = [
-        row | {"epochs": epochs, "seed": seed, "recipe": recipe}
-        for epochs, seed, row in itertools.product(sorted(config.epochs), range(config.seeds), networks)
+        row | {"filters": known[_key(row)]["filters"], "epochs": epochs, "seed": seed, "recipe": recipe}
+        for epochs, seed, row in itertools.product(sorted(set(config.epochs)), range(config.seeds), networks)
     ]
     todo = [row for row in every if _key(row) not in done]
     made = results(todo, partial(_run, config), config.jobs)
     for row, result in tqdm(made, total=len(every), initial=len(every) - len(todo), unit="run"):
         rows.append(file, row | result)
         tqdm.write(
-            f"{row['source']}, {100 * row['target_macs']:g} % of the MACs, {row['epochs']:g} epochs, seed "
+            f"{', '.join(row['sources'])}, {100 * row['target_macs']:g} % of the MACs, {row['epochs']:g} epochs, seed "
             f"{row['seed']}: {100 * result['test_accuracy']:.2f} % of the test set"
         )
 
 
-def _chosen(config: Config, env: FilterPruneEnv, target: float) -> list[Candidate]:
-    """Return the networks of a budget that are measured."""
+def _networks(config: Config, env: FilterPruneEnv, target: float) -> list[Row]:
+    """Return a row for every network of a budget that is measured."""
     every = candidates(env, target, config.random, rows.read(config.found))
-    names = config.sources or dict.fromkeys(candidate.source for candidate in every)
-    by_source = {name: [candidate for candidate in every if candidate.source == name] for name in names}
-    if missing := [name for name, found in by_source.items() if not found]:
+    names = config.sources or tuple(dict.fromkeys(source for one in every for source in one.sources))
+    if missing := [name for name in names if not any(name in one.sources for one in every)]:
         raise ValueError(
             f"there is no network of {missing[0]!r} for {target:g} of the MACs; choose among "
-            f"{', '.join(dict.fromkeys(candidate.source for candidate in every))}"
+            f"{', '.join(dict.fromkeys(source for one in every for source in one.sources))}"
         )
-    return [candidate for found in by_source.values() for candidate in found[: config.plans_per_source]]
+    chosen = [[one for one in every if name in one.sources][: config.plans_per_source] for name in names]
+    problem = rows.problem_of(config.problem, config.env)
+    problem.pop("target_macs", None)
+    common = {"problem": problem, "weights_fingerprint": weights_fingerprint(env.problem.model), "target_macs": target}
+    return [common | one._asdict() for one in dict.fromkeys(itertools.chain.from_iterable(chosen))]
 
 
 def _signals(env: FilterPruneEnv, row: Row) -> Row:
     """Return what can be known of a network before it is trained."""
     start = time.perf_counter()
-    network, evaluations = _network(env, row["source"], row["target_macs"], row["plan"])
-    known = {"macs_ratio": macs_ratio(env, network), "filters": filters(network), "evaluations": evaluations}
-    return known | {"seconds": round(time.perf_counter() - start, 1)} | signals(env, network)
+    network = _network(env, row)
+    found = {"macs_ratio": macs_ratio(env, network), "filters": filters(network)}
+    if row["plan"] is None:
+        found["evaluations"] = _rival(env, row["sources"][0], row["target_macs"]).evaluations
+    return found | {"seconds": round(time.perf_counter() - start, 1)} | signals(env, network)
 
 
-def _network(env: FilterPruneEnv, source: str, target: float, plan: Plan | None) -> Rival:
-    """Return a pruned network with recalibrated BatchNorm, and how often an accuracy was looked at to find it.
+def _network(env: FilterPruneEnv, row: Row) -> nn.Module:
+    """Return a pruned network with recalibrated BatchNorm, on the CPU.
 
-    Evaluations are known of rivals only; rows of benchmarks.compare have those of their searches.
+    Raises:
+        ValueError: It costs more than the budget, or a rival's network is not that of the earlier rows.
     """
-    if plan is not None:
-        return Rival(recalibrated(env, tuple(plan)), None)
-    network, evaluations = _rival(env, source, target)
-    network = copy.deepcopy(network)
+    if row["plan"] is not None:
+        return recalibrated(env, tuple(row["plan"]))
+    name, target = row["sources"][0], row["target_macs"]
+    network = copy.deepcopy(_rival(env, name, target).network)
+    if (cost := macs_ratio(env, network)) > target:
+        raise ValueError(
+            f"the network of {name} has {cost:.4f} of the MACs, more than {target:g}; drop it from sources"
+        )
+    if row.get("filters", filters(network)) != filters(network):
+        raise ValueError(
+            f"the network of {name} is another one now ({filters(network)}) than in signals.jsonl ({row['filters']}); "
+            "give another --out"
+        )
     env.evaluator.recalibrate(network)
-    return Rival(network.cpu().eval(), evaluations)
+    return network.cpu().eval()
 
 
 @cache
@@ -170,14 +183,13 @@ def _run(config: Config, row: Row) -> Row:
     name = hashlib.blake2b(_key(row).encode(), digest_size=8).hexdigest()
     checkpoint = config.out / "checkpoints" / f"{name}.pt"
     settings = replace(config.distillation, epochs=row["epochs"], seed=row["seed"])
-    teacher = _teacher(config.problem, config.env, config.teacher, config.teacher_weights, row["seed"])
-    network, _ = _network(env, row["source"], row["target_macs"], row["plan"])
+    network, teacher = _network(env, row), _teacher(config, row["seed"])
     start = time.perf_counter()
-    run = RunOptions(device, checkpoint, progress=False, title=row["source"])
+    run = RunOptions(device, checkpoint, progress=False, title=row["sources"][0])
     network = distil(network, teacher, data, settings, loss=problem.loss, run=run)
     result = {
         "seconds": round(time.perf_counter() - start, 1),
-        "threads": torch.get_num_threads(),
+        "machine": machine(device),
         "reward_accuracy": accuracy(network, data, data.reward, problem.metric, device),
         "test_accuracy": accuracy(network, data, data.test, problem.metric, device),
     }
@@ -197,17 +209,16 @@ def _env(problem: ProblemArgs, settings: EnvConfig) -> FilterPruneEnv:
 
 
 @lru_cache(maxsize=1)
-def _teacher(args: ProblemArgs, settings: EnvConfig, network: str | None, weights: Path | None, seed: int) -> Teacher:
+def _teacher(config: Config, seed: int) -> Teacher:
     """Return one teacher for all runs of a seed in this process, which train on the same batches."""
-    problem = _env(args, settings).problem
-    model = problem.model if network is None else pretrained(network, problem.data, weights, device=args.device)
-    return Teacher(model, args.device)
+    problem = _env(config.problem, config.env).problem
+    return config.teacher.load(problem, config.problem.device, config.distillation.precision)
 
 
 def _key(row: Row) -> str:
     """Return a text that is equal for rows of the same training or network. Where a plan comes from does not count."""
     names = ("problem", "weights_fingerprint", "target_macs", "plan", "epochs", "seed", "recipe")
-    return rows.canonical([row["source"] if row["plan"] is None else None, *(row.get(name) for name in names)])
+    return rows.canonical([row["sources"][0] if row["plan"] is None else None, *(row.get(name) for name in names)])
 
 
 def command() -> None:

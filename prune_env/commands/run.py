@@ -141,10 +141,11 @@ def prune(config: RunConfig) -> None:
         require_packages(PACKAGES, "ONNX", "export")
         require_quantiser()
     env, directory, stopwatch = start(config)
+    with stopwatch.stage("loading and proof"):  # a teacher that does not fit is refused before the search
+        teacher = config.teacher.load(env.problem, config.problem.device, config.distillation.precision)
     with stopwatch.stage("search"):
         episodes = search(config, env, directory)
     with stopwatch.stage("distillation"):
-        teacher = config.teacher.load(env.problem, config.problem.device, config.distillation.precision)
         targets = [target for target in env.config.targets if target is not None]
         prunings = [_distilled(config, env, teacher, target, directory) for target in targets]
     with stopwatch.stage("test"):

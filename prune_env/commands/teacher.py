@@ -11,10 +11,12 @@ import tyro
 
 from ..common.device import Precision
 from ..common.settings import Settings
+from ..data import DataSplits
 from ..game.arguments import NETWORK_HELP
+from ..networks.registry import Normalisation, list_networks
 from ..pruning.problem import PruningProblem
 from ..training.distillation import Teacher
-from ..training.pretrained import check_names, network_normalisation, pretrained
+from ..training.pretrained import check_names, network_normalisation, pretrained, with_network_normalisation
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,29 @@ class TeacherArgs(Settings):
         """Return the teacher of a problem's pruned networks.
 
         Raises:
-            ValueError: The teacher was trained with another normalisation of images than that of the problem, or its
-                weights do not fit.
+            ValueError: The teacher was trained with another normalisation of images than that of the problem, on other
+                classes, or its weights do not fit.
         """
         if self.network is None:
             return Teacher(problem.model, device, precision=precision)
-        data = problem.data
-        constants = network_normalisation(self.network)
-        if constants not in (None, (tuple(data.mean), tuple(data.std))):
+        data, constants = problem.data, self._constants(problem.data)
+        if constants is not None and len(constants[0]) == len(data.mean) and constants != _normalisation(data):
             raise ValueError(
                 f"teacher {self.network!r} was trained on images normalised with mean and std {constants}, but it gets "
-                f"the same images as the pruned network, normalised with {(tuple(data.mean), tuple(data.std))}; choose "
-                "another teacher, or train the network to prune with the teacher's constants"
+                f"the same images as the pruned network, normalised with {_normalisation(data)}; choose another "
+                "teacher, or train the network to prune with the teacher's constants"
             )
-        return Teacher(pretrained(self.network, data, self.weights, device=device), device, precision=precision)
+        teacher = Teacher(pretrained(self.network, data, self.weights, device=device), device, precision=precision)
+        teacher.check_outputs(problem.model, data.example_input)
+        return teacher
+
+    def _constants(self, data: DataSplits) -> Normalisation | None:
+        """Return mean and standard deviation that the teacher was or will be trained with, if they are known."""
+        assert self.network is not None
+        if self.weights is None and self.network in list_networks():  # trained here
+            return _normalisation(with_network_normalisation(self.network, data))
+        return network_normalisation(self.network)
+
+
+def _normalisation(data: DataSplits) -> Normalisation:
+    return tuple(data.mean), tuple(data.std)

@@ -27,6 +27,7 @@ from ..common.settings import BelowOne, Fraction, Positive, Whole
 from ..common.warn import warn
 from ..data import DataSplits
 from ..data.objective import Loss, Metric, check_loss, cross_entropy
+from ..scoring.metric import eval_mode
 from .config import FitConfig, RunOptions
 from .fit import check_training, fit
 from .trainable import in_float32
@@ -107,6 +108,32 @@ class Teacher:
         with self._without_autocast() if exact else nullcontext():
             logits: torch.Tensor = self._network(in_layout(images.to(self._dtype), self._layout))
         return logits.float().clone()  # a view would keep the images, or a larger tensor, alive
+
+    def check_outputs(self, network: nn.Module, images: torch.Tensor) -> None:
+        """Check that the teacher has as many outputs as a network.
+
+        Args:
+            network: The network, on the CPU.
+            images: A few normalised images [B, C, H, W] on the CPU.
+
+        Raises:
+            ValueError: It has not, or it does not run on these images.
+        """
+        try:
+            found = tuple(self.compute(images.to(self.device)).shape)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"the teacher does not run on images of shape {tuple(images.shape[1:])}: {reason}; choose a teacher of "
+                "the same images"
+            ) from error
+        with eval_mode(network), torch.no_grad():
+            expected = tuple(network(images).shape)
+        if found != expected:
+            raise ValueError(
+                f"the teacher's output for {len(images)} images is {found}, that of the network is {expected}; choose "
+                "a teacher that was trained on the same classes"
+            )
 
     def _without_autocast(self) -> AbstractContextManager[object]:
         return nullcontext() if self.device.type == "meta" else torch.autocast(self.device.type, enabled=False)

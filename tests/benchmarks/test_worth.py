@@ -8,15 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from episodes import FAST
+from scipy.stats import kendalltau
 
 from benchmarks import check_weights
-from benchmarks.worth import report, run
+from benchmarks.worth import networks, report, run
 from benchmarks.worth.networks import SLACK, candidates
 from benchmarks.worth.report import Worth
 from benchmarks.worth.rivals import RIVALS, filters, macs_ratio
 from prune_env import EnvConfig, FilterPruneEnv, load_pruned, save_pruned
+from prune_env.commands.teacher import TeacherArgs
+from prune_env.data import DataSplits
+from prune_env.data.load import from_tensors
+from prune_env.deploy.record import read_record
 from prune_env.game.arguments import ProblemArgs
+from prune_env.networks import create
 from prune_env.scoring.metric import accuracy
 from prune_env.training.distillation import DistillationConfig
 
@@ -84,45 +93,122 @@ def test_a_missing_source_is_named(tmp_path: Path) -> None:
         run.main(config)
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"epochs": 3}, "epochs"),
+        ({"seed": 3}, "seed"),
+        ({"min_steps": 9}, "min_steps"),
+        ({"select_best": True}, "select_best"),
+    ],
+)
+def test_settings_of_the_recipe_that_would_have_no_effect_are_refused(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        run.Config(distillation=dataclasses.replace(RECIPE, **change))
+
+
+def test_other_teachers_have_other_rows(config: run.Config, trained: torch.nn.Module, tmp_path: Path) -> None:
+    weights = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    torch.save(trained.state_dict(), weights[0])
+    torch.save(create("small_cnn", 10, 1, seed=1).state_dict(), weights[1])
+    small = dataclasses.replace(config, sources=("uniform",), epochs=(0.1,), seeds=1, out=tmp_path)
+    for file in (*weights, *weights):
+        run.main(dataclasses.replace(small, teacher=TeacherArgs("small_cnn", file)))
+    found = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len({row["recipe"]["teacher_fingerprint"] for row in found}) == len(found) == 2
+
+
 def test_drawn_plans_differ_and_cost_the_same(make_env: Callable[..., FilterPruneEnv]) -> None:
     env = make_env(target_macs=0.5, round_to=1)
-    every = candidates(env, 0.5, random=20)
-    plans = [plan for source, plan in every if source == "drawn" and plan is not None]
+    plans = [one.plan for one in candidates(env, 0.5, random=20) if "drawn" in one.sources and one.plan is not None]
     assert len(set(plans)) == len(plans) == 20
     assert all(0.5 - SLACK <= env.cost_ratios(plan)[0] <= 0.5 for plan in plans)
-    assert plans == [plan for source, plan in candidates(env, 0.5, random=20) if source == "drawn"]
+    assert plans == [one.plan for one in candidates(env, 0.5, random=20) if "drawn" in one.sources]
 
 
-def test_a_plan_that_was_found_twice_is_measured_once(make_env: Callable[..., FilterPruneEnv]) -> None:
-    env = make_env(target_macs=0.5)
-    uniform = list(env.budgets.of(0.5).uniform())
-    found = [{"method": "qmix", "target_macs": target, "plan": uniform} for target in (0.5, 0.3)]
-    found += [{"method": "vdn", "target_macs": 0.5, "plan": [other + 1 for other in uniform]}]
-    sources = [source for source, _ in candidates(env, 0.5, 0, found)]
-    assert "qmix" not in sources
-    assert "vdn" in sources
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RIVALS)
-def test_rivals_make_networks_within_the_budget(
-    name: str, make_env: Callable[..., FilterPruneEnv], untouched_rngs: None
+def test_more_plans_than_there_are_is_an_error(
+    make_env: Callable[..., FilterPruneEnv], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    env = make_env(target_macs=0.5)
-    network, evaluations = RIVALS[name](env, 0.5)
-    assert 0.2 < macs_ratio(env, network) <= 0.5
-    assert sum(filters(network)) < sum(filters(env.problem.model))
-    assert (evaluations or 0) > 0 if name == "fastnas" else evaluations == 0
-    assert env.evaluator.accuracy_of(network) > 0.3
-    assert macs_ratio(env, env.problem.model) == 1  # the original is unchanged
+    monkeypatch.setattr(networks, "DRAWS", 10)
+    with pytest.raises(ValueError, match="round-to"):
+        candidates(make_env(target_macs=0.5, round_to=16), 0.5, random=30)
+
+
+class TestFound:
+    @staticmethod
+    def row(env: FilterPruneEnv, **change: Any) -> dict[str, Any]:
+        """Return a row of benchmarks.compare whose winner is the uniform plan."""
+        plan, full = list(env.budgets.of(0.5).uniform()), list(env.problem.full_plan)
+        row = {"method": "qmix", "seed": 0, "target_macs": 0.5, "plan": plan, "full_plan": full, "evaluations": 9}
+        return row | {"problem": {"network": "small_cnn"}} | change
+
+    def test_a_plan_that_several_sources_found_counts_for_each(self, make_env: Callable[..., FilterPruneEnv]) -> None:
+        env = make_env(target_macs=0.5)
+        found = [self.row(env), self.row(env, seed=1), self.row(env, method="vdn"), self.row(env, target_macs=0.3)]
+        every = candidates(env, 0.5, 0, found)
+        assert [one.sources for one in every if "qmix" in one.sources] == [
+            ("uniform", "insides", "magnitude", "qmix", "qmix", "vdn")  # in a plain network, the rules agree
+        ]
+        assert len({one.plan for one in every if one.plan}) == len([one for one in every if one.plan])
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"plan": [8, 8, 8, 8, 8]},
+            {"full_plan": [8, 8, 8, 8, 8]},
+            {"weights_fingerprint": "other"},
+            {"problem": {"network": "small_cnn", "finetune_batches": 10}},
+        ],
+    )
+    def test_rows_of_another_problem_are_refused(
+        self, change: dict[str, Any], make_env: Callable[..., FilterPruneEnv]
+    ) -> None:
+        env = make_env(target_macs=0.5)
+        with pytest.raises(ValueError, match="'qmix', seed 0"):
+            candidates(env, 0.5, 0, [self.row(env, **change)])
+
+
+class TestRivals:
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", RIVALS)
+    def test_networks_are_within_the_budget(
+        self, name: str, make_env: Callable[..., FilterPruneEnv], untouched_rngs: None
+    ) -> None:
+        env = make_env(target_macs=0.5)
+        (network, evaluations), again = RIVALS[name](env, 0.5), RIVALS[name](env, 0.5)
+        assert (0.2 if name == "fastnas" else 0.45) < macs_ratio(env, network) <= 0.5
+        assert filters(network) == filters(again.network)
+        assert sum(filters(network)) < sum(filters(env.problem.model))
+        assert evaluations > 0 if name == "fastnas" else evaluations == 0
+        assert env.evaluator.accuracy_of(network) > 0.3
+        assert macs_ratio(env, env.problem.model) == 1  # the original is unchanged
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", RIVALS)
+    def test_streams_with_padded_shortcuts_stay_whole(
+        self, name: str, digits: DataSplits, untouched_gpus: None
+    ) -> None:
+        images = torch.nn.functional.interpolate(digits.train.images[::4], 32)
+        data = from_tensors(images, digits.train.labels[::4], images[:50], digits.train.labels[:200:4])
+        env = FilterPruneEnv.from_model(create("resnet20", 10, 1), data, EnvConfig(target_macs=0.5, **FAST))
+        network = RIVALS[name](env, 0.5).network
+        assert filters(network)[::2] == filters(env.problem.model)[::2]
+        assert all(
+            one < whole for one, whole in zip(filters(network)[1::2], filters(env.problem.model)[1::2], strict=True)
+        )
+
+    def test_an_impossible_budget_is_an_error(self, make_env: Callable[..., FilterPruneEnv]) -> None:
+        pytest.importorskip("torch_pruning")
+        with pytest.raises(ValueError, match="target-macs"):
+            RIVALS["torch_pruning_uniform"](make_env(target_macs=0.5), 0.0001)
 
 
 class TestReport:
     @staticmethod
     def worth(results: list[dict[float, list[float]]], **signals: list[float]) -> Worth:
         """Return the worth of networks whose test accuracies are given: epochs -> one for each seed."""
-        networks: list[dict[str, Any]] = [
-            {"source": "drawn"} | {name: values[number] for name, values in signals.items()}
+        measured: list[dict[str, Any]] = [
+            {"sources": ["drawn"], "evaluations": 0} | {name: values[number] for name, values in signals.items()}
             for number in range(len(results))
         ]
         trained = [
@@ -133,34 +219,72 @@ class TestReport:
             }
             for one in results
         ]
-        recipe = dataclasses.asdict(RECIPE) | {"teacher": "itself"}
-        return Worth(0.5, recipe, networks, trained)
+        recipe = dataclasses.asdict(RECIPE) | {"teacher": "itself", "lr": 0.07}
+        return Worth({"network": "net", "data": "digits"}, 0.5, recipe, measured, trained)
+
+    @staticmethod
+    def taus(worth: Worth) -> dict[str, list[str]]:
+        """Return the rank correlations of the report, without intervals, by what is known early."""
+        lines = [line.split("|")[1:-1] for line in report.section(worth).splitlines() if line.startswith("| ")]
+        start = next(number for number, line in enumerate(lines) if line[0].strip() == "known early")
+        return {line[0].strip(): [cell.strip().partition(" ")[0] for cell in line[1:]] for line in lines[start + 1 :]}
 
     def test_rank_correlations_of_known_rankings(self) -> None:
-        values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+        values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
         worth = self.worth(
             [{1.0: [value]} for value in values], accuracy=values, cross_entropy=values, finetuned_accuracy=values[::-1]
         )
-        lines = report.section(worth).splitlines()
-        taus = {line.split("|")[1].strip(): line.split("|")[2].split()[0] for line in lines if line.startswith("| ")}
-        assert taus["accuracy as cut"] == "1.00"
-        assert taus["cross-entropy as cut"] == "-1.00"  # a high one is bad
-        assert taus["accuracy after ten batches"] == "-1.00"
-        assert taus["reward images after 1 epochs"] == "-1.00"
-        assert "accuracy as cut, images of a search" not in taus  # it was not measured
+        assert self.taus(worth) == {
+            "accuracy as cut": ["1.00", "1.00"],
+            "cross-entropy as cut": ["-1.00", "-1.00"],  # a high one is bad
+            "accuracy after ten batches": ["-1.00", "-1.00"],
+        }  # the rest was not measured, and a training is not its own signal
 
-    @pytest.mark.parametrize(("second", "ceiling"), [([1, 2, 3, 4, 5], "1.00"), ([5, 4, 3, 2, 1], "-1.00")])
-    def test_the_ceiling_is_the_agreement_of_two_seeds(self, second: list[float], ceiling: str) -> None:
-        worth = self.worth([{2.0: [first, other]} for first, other in zip([1, 2, 3, 4, 5], second, strict=True)])
-        assert f"| the test with another seed | {ceiling} | |" in report.section(worth)
+    def test_tau_is_that_of_scipy(self) -> None:
+        rng = np.random.default_rng(0)
+        signal, test = rng.integers(5, size=30) / 5, rng.integers(8, size=30) / 8  # with ties
+        cell = self.taus(self.worth([{1.0: [value]} for value in test], accuracy=list(signal)))["accuracy as cut"][0]
+        assert float(cell) == pytest.approx(kendalltau(signal, test).statistic, abs=0.005)
+
+    def test_a_short_training_is_a_signal_of_a_longer_one_only(self) -> None:
+        worth = self.worth([{1.0: [value], 2.0: [1 - value]} for value in (0.1, 0.2, 0.3, 0.4, 0.5)])
+        assert self.taus(worth)["reward images after 1 epochs"] == ["", "1.00", ""]
+        assert "reward images after 2 epochs" not in self.taus(worth)
+
+    def test_every_signal_is_compared_with_the_same_noise(self) -> None:
+        """The truth must not look worse than another noisy training."""
+        rng = np.random.default_rng(0)
+        truth = rng.normal(size=60)
+        noisy = truth[:, None] + rng.normal(size=(60, 3))
+        taus = self.taus(self.worth([{1.0: list(row)} for row in noisy], accuracy=list(truth)))
+        assert float(taus["accuracy as cut"][0]) > float(taus["test images after the same training"][0]) + 0.1
 
     def test_few_networks_have_no_correlation(self) -> None:
         text = report.section(self.worth([{1.0: [0.5]}, {1.0: [0.6]}], accuracy=[0.1, 0.2]))
         assert "55.00" in text
         assert "known early" not in text
 
+    def test_the_title_says_what_differs_from_the_default_recipe(self) -> None:
+        title = report.section(self.worth([{1.0: [0.5]}])).splitlines()[0]
+        assert title == "## net on digits, 50 % of the MACs (lr 0.07)"
+
 
 class TestPublishedWeights:
+    @pytest.mark.parametrize("folder", sorted(check_weights.WEIGHTS.glob("*/")), ids=lambda folder: folder.name)
+    def test_the_published_networks_can_be_loaded(self, folder: Path) -> None:
+        network, metrics = load_pruned(folder), read_record(folder)["metrics"]
+        assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+        assert 0.8 < metrics["test_accuracy"] < 1
+
+    def test_a_folder_without_a_test_accuracy_is_named(
+        self, make_env: Callable[..., FilterPruneEnv], tmp_path: Path
+    ) -> None:
+        env = make_env(target_macs=0.5)
+        plan = env.budget.uniform()
+        save_pruned(tmp_path / "mine", env.problem.build(plan), plan, env.problem, base="small_cnn")
+        with pytest.raises(ValueError, match="mine"):
+            check_weights.main(check_weights.Config("digits", tmp_path))
+
     def test_the_accuracies_are_read_again(
         self, make_env: Callable[..., FilterPruneEnv], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -174,5 +298,5 @@ class TestPublishedWeights:
         save_pruned(
             tmp_path / "b", network, plan, env.problem, base="small_cnn", metrics={"test_accuracy": right + 0.01}
         )
-        with pytest.raises(ValueError, match="b"):
+        with pytest.raises(ValueError, match=": b;"):
             check_weights.main(check_weights.Config("digits", tmp_path))
