@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from prune_env import EnvConfig, FilterPruneEnv
 from prune_env.common.command import check_writable, one_line_errors, require_packages
+from prune_env.common.device import Precision
 from prune_env.common.fingerprints import weights_fingerprint
 from prune_env.common.settings import Count, Positive, Settings
 from prune_env.data import DataSplits
@@ -231,7 +232,9 @@ def _finalised(config: Config, env: FilterPruneEnv, candidates: list[Row], seed:
         env,
         dataclasses.replace(config.distillation, seed=seed),
         short_epochs=config.short_epochs,
-        teacher=_teacher(_Network(weights_fingerprint(problem.model), problem.model), device, seed),
+        teacher=_teacher(
+            _Network(weights_fingerprint(problem.model), problem.model), device, config.distillation.precision, seed
+        ),
         device=device,
         progress=False,
     )
@@ -287,9 +290,9 @@ class _Network:
 
 
 @lru_cache(maxsize=1)
-def _teacher(network: _Network, device: str, seed: int) -> Teacher:
+def _teacher(network: _Network, device: str, precision: Precision, seed: int) -> Teacher:
     """Return one teacher for all runs of a seed in this process, which train on the same batches."""
-    return Teacher(network.module, device)
+    return Teacher(network.module, device, precision=precision)
 
 
 def machine(device: str) -> Row:
