@@ -94,7 +94,7 @@ def main(config: Config) -> None:
     if not config.sources or set(config.sources) & set(RIVALS):
         require_packages(["torch_pruning", "modelopt", "torchprofile"], "the rivals", "benchmarks")
     check_writable("out", config.out, folder=True)
-    file, signals_file = config.out / "rows.jsonl", config.out / "signals.jsonl"
+    file, signals_file, found = config.out / "rows.jsonl", config.out / "signals.jsonl", rows.read(config.found)
     env = _env(config.problem, config.env)
     recipe = asdict(config.distillation) | {
         "teacher": config.teacher.network or "itself",
@@ -102,7 +102,9 @@ def main(config: Config) -> None:
     }
     del recipe["epochs"], recipe["seed"]
     known = {_key(row): row for row in rows.read_file(signals_file)}
-    networks = [row for target in config.env.targets if target is not None for row in _networks(config, env, target)]
+    networks = [
+        row for target in config.env.targets if target is not None for row in _networks(config, env, target, found)
+    ]
     for row in tqdm([row for row in networks if _key(row) not in known], desc="signals", unit="network"):
         known[_key(row)] = row | _signals(env, row)
         rows.append(signals_file, known[_key(row)])
@@ -121,9 +123,9 @@ def main(config: Config) -> None:
         )
 
 
-def _networks(config: Config, env: FilterPruneEnv, target: float) -> list[Row]:
+def _networks(config: Config, env: FilterPruneEnv, target: float, found: list[Row]) -> list[Row]:
     """Return a row for every network of a budget that is measured."""
-    every = candidates(env, target, config.random, rows.read(config.found))
+    every = candidates(env, target, config.random, found)
     names = config.sources or tuple(dict.fromkeys(source for one in every for source in one.sources))
     if missing := [name for name in names if not any(name in one.sources for one in every)]:
         raise ValueError(
