@@ -94,23 +94,16 @@ def main(config: Config) -> None:
     if not config.sources or set(config.sources) & set(RIVALS):
         require_packages(["torch_pruning", "modelopt", "torchprofile"], "the rivals", "benchmarks")
     check_writable("out", config.out, folder=True)
-    file, signals_file, found = config.out / "rows.jsonl", config.out / "signals.jsonl", rows.read(config.found)
-    env = _env(config.problem, config.env)
+    file, found = config.out / "rows.jsonl", rows.read(config.found)
     recipe = asdict(config.distillation) | {
         "teacher": config.teacher.network or "itself",
         "teacher_fingerprint": _teacher(config, 0).fingerprint,
     }
     del recipe["epochs"], recipe["seed"]
-    known = {_key(row): row for row in rows.read_file(signals_file)}
-    networks = [
-        row for target in config.env.targets if target is not None for row in _networks(config, env, target, found)
-    ]
-    for row in tqdm([row for row in networks if _key(row) not in known], desc="signals", unit="network"):
-        known[_key(row)] = row | _signals(env, row)
-        rows.append(signals_file, known[_key(row)])
+    networks = _measured(config, found)
     done = {_key(row) for row in rows.read_file(file)}
     every = [
-        row | {"filters": known[_key(row)]["filters"], "epochs": epochs, "seed": seed, "recipe": recipe}
+        row | {"epochs": epochs, "seed": seed, "recipe": recipe}
         for epochs, seed, row in itertools.product(sorted(set(config.epochs)), range(config.seeds), networks)
     ]
     todo = [row for row in every if _key(row) not in done]
@@ -121,6 +114,18 @@ def main(config: Config) -> None:
             f"{', '.join(row['sources'])}, {100 * row['target_macs']:g} % of the MACs, {row['epochs']:g} epochs, seed "
             f"{row['seed']}: {100 * result['test_accuracy']:.2f} % of the test set"
         )
+
+
+def _measured(config: Config, found: list[Row]) -> list[Row]:
+    """Return a row for every network, after everything that can be known before training is in signals.jsonl."""
+    file, env = config.out / "signals.jsonl", _env(config.problem, config.env)
+    targets = [target for target in config.env.targets if target is not None]
+    networks = [row for target in targets for row in _networks(config, env, target, found)]
+    known = {_key(row): row for row in rows.read_file(file)}
+    for row in tqdm([row for row in networks if _key(row) not in known], desc="signals", unit="network"):
+        known[_key(row)] = row | _signals(env, row)
+        rows.append(file, known[_key(row)])
+    return [row | {"filters": known[_key(row)]["filters"]} for row in networks]
 
 
 def _networks(config: Config, env: FilterPruneEnv, target: float, found: list[Row]) -> list[Row]:
