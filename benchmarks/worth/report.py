@@ -154,7 +154,7 @@ def _accuracies(worth: Worth) -> list[str]:
         cells = [f"{np.mean(looks):.0f}" if looks else ""]
         cells += [_percent([row.get(name, np.nan) for row in mine]) for name in ("macs_ratio", "accuracy")]
         cells += [_percent([means[epochs][number] for number in worth.of(source)]) for epochs in lengths]
-        lines.append(f"| {source} | {len(mine)} | {' | '.join(cells)} |")
+        lines.append(f"| {source} | {len(set(worth.of(source)))} | {' | '.join(cells)} |")
     return lines
 
 
@@ -268,11 +268,11 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _percent(values: Sequence[float]) -> str:
-    """Return the mean in percent, with the standard deviation over networks if there are several."""
+    """Return the mean in percent, with the standard deviation over networks if they differ."""
     known = [100 * value for value in values if not np.isnan(value)]
     if not known:
         return ""
-    return f"{np.mean(known):.2f}" + (f" ± {np.std(known, ddof=1):.2f}" if len(known) > 1 else "")
+    return f"{np.mean(known):.2f}" + (f" ± {np.std(known, ddof=1):.2f}" if np.ptp(known) else "")
 
 
 def _network(row: Row) -> str:

@@ -146,8 +146,9 @@ def prune(config: RunConfig) -> None:
     with stopwatch.stage("search"):
         episodes = search(config, env, directory)
     with stopwatch.stage("distillation"):
-        targets = [target for target in env.config.targets if target is not None]
-        prunings = [_distilled(config, env, teacher, target, directory) for target in targets]
+        prunings = [
+            _distilled(config, env, teacher, target, directory) for target in env.config.targets if target is not None
+        ]
     with stopwatch.stage("test"):
         contestants = _tested(config, prunings)
         for pruning in prunings:  # before networks are timed, which takes long for large images
