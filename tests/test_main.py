@@ -354,7 +354,7 @@ ELSEWHERE = ("plug_in_rllib", "plug_in_benchmarl", "scores")
 """The first two need separate environments; the last one holds what the plug-ins share."""
 SCRIPTS = {
     ".".join(file.relative_to(ROOT).with_suffix("").parts)
-    .replace("compare.run", "compare")
+    .removesuffix(".run")  # __main__ of compare and worth only calls it
     .removesuffix(".__main__"): file
     for folder in ("examples", "benchmarks")
     for file in sorted((ROOT / folder).rglob("*.py"))
