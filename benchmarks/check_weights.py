@@ -15,7 +15,7 @@ import tyro
 from prune_env import load_pruned
 from prune_env.common.command import one_line_errors
 from prune_env.common.settings import Settings
-from prune_env.data import DataSplits, load
+from prune_env.data import load
 from prune_env.deploy.record import read_record
 from prune_env.scoring.metric import accuracy
 
@@ -43,22 +43,18 @@ def main(config: Config) -> None:
         raise ValueError(f"{config.weights} has no folder with a pruned.json; give the folder of the networks")
     data, wrong = load(config.data), []
     for folder in folders:
-        published = read_record(folder)["metrics"].get("test_accuracy")
+        record = read_record(folder)
+        published = record["metrics"].get("test_accuracy")
         if published is None:
             raise ValueError(f"{folder / 'pruned.json'} has no test_accuracy; give a folder of published networks")
-        found = tested(folder, data)
+        constants = record["normalisation"]  # of its training
+        normalised = data.with_normalisation(constants["mean"], constants["std"])
+        found = accuracy(load_pruned(folder), normalised, normalised.test)
         print(f"{folder.name}: {100 * found:.2f} % of the test set, published {100 * published:.2f} %", flush=True)
         if abs(found - published) > TOLERANCE:
             wrong.append(folder.name)
     if wrong:
         raise ValueError(f"not as accurate as published: {', '.join(wrong)}; are the data CIFAR-10, unchanged?")
-
-
-def tested(folder: Path, data: DataSplits) -> float:
-    """Return the test accuracy of a saved network, on images that are normalised as in its training."""
-    constants = read_record(folder)["normalisation"]
-    data = data.with_normalisation(constants["mean"], constants["std"])
-    return accuracy(load_pruned(folder), data, data.test)
 
 
 if __name__ == "__main__":

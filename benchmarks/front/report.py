@@ -12,12 +12,8 @@ from typing import Any
 import numpy as np
 
 from prune_env.common.figure_style import (
-    BLUE,
-    GREEN,
-    GREY,
+    COLOURS,
     INK,
-    ORANGE,
-    PURPLE,
     add_legend,
     add_title,
     new_figure,
@@ -30,7 +26,6 @@ from ..compare.statistics import BOUNDS, iqm, resampled, stratified_interval
 
 OURS = "qmix_planned"
 """The method that the others are compared with."""
-COLOURS = (ORANGE, BLUE, GREEN, PURPLE, INK, GREY)
 
 
 def write(folder: Path, rows: Sequence[dict[str, Any]]) -> None:

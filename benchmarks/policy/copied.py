@@ -18,6 +18,7 @@ from prune_env.pruning.groups import PruningGroup
 
 from ..compare import rows
 from ..compare.methods.plans import from_keep_ratios
+from ..compare.methods.rules import is_tied
 from ..compare.model import OWN_WEIGHTS
 
 PLANS = Path(__file__).parents[1] / "results" / "resnet20-search.jsonl"
@@ -47,10 +48,6 @@ def nearest_groups(groups: Sequence[PruningGroup], donors: Sequence[PruningGroup
     ours, theirs = np.linspace(0, 1, len(groups)), np.linspace(0, 1, len(donors))
     chosen = []
     for depth, group in zip(ours, groups, strict=True):
-        alike = [number for number, donor in enumerate(donors) if _is_tied(donor) == _is_tied(group)]
+        alike = [number for number, donor in enumerate(donors) if is_tied(donor) == is_tied(group)]
         chosen.append(min(alike or range(len(donors)), key=lambda number: abs(theirs[number] - depth)))
     return chosen
-
-
-def _is_tied(group: PruningGroup) -> bool:
-    return len(group.layers) > 1

@@ -14,7 +14,7 @@ from prune_env.pruning import Plan
 from ..compare.methods import METHODS
 from ..compare.methods.plans import from_keep_ratios
 from ..compare.methods.rules import RULES
-from ..compare.rows import Row, with_defaults
+from ..compare.rows import Row, canonical, with_defaults
 from .rivals import RIVALS
 
 SLACK = 0.002
@@ -40,6 +40,11 @@ class Candidate(NamedTuple):
     """Looks at an accuracy that the first source took to find it; None for a rival that has not run yet."""
 
 
+def network_key(row: Row) -> str:
+    """Return a text that is equal for rows of the same network. Where a plan comes from does not count."""
+    return canonical([row["problem"], row["weights_fingerprint"], row["target_macs"], row["plan"] or row["sources"][0]])
+
+
 def candidates(env: FilterPruneEnv, target: float, random: int, found: Iterable[Row] = ()) -> list[Candidate]:
     """Return the networks of a budget, each plan once.
 
@@ -56,7 +61,8 @@ def candidates(env: FilterPruneEnv, target: float, random: int, found: Iterable[
     if env.problem.full_plan == RESNET20 and target == 0.5:
         keep = np.array(NARROW_STAGE) / RESNET20
         every.append(Candidate(("narrow_stage",), from_keep_ratios(env.clone(target=target), keep), 0))
-    every += [_winner(env, row) for row in found if row["target_macs"] == target]
+    weights = weights_fingerprint(env.problem.model)
+    every += [_winner(env, weights, row) for row in found if row["target_macs"] == target]
     every += [Candidate(("drawn",), plan, 0) for plan in _drawn(env, target, random)]
     merged: dict[Plan | None, Candidate] = {}
     for one in every:
@@ -65,11 +71,11 @@ def candidates(env: FilterPruneEnv, target: float, random: int, found: Iterable[
     return [*merged.values(), *(Candidate((name,), None, None) for name in RIVALS)]
 
 
-def _winner(env: FilterPruneEnv, row: Row) -> Candidate:
-    """Return the winner of a search."""
+def _winner(env: FilterPruneEnv, weights: str, row: Row) -> Candidate:
+    """Return the winner of a search on a network with these weights, given by their fingerprint."""
     plan, budget = tuple(row["plan"]), env.budgets.of(row["target_macs"])
     same = tuple(row["full_plan"]) == tuple(env.problem.full_plan) and budget.meets(plan)
-    if not same or row.get("weights_fingerprint") not in (None, weights_fingerprint(env.problem.model)):
+    if not same or row.get("weights_fingerprint") not in (None, weights):
         raise ValueError(
             f"--found has a row of {row['method']!r}, seed {row['seed']}, with another network, weights or budget than "
             "this problem; give rows of benchmarks.compare with the same ones"

@@ -23,12 +23,8 @@ import tyro
 
 from prune_env.common.command import one_line_errors, require_packages
 from prune_env.common.figure_style import (
-    BLUE,
-    GREEN,
-    GREY,
+    COLOURS,
     INK,
-    ORANGE,
-    PURPLE,
     add_legend,
     add_title,
     new_figure,
@@ -37,11 +33,12 @@ from prune_env.common.figure_style import (
 )
 from prune_env.common.files import replacing
 from prune_env.common.settings import Settings
-from prune_env.training.distillation import DistillationConfig
 
 from ..compare import rows
 from ..compare.rows import Row
 from ..compare.statistics import BOUNDS
+from .networks import network_key
+from .run import RECIPE
 
 SIGNALS = {
     "search_accuracy": "accuracy as cut, images of a search",
@@ -54,7 +51,7 @@ SIGNALS = {
 RESAMPLES = 2000
 FEWEST = 5
 """Networks that a rank correlation needs."""
-STYLES = [(colour, style) for style in ("-", "--", ":") for colour in (ORANGE, BLUE, GREEN, PURPLE, INK, GREY)]
+STYLES = [(colour, style) for style in ("-", "--", ":") for colour in COLOURS]
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ class Worth:
     @property
     def title(self) -> str:
         """Network, budget, and what differs from the default recipe."""
-        usual = asdict(DistillationConfig(min_steps=0, select_best=False)) | {"teacher": "itself"}
+        usual = asdict(RECIPE) | {"teacher": "itself"}
         given = [
             f"{name.replace('_', ' ')} {value}"
             for name, value in self.recipe.items()
@@ -115,14 +112,19 @@ class Worth:
         count = (~np.isnan(values)).sum(0)
         return np.where(count, np.nansum(values, 0) / np.maximum(count, 1), np.nan)
 
+    def averages(self, epochs: float) -> dict[str, float]:
+        """Return the mean test accuracy of every source after a number of epochs, NaN where there is none."""
+        means = self.means(epochs)
+        return {source: _mean([means[number] for number in self.of(source)]) for source in self.sources}
+
 
 def worths(folder: Path) -> Iterator[Worth]:
     """Yield what a folder has, by problem, budget and recipe."""
-    before = {_network(row): row for row in rows.read_file(folder / "signals.jsonl")}
+    before = {network_key(row): row for row in rows.read_file(folder / "signals.jsonl")}
     groups: dict[str, dict[str, list[Row]]] = {}
     for row in rows.read_file(folder / "rows.jsonl"):
         key = rows.canonical([row["problem"], row["weights_fingerprint"], row["target_macs"], row["recipe"]])
-        groups.setdefault(key, {}).setdefault(_network(row), []).append(row)
+        groups.setdefault(key, {}).setdefault(network_key(row), []).append(row)
     for group in groups.values():
         networks = [before.get(name, found[0]) for name, found in group.items()]
         results = [{(row["epochs"], row["seed"]): row for row in found} for found in group.values()]
@@ -139,16 +141,13 @@ def _accuracies(worth: Worth) -> list[str]:
     """Return a table with a row for each source, the best ones after the longest training first."""
     lengths = worth.lengths
     means = {epochs: worth.means(epochs) for epochs in lengths}
-    averages = {
-        source: [_mean([means[epochs][number] for number in worth.of(source)]) for epochs in lengths]
-        for source in worth.sources
-    }
-    trainings = {epochs: f"{epochs:g} epochs" for epochs in lengths}
+    averages = [worth.averages(epochs) for epochs in reversed(lengths)]
+    trainings = " | ".join(f"{epochs:g} epochs" for epochs in lengths)
     lines = [
-        f"| network | number | evaluations | MACs, % | as cut, % | {' | '.join(trainings.values())} |",
+        f"| network | number | evaluations | MACs, % | as cut, % | {trainings} |",
         "|---" * (len(lengths) + 5) + "|",
     ]
-    for source in sorted(worth.sources, key=lambda name: [-np.nan_to_num(value) for value in averages[name][::-1]]):
+    for source in sorted(worth.sources, key=lambda name: [-np.nan_to_num(values[name]) for values in averages]):
         mine = [worth.networks[number] for number in worth.of(source)]
         looks = [row["evaluations"] for row in mine if row.get("evaluations") is not None]
         cells = [f"{np.mean(looks):.0f}" if looks else ""]
@@ -234,9 +233,10 @@ def plot(worth: Worth, file: Path) -> None:
     figure = new_figure(7.5, 5.0)
     axes = figure.add_subplot()
     style_axes(axes)
+    averages = [worth.averages(epochs) for epochs in worth.lengths]
     for source, (colour, style) in zip(worth.sources, itertools.cycle(STYLES), strict=False):
-        means = [_mean([worth.means(epochs)[number] for number in worth.of(source)]) for epochs in worth.lengths]
-        axes.plot(worth.lengths, 100 * np.array(means), style, marker="o", markersize=4, color=colour, label=source)
+        means = [100 * values[source] for values in averages]
+        axes.plot(worth.lengths, means, style, marker="o", markersize=4, color=colour, label=source)
     axes.set_xscale("log")
     axes.set_xticks(worth.lengths, [f"{epochs:g}" for epochs in worth.lengths])
     axes.minorticks_off()
@@ -273,12 +273,6 @@ def _percent(values: Sequence[float]) -> str:
     if not known:
         return ""
     return f"{np.mean(known):.2f}" + (f" ± {np.std(known, ddof=1):.2f}" if np.ptp(known) else "")
-
-
-def _network(row: Row) -> str:
-    """Return a text that is equal for rows of the same network."""
-    name = row["plan"] or row["sources"][0]
-    return rows.canonical([row["problem"], row["weights_fingerprint"], row["target_macs"], name])
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from prune_env.common.memory_format import in_layout
 from prune_env.networks.resnet import ZeroPadShortcut
 from prune_env.scoring.metric import count_correct
 
+from ..compare.methods.rules import is_tied
+
 CALIBRATION_BATCHES = 50
 """FastNAS estimates no BatchNorm statistics from fewer batches."""
 
@@ -52,7 +54,7 @@ def torch_pruning(env: FilterPruneEnv, target: float, importance: Callable[[], A
     import torch_pruning as tp
 
     model, example = env.problem.model, env.problem.data.example_input
-    tied = {layer for group in env.problem.groups if len(group.layers) > 1 for layer in group.layers}
+    tied = {layer for group in env.problem.groups if is_tied(group) for layer in group.layers}
     if not any(isinstance(module, ZeroPadShortcut) for module in model.modules()):
         tied = set()
     low, high, best = 0.0, 1.0, None

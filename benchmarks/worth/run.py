@@ -39,9 +39,12 @@ from ..compare import rows
 from ..compare.jobs import results
 from ..compare.rows import Row
 from ..compare.run import machine
-from .networks import SOURCES, candidates
+from .networks import SOURCES, candidates, network_key
 from .rivals import RIVALS, Rival, filters, macs_ratio
 from .signals import signals
+
+RECIPE = DistillationConfig(min_steps=0, select_best=False)
+"""The default recipe."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Config(Settings):
     """Trainings of each network and length."""
     teacher: TeacherArgs = field(default_factory=TeacherArgs)
     """The network that teaches."""
-    distillation: DistillationConfig = field(default_factory=lambda: DistillationConfig(min_steps=0, select_best=False))
+    distillation: DistillationConfig = RECIPE
     """The recipe. Epochs and seed are those of the run."""
     keep: bool = False
     """Keep the trained networks of plans, in networks/ of `out`."""
@@ -81,11 +84,10 @@ class Config(Settings):
             raise ValueError("target-macs must be set: networks are compared at equal budgets of MACs")
         if unknown := set(self.sources) - set(SOURCES):
             raise ValueError(f"sources: {min(unknown)!r} is unknown; choose among {', '.join(SOURCES)}")
-        usual, given = DistillationConfig(min_steps=0, select_best=False), self.distillation
         for name in ("epochs", "seed", "min_steps", "select_best"):
-            if getattr(given, name) != getattr(usual, name):
+            if (given := getattr(self.distillation, name)) != getattr(RECIPE, name):
                 raise ValueError(
-                    f"distillation.{name}={getattr(given, name)!r} has no place here: every network is trained for the "
+                    f"distillation.{name}={given!r} has no place here: every network is trained for the "
                     "same --epochs with the same --seeds, and its last weights count; leave it out"
                 )
 
@@ -121,11 +123,11 @@ def _measured(config: Config, found: list[Row]) -> list[Row]:
     file, env = config.out / "signals.jsonl", _env(config.problem, config.env)
     targets = [target for target in config.env.targets if target is not None]
     networks = [row for target in targets for row in _networks(config, env, target, found)]
-    known = {_key(row): row for row in rows.read_file(file)}
-    for row in tqdm([row for row in networks if _key(row) not in known], desc="signals", unit="network"):
-        known[_key(row)] = row | _signals(env, row)
-        rows.append(file, known[_key(row)])
-    return [row | {"filters": known[_key(row)]["filters"]} for row in networks]
+    known = {network_key(row): row for row in rows.read_file(file)}
+    for row in tqdm([row for row in networks if network_key(row) not in known], desc="signals", unit="network"):
+        known[network_key(row)] = row | _signals(env, row)
+        rows.append(file, known[network_key(row)])
+    return [row | {"filters": known[network_key(row)]["filters"]} for row in networks]
 
 
 def _networks(config: Config, env: FilterPruneEnv, target: float, found: list[Row]) -> list[Row]:
@@ -223,9 +225,8 @@ def _teacher(config: Config, seed: int) -> Teacher:
 
 
 def _key(row: Row) -> str:
-    """Return a text that is equal for rows of the same training or network. Where a plan comes from does not count."""
-    names = ("problem", "weights_fingerprint", "target_macs", "plan", "epochs", "seed", "recipe")
-    return rows.canonical([row["sources"][0] if row["plan"] is None else None, *(row.get(name) for name in names)])
+    """Return a text that is equal for rows of the same training."""
+    return rows.canonical([network_key(row), row["epochs"], row["seed"], row["recipe"]])
 
 
 def command() -> None:

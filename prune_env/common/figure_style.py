@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 PALE = {BLUE: "#C6DDEC", GREEN: "#C6E8DC"}
 INK, GREY, FAINT = "#222222", "#767676", "#DDDDDD"
+COLOURS = (ORANGE, BLUE, GREEN, PURPLE, INK, GREY)
+"""Colours of lines, in the order in which they are used."""
 
 
 def new_figure(width: float, height: float, dpi: int = 200) -> Figure:

@@ -8,6 +8,7 @@ import numpy as np
 
 from prune_env import FilterPruneEnv
 from prune_env.pruning import Plan
+from prune_env.pruning.groups import PruningGroup
 
 from . import magnitude
 from .plans import from_keep_ratios
@@ -18,13 +19,18 @@ def uniform(env: FilterPruneEnv, target: float) -> Plan:
     return env.budgets.of(target).uniform()
 
 
+def is_tied(group: PruningGroup) -> bool:
+    """Return whether an addition ties the layers of a group."""
+    return len(group.layers) > 1
+
+
 def insides(env: FilterPruneEnv, target: float) -> Plan:
     """Keep groups that are tied by an addition whole, and cut all others evenly.
 
     This is the usual rule for residual networks without a search. In a network without additions it is the uniform
     plan; where the other groups are too small for the budget, their removals are scaled up by the budget's rule.
     """
-    tied = np.array([len(group.layers) > 1 for group in env.groups])
+    tied = np.array([is_tied(group) for group in env.groups])
     if not tied.any():
         return uniform(env, target)
     game = env.clone(target=target)
