@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .common.outputs import all_outputs, one_output
     from .data import DataSplits
     from .deploy.saved import load_pruned, save_pruned, update_pruned
+    from .evaluation.trained_plans import TrainedPlans
     from .game.config import EnvConfig
     from .game.env import FilterPruneEnv
     from .game.make import make_env
@@ -25,6 +26,7 @@ _HOMES = {
     "FilterPruneEnv": "game.env",
     "FilterPruneSuite": "game.suite",
     "PruningProblem": "pruning.problem",
+    "TrainedPlans": "evaluation.trained_plans",
     "all_outputs": "common.outputs",
     "list_problems": "game.problems",
     "load_pruned": "deploy.saved",
@@ -42,6 +44,7 @@ __all__ = [
     "FilterPruneEnv",
     "FilterPruneSuite",
     "PruningProblem",
+    "TrainedPlans",
     "__version__",
     "all_outputs",
     "list_problems",

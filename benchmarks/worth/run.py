@@ -6,7 +6,7 @@
 Every network is distilled for each number of epochs with each seed, the shortest first, all by the same recipe. The
 weights at the end count; no accuracy chooses anything. Before that, everything is measured that a search could measure.
 One row per training is appended to rows.jsonl in `out`, one per network to signals.jsonl. Finished trainings are
-skipped; an interrupted one resumes. `benchmarks.worth.report` makes tables and a picture.
+skipped; an interrupted one resumes. `benchmarks.worth.report` makes tables and pictures.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ from ..compare.jobs import results
 from ..compare.rows import Row
 from ..compare.run import machine
 from .networks import SOURCES, candidates, network_key
+from .recipe import RECIPE
 from .rivals import RIVALS, Rival, filters, macs_ratio
-from .signals import signals
+from .signals import SIGNALS, measure
 
-RECIPE = DistillationConfig(min_steps=0, select_best=False)
-"""The default recipe."""
+ENTRIES = {"macs_ratio", "filters", "groups", "full_plan", *SIGNALS} - {"output_change"}
+"""Entries of every row of signals. Networks of other packages have no predicted change of the outputs."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def _measured(config: Config, found: list[Row]) -> list[Row]:
     file, env = config.out / "signals.jsonl", _env(config.problem, config.env)
     targets = [target for target in config.env.targets if target is not None]
     networks = [row for target in targets for row in _networks(config, env, target, found)]
-    known = {network_key(row): row for row in rows.read_file(file)}
+    # Rows of older versions lack some entries; they are measured again, and the last row of a network counts.
+    known = {network_key(row): row for row in rows.read_file(file) if set(row) >= ENTRIES}
     for row in tqdm([row for row in networks if network_key(row) not in known], desc="signals", unit="network"):
         known[network_key(row)] = row | _signals(env, row)
         rows.append(file, known[network_key(row)])
@@ -151,9 +153,12 @@ def _signals(env: FilterPruneEnv, row: Row) -> Row:
     start = time.perf_counter()
     network = _network(env, row)
     found = {"macs_ratio": macs_ratio(env, network), "filters": filters(network)}
+    found |= {"groups": [group.name for group in env.problem.groups], "full_plan": list(env.problem.full_plan)}
     if row["plan"] is None:
         found["evaluations"] = _rival(env, row["sources"][0], row["target_macs"]).evaluations
-    return found | {"seconds": round(time.perf_counter() - start, 1)} | signals(env, network)
+    else:
+        found["output_change"] = env.least_change.change(row["plan"])
+    return found | {"seconds": round(time.perf_counter() - start, 1)} | measure(env, network)
 
 
 def _network(env: FilterPruneEnv, row: Row) -> nn.Module:

@@ -13,11 +13,21 @@ from prune_env.pruning.problem import PruningProblem
 from prune_env.scoring.metric import BATCH_SIZE, Network, accuracy
 from prune_env.training.finetune import Finetuner
 
+SIGNALS = {
+    "output_change": "predicted change of the outputs",
+    "search_accuracy": "accuracy as cut, images of a search",
+    "accuracy": "accuracy as cut",
+    "cross_entropy": "cross-entropy as cut",
+    "finetuned_accuracy": "accuracy after ten batches",
+    "finetuned_cross_entropy": "cross-entropy after ten batches",
+}
+"""What is known of a network before it is trained. The predicted change needs no look at an accuracy."""
+LOWER_IS_BETTER = ("output_change", "cross_entropy", "finetuned_cross_entropy")
 BATCHES = 10
 """Batches of the short finetuning."""
 
 
-def signals(env: FilterPruneEnv, network: nn.Module) -> dict[str, float]:
+def measure(env: FilterPruneEnv, network: nn.Module) -> dict[str, float]:
     """Measure a pruned network with recalibrated BatchNorm.
 
     Returns:

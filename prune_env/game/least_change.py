@@ -52,6 +52,25 @@ class LeastChange:
             self._plans[target] = found
         return found
 
+    def change(self, plan: Sequence[int]) -> float:
+        """Return the predicted change of the outputs: the sum over the groups that a plan cuts.
+
+        Args:
+            plan: Filters that are kept in each group, [G].
+
+        Returns:
+            The mean squared change, as a fraction of the outputs' variance. It is 0 for the original network.
+
+        Raises:
+            ValueError: The plan has another number of groups, or keeps more filters than there are, or fewer than 0.
+        """
+        full = self._rules.full_plan
+        if len(plan) != len(full) or any(not 0 <= kept <= whole for kept, whole in zip(plan, full, strict=True)):
+            raise ValueError(
+                f"plan {tuple(plan)} must keep from 0 to as many filters as there are in each group: {full}"
+            )
+        return float(sum(curve[whole - kept] for curve, whole, kept in zip(self.changes, full, plan, strict=True)))
+
     def _follow(self) -> list[IntArray]:
         """Return the plans of the path, from the original to the smallest network."""
         full, fewest = np.array(self._rules.full_plan), self._rules.fewest

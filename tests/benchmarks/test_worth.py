@@ -15,12 +15,14 @@ from episodes import FAST
 from scipy.stats import kendalltau
 
 from benchmarks import check_weights
-from benchmarks.worth import networks, report, run
+from benchmarks.worth import networks, report, run, tabulate
 from benchmarks.worth.networks import SLACK, candidates
-from benchmarks.worth.report import Worth
 from benchmarks.worth.rivals import RIVALS, filters, macs_ratio
-from prune_env import EnvConfig, FilterPruneEnv, load_pruned, save_pruned
+from benchmarks.worth.signals import SIGNALS
+from benchmarks.worth.worths import Worth
+from prune_env import EnvConfig, FilterPruneEnv, TrainedPlans, load_pruned, save_pruned
 from prune_env.commands.teacher import TeacherArgs
+from prune_env.common.fingerprints import weights_fingerprint
 from prune_env.data import DataSplits
 from prune_env.data.load import from_tensors
 from prune_env.deploy.record import read_record
@@ -38,7 +40,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> run.Config:
     config = run.Config(
         ProblemArgs(tabulated=True),
         EnvConfig(target_macs=0.3),
-        random=4,
+        random=8,
         sources=("uniform", "least_change", "drawn"),
         epochs=(0.5, 0.1),
         seeds=2,
@@ -56,7 +58,7 @@ class TestRuns:
         found = [json.loads(line) for line in text.splitlines()]
         order = [(row["epochs"], row["seed"]) for row in found]
         assert order == sorted(order)
-        assert len({(tuple(row["plan"]), *key) for row, key in zip(found, order, strict=True)}) == len(found) == 6 * 4
+        assert len({(tuple(row["plan"]), *key) for row, key in zip(found, order, strict=True)}) == len(found) == 10 * 4
         run.main(config)
         assert (config.out / "rows.jsonl").read_text() == text
         run.main(dataclasses.replace(config, sources=("uniform",), seeds=3))  # another seed adds its rows alone
@@ -70,21 +72,73 @@ class TestRuns:
 
     def test_a_network_has_signals_and_the_macs_of_the_budget(self, config: run.Config) -> None:
         found = [json.loads(line) for line in (config.out / "signals.jsonl").read_text().splitlines()]
-        assert len(found) == 6
+        assert len(found) == 10
         for row in found:
             assert 0.29 <= row["macs_ratio"] <= 0.3
-            assert all(0 < row[name] < 1 for name in report.SIGNALS if "accuracy" in name)
+            assert all(0 < row[name] < 1 for name in SIGNALS if "accuracy" in name)
         trained = [row["finetuned_cross_entropy"] < row["cross_entropy"] for row in found]
         assert all(trained)
+
+    def test_older_rows_that_lack_entries_are_measured_again(self, config: run.Config, tmp_path: Path) -> None:
+        for name in ("rows.jsonl", "signals.jsonl"):
+            (tmp_path / name).write_bytes((config.out / name).read_bytes())
+        lines = (tmp_path / "signals.jsonl").read_text().splitlines()
+        older = [{name: value for name, value in json.loads(lines[0]).items() if name != "filters"}]
+        (tmp_path / "signals.jsonl").write_text(
+            "\n".join(map(json.dumps, [*older, *map(json.loads, lines[1:])])) + "\n"
+        )
+        run.main(dataclasses.replace(config, out=tmp_path))
+        again = (tmp_path / "signals.jsonl").read_text().splitlines()
+        assert len(again) == len(lines) + 1
+        assert json.loads(again[-1])["filters"] == json.loads(lines[0])["filters"]
 
     def test_the_report_shows_every_source_and_length(
         self, config: run.Config, capsys: pytest.CaptureFixture[str]
     ) -> None:
         report.main(report.Config(config.out))
         printed = capsys.readouterr().out
-        assert all(name in printed for name in ("| uniform | 1 |", "| drawn | 4 |", "0.1 epochs", "0.5 epochs"))
+        assert all(name in printed for name in ("| uniform | 1 |", "| drawn | 8 |", "0.1 epochs", "0.5 epochs"))
         assert (config.out / "worth.md").read_text().strip() == printed.strip()
-        assert (config.out / "worth-1.png").read_bytes().startswith(b"\x89PNG")
+        for name in ("worth-1.png", "signals-1.png"):
+            assert (config.out / name).read_bytes().startswith(b"\x89PNG")
+
+
+class TestTables:
+    def test_a_table_of_trained_plans_holds_the_rows(self, config: run.Config, tmp_path: Path) -> None:
+        found = [json.loads(line) for line in (config.out / "rows.jsonl").read_text().splitlines()]
+        found = [row for row in found if row["epochs"] == 0.1 or row["seed"]]  # the longer one has its second seed only
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+        (tmp_path / "signals.jsonl").write_bytes((config.out / "signals.jsonl").read_bytes())
+        tabulate.main(tabulate.Config(tmp_path, "mine", out=tmp_path))
+        table = TrainedPlans.load(tmp_path / "mine.npz")
+        assert np.isfinite(table.test_accuracy).sum() == len(found)
+        place = {tuple(plan): number for number, plan in enumerate(table.plans.tolist())}
+        for row in found:
+            index = place[tuple(row["plan"])], table.epochs.tolist().index(row["epochs"]), row["seed"]
+            for name in ("test_accuracy", "reward_accuracy"):
+                assert getattr(table, name)[index] == row[name]
+        for row in (json.loads(line) for line in (config.out / "signals.jsonl").read_text().splitlines()):
+            assert {name: values[place[tuple(row["plan"])]] for name, values in table.signals.items()} == {
+                name: row[name] for name in SIGNALS
+            }
+        env = config.problem.make_env(config.env)
+        assert tuple(table.full_plan) == env.problem.full_plan
+        assert tuple(table.groups) == tuple(group.name for group in env.problem.groups)
+        assert table.settings["weights_fingerprint"] == weights_fingerprint(env.problem.model)
+
+    def test_a_section_that_is_not_there_is_an_error(self, config: run.Config, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="section"):
+            tabulate.main(tabulate.Config(config.out, "mine", section=2, out=tmp_path))
+
+    @pytest.mark.parametrize("entry", ["plan", "full_plan", "output_change"])
+    def test_rows_without_what_a_table_needs_are_errors(self, entry: str, config: run.Config, tmp_path: Path) -> None:
+        lacking = {"plan": None} if entry == "plan" else {}
+        for name in ("rows.jsonl", "signals.jsonl"):
+            lines = [json.loads(line) for line in (config.out / name).read_text().splitlines()]
+            changed = [{key: value for key, value in line.items() if key != entry} | lacking for line in lines]
+            (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in changed))
+        with pytest.raises(ValueError, match="no plans" if entry == "plan" else entry):
+            tabulate.main(tabulate.Config(tmp_path, "mine", out=tmp_path))
 
 
 def test_a_missing_source_is_named(tmp_path: Path) -> None:
@@ -230,7 +284,7 @@ class TestReport:
         return {line[0].strip(): [cell.strip().partition(" ")[0] for cell in line[1:]] for line in lines[start + 1 :]}
 
     def test_rank_correlations_of_known_rankings(self) -> None:
-        values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+        values = list(np.arange(1, 21) / 20)
         worth = self.worth(
             [{1.0: [value]} for value in values], accuracy=values, cross_entropy=values, finetuned_accuracy=values[::-1]
         )
@@ -240,14 +294,25 @@ class TestReport:
             "accuracy after ten batches": ["-1.00", "-1.00"],
         }  # the rest was not measured, and a training is not its own signal
 
-    def test_tau_is_that_of_scipy(self) -> None:
+    def test_the_better_half_is_that_of_the_signal(self) -> None:
         rng = np.random.default_rng(0)
-        signal, test = rng.integers(5, size=30) / 5, rng.integers(8, size=30) / 8  # with ties
-        cell = self.taus(self.worth([{1.0: [value]} for value in test], accuracy=list(signal)))["accuracy as cut"][0]
-        assert float(cell) == pytest.approx(kendalltau(signal, test).statistic, abs=0.005)
+        signal, test = rng.random(40), rng.random(40)
+        cells = self.taus(self.worth([{1.0: [value]} for value in test], accuracy=list(signal)))["accuracy as cut"]
+        half = signal >= np.median(signal)
+        expected = kendalltau(signal, test).statistic, kendalltau(signal[half], test[half]).statistic
+        assert list(map(float, cells)) == pytest.approx(expected, abs=0.005)
+
+    def test_a_seed_of_some_networks_adds_no_other_networks_to_the_signals(self) -> None:
+        rng = np.random.default_rng(0)
+        signal, test = rng.random(40), rng.random((40, 2))
+        results = [{1.0: list(row[: 1 + (number < 20)])} for number, row in enumerate(test)]
+        cells = self.taus(self.worth(results, accuracy=list(signal)))
+        assert float(cells["accuracy as cut"][0]) == pytest.approx(kendalltau(signal, test[:, 0]).statistic, abs=0.005)
+        again = cells["test images after another training of this length"][0]
+        assert float(again) == pytest.approx(kendalltau(*test[:20].T).statistic, abs=0.005)
 
     def test_a_short_training_is_a_signal_of_a_longer_one_only(self) -> None:
-        worth = self.worth([{1.0: [value], 2.0: [1 - value]} for value in (0.1, 0.2, 0.3, 0.4, 0.5)])
+        worth = self.worth([{1.0: [value], 2.0: [1 - value]} for value in np.arange(12) / 12])
         assert self.taus(worth)["reward images after 1 epochs"] == ["", "1.00", ""]
         assert "reward images after 2 epochs" not in self.taus(worth)
 
@@ -257,7 +322,10 @@ class TestReport:
         truth = rng.normal(size=60)
         noisy = truth[:, None] + rng.normal(size=(60, 3))
         taus = self.taus(self.worth([{1.0: list(row)} for row in noisy], accuracy=list(truth)))
-        assert float(taus["accuracy as cut"][0]) > float(taus["test images after the same training"][0]) + 0.1
+        assert (
+            float(taus["accuracy as cut"][0])
+            > float(taus["test images after another training of this length"][0]) + 0.1
+        )
 
     def test_few_networks_have_no_correlation(self) -> None:
         text = report.section(self.worth([{1.0: [0.5]}, {1.0: [0.6]}], accuracy=[0.1, 0.2]))

@@ -84,3 +84,17 @@ def test_nothing_is_removed_without_need() -> None:
 def test_clones_propose_the_same_plans() -> None:
     tabulated = make_tabulated_env(target_macs=0.3)
     assert tabulated.clone(target=0.2).least_change.plan(0.2) == tabulated.least_change.plan(0.2)
+
+
+def test_the_change_of_a_plan_is_the_sum_over_its_groups() -> None:
+    least = LeastChange(rules((4, 3)), [np.array([0, 1, 3, 7, 20.0]), np.array([0, 5, 50, 500.0])])
+    assert least.change((4, 3)) == 0
+    assert least.change((2, 2)) == 3 + 5
+    assert least.change((0, 3)) == 20
+
+
+@pytest.mark.parametrize("plan", [(5, 3), (4, -1), (4,), (4, 3, 1)])
+def test_the_change_of_a_plan_of_another_network_is_an_error(plan: tuple[int, ...]) -> None:
+    least = LeastChange(rules((4, 3)), [np.arange(5.0), np.arange(4.0)])
+    with pytest.raises(ValueError, match=str(plan[0])):
+        least.change(plan)
