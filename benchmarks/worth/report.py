@@ -103,9 +103,9 @@ def _line(label: str, cells: Sequence[str]) -> str:
 
 
 def _tau(pairs: Sequence[Pair]) -> str:
-    """Return the mean rank correlation and the number of networks, or nothing with too few networks."""
+    """Return the mean rank correlation, or nothing with too few networks."""
     found = rank_correlation(pairs)
-    return "" if found is None else f"{found}, {found.number}"
+    return "" if found is None else str(found)
 
 
 def main(config: Config) -> None:

@@ -75,8 +75,8 @@ class Worth:
     def complete(self, epochs: float) -> list[np.ndarray]:
         """Return the test accuracies [N] of the seeds that all networks of this length were trained with."""
         every = list(self.accuracies(epochs).values())
-        most = max(np.isfinite(one).sum() for one in every)
-        return [one for one in every if np.isfinite(one).sum() == most]
+        trained = np.isfinite(every).any(0)
+        return [one for one in every if (np.isfinite(one) == trained).all()]
 
     def means(self, epochs: float) -> np.ndarray:
         """Return the mean test accuracy over seeds of every network [N], NaN where there is none."""

@@ -33,7 +33,7 @@ class RankCorrelation(NamedTuple):
     """Number of things."""
 
     def __str__(self) -> str:
-        return f"{self.tau:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.tau:.2f} [{self.low:.2f}, {self.high:.2f}], N = {self.number}"
 
 
 def rank_correlation(pairs: Sequence[Pair]) -> RankCorrelation | None:

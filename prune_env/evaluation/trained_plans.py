@@ -12,14 +12,14 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
-from zlib import error as ZlibError
 
 import numpy as np
 
+from ..common.expect import expect
 from ..common.files import replacing
 from ..common.rank_correlation import FEWEST, Pair, RankCorrelation, rank_correlation, rank_difference
 from ..common.tensor_files import DamagedFileError
@@ -28,15 +28,31 @@ FILE = Path(__file__).with_name("resnet20-cifar10-0.3-trained-v1.npz")
 SIGNAL = "signals."
 """Start of the names of signals in a file."""
 TEXTS = ("name", "target_macs", "lower_is_better", "settings")
-"""Fields that a file holds as JSON; the others are arrays."""
+"""Fields that a file holds as JSON."""
+ARRAYS: dict[str, tuple[type, str]] = {
+    "groups": (str, "G"),
+    "full_plan": (int, "G"),
+    "plans": (int, "PG"),
+    "macs_ratio": (float, "P"),
+    "source": (str, "P"),
+    "epochs": (float, "E"),
+    "seeds": (int, "S"),
+    "reward_accuracy": (float, "PES"),
+    "test_accuracy": (float, "PES"),
+}
+"""Fields that are arrays: their types and shapes."""
+Scores = str | Sequence[float] | np.ndarray
+"""The name of a signal, or a number for each plan [P], higher for better ones; NaN leaves a plan out."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TrainedPlans:
     """Pruned networks of equal MACs: what could be known of each before training, and its accuracy after training.
 
+    Its arrays cannot be written to.
+
     Raises:
-        ValueError: The shapes do not fit together.
+        ValueError: The shapes do not fit together; the message names the field.
 
     Example:
         >>> table = TrainedPlans.load()
@@ -55,7 +71,8 @@ class TrainedPlans:
     macs_ratio: np.ndarray = field(repr=False)  # float64 [P]
     """MACs of each plan as a fraction of the original network's."""
     source: np.ndarray = field(repr=False)  # str [P]
-    """The rule or search that made each plan; `drawn` for plans that were drawn at random."""
+    """The rule or search that made each plan, the first one of several; `drawn` for plans that were drawn at random
+    (`random` is random search)."""
     epochs: np.ndarray = field(repr=False)  # float64 [E]
     """Lengths of training, the shortest first."""
     seeds: np.ndarray = field(repr=False)  # int64 [S]
@@ -65,21 +82,26 @@ class TrainedPlans:
     test_accuracy: np.ndarray = field(repr=False)  # float64 [P, E, S]
     """Accuracy on the test images after training; NaN where a plan was not trained."""
     signals: Mapping[str, np.ndarray] = field(repr=False)  # float64 [P] each
-    """What can be measured before training, by name."""
+    """What can be measured before training, by name: `output_change` is the predicted change of the outputs,
+    `search_accuracy` the accuracy as cut on the images of a search, `accuracy` and `cross_entropy` are those as cut on
+    all reward images, and with `finetuned_` in front those after ten batches of distillation."""
     lower_is_better: Sequence[str] = field(repr=False)
     """Names of the signals that are lower for better networks."""
     settings: Mapping[str, Any] = field(repr=False)
     """The problem, the fingerprint of the original weights, and the recipe of the training."""
 
     def __post_init__(self) -> None:
-        trainings = (len(self.plans), len(self.epochs), len(self.seeds))
-        shapes = {"plans": (len(self.plans), len(self.groups)), "full_plan": (len(self.groups),)}
-        shapes |= {"reward_accuracy": trainings, "test_accuracy": trainings}
-        names = (*shapes, "macs_ratio", "source")
-        arrays = {name: getattr(self, name) for name in names} | dict(self.signals)
-        for name, array in arrays.items():
-            if array.shape != shapes.get(name, (len(self.plans),)):
-                raise ValueError(f"{name} has the shape {array.shape}, which does not fit {trainings[0]} plans")
+        sizes = {"P": len(self.plans), "G": len(self.groups), "E": len(self.epochs), "S": len(self.seeds)}
+        for name, (kind, letters) in ARRAYS.items():
+            object.__setattr__(self, name, _constant(name, getattr(self, name), kind, [sizes[one] for one in letters]))
+        signals = {name: _constant(name, values, float, [sizes["P"]]) for name, values in self.signals.items()}
+        object.__setattr__(self, "signals", signals)
+        object.__setattr__(self, "lower_is_better", tuple(self.lower_is_better))
+        if unknown := set(self.lower_is_better) - set(signals):
+            raise ValueError(f"lower_is_better names no signal: {min(unknown)!r}")
+        for name in ("epochs", "seeds"):
+            if len(set(getattr(self, name).tolist())) < sizes[name[0].upper()]:
+                raise ValueError(f"{name} has the same number twice")
 
     @classmethod
     def load(cls, file: str | Path = FILE) -> TrainedPlans:
@@ -95,18 +117,16 @@ class TrainedPlans:
         with Path(file).open("rb") as stream:
             try:
                 with np.load(stream, allow_pickle=False) as arrays:
-                    values = {name: arrays[name] for name in arrays}
-                texts = json.loads(str(values.pop("texts")))
-                signals = {name.removeprefix(SIGNAL): values.pop(name) for name in [*values] if name.startswith(SIGNAL)}
-                return cls(signals=signals, **texts, **values)
-            except (ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile, ZlibError) as error:
+                    texts = json.loads(str(arrays["texts"]))
+                    signals = {name: arrays[SIGNAL + name] for name in texts.pop("signals")}
+                    return cls(signals=signals, **texts, **{name: arrays[name] for name in ARRAYS})
+            except Exception as error:  # damaged archives raise anything
                 raise DamagedFileError(f"{file} is damaged, or no table of trained plans; get it again") from error
 
     def save(self, file: str | Path) -> None:
         """Write the table under a temporary name and rename it."""
-        texts = {name: getattr(self, name) for name in TEXTS}
-        names = [one.name for one in fields(self) if one.name not in (*TEXTS, "signals")]
-        arrays = {name: getattr(self, name) for name in names}
+        texts = {name: getattr(self, name) for name in TEXTS} | {"signals": [*self.signals]}
+        arrays = {name: getattr(self, name) for name in ARRAYS}
         arrays |= {SIGNAL + name: values for name, values in self.signals.items()}
         with replacing(Path(file)) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, texts=np.array(json.dumps(texts)), **arrays)
@@ -115,9 +135,9 @@ class TrainedPlans:
         """Return with how many seeds each plan was trained for so many epochs, int64 [P].
 
         Raises:
-            ValueError: No plan was.
+            ValueError: The table has no such length.
         """
-        return np.isfinite(self._tests(epochs)).sum(0)
+        return np.isfinite(self._tests(epochs)).sum(1)
 
     def subset(self, chosen: np.ndarray) -> TrainedPlans:
         """Return a table with some of the plans.
@@ -135,10 +155,10 @@ class TrainedPlans:
         signals = {name: values[chosen] for name, values in self.signals.items()}
         return replace(self, signals=signals, **{name: getattr(self, name)[chosen] for name in names})
 
-    def rank_correlation(self, scores: str | Sequence[float] | np.ndarray, epochs: float) -> RankCorrelation:
+    def rank_correlation(self, scores: Scores, epochs: float) -> RankCorrelation:
         """Return how well scores rank the plans by their test accuracy after training.
 
-        It is the mean over the seeds that all plans of this length were trained with.
+        It is the mean over the seeds that all trained plans have.
 
         Args:
             scores: A number for each plan [P], higher for better ones; plans with NaN do not count. Or the name of a
@@ -150,12 +170,7 @@ class TrainedPlans:
         """
         return self._checked(rank_correlation(self._pairs(scores, epochs)), epochs)
 
-    def rank_difference(
-        self,
-        scores: str | Sequence[float] | np.ndarray,
-        others: str | Sequence[float] | np.ndarray,
-        epochs: float,
-    ) -> RankCorrelation:
+    def rank_difference(self, scores: Scores, others: Scores, epochs: float) -> RankCorrelation:
         """Return how much better `scores` rank the plans than `others` do: see `rank_correlation`.
 
         The interval of a difference is narrower than those of its parts suggest, because both rank the same plans.
@@ -165,8 +180,9 @@ class TrainedPlans:
     def retraining(self, epochs: float) -> RankCorrelation:
         """Return how well one training ranks the plans by another of the same length, with another seed.
 
-        Only plans with all seeds of this length count. A signal with this correlation tells as much as a whole
-        training; one without noise could tell more. Both trainings are measured on the same test images.
+        Only plans with all seeds of this length count, so compare it with signals of the same plans, see `subset`. A
+        signal with this correlation tells as much as a whole training; one without noise could tell more. Both
+        trainings are measured on the same test images.
 
         Args:
             epochs: Length of the training, one of `self.epochs`.
@@ -174,36 +190,59 @@ class TrainedPlans:
         Raises:
             ValueError: There is no such length, or there are too few plans with several seeds.
         """
-        return self._checked(rank_correlation(list(itertools.combinations(self._tests(epochs), 2))), epochs)
+        tests = [one for one in self._tests(epochs).T if np.isfinite(one).any()]
+        return self._checked(rank_correlation(list(itertools.combinations(tests, 2))), epochs)
 
-    def _pairs(self, scores: str | Sequence[float] | np.ndarray, epochs: float) -> list[Pair]:
-        """Return the scores with the test accuracies of every seed that all plans of this length have."""
+    def _pairs(self, scores: Scores, epochs: float) -> list[Pair]:
+        """Return the scores with the test accuracies of every seed that all trained plans have."""
         if isinstance(scores, str):
             if scores not in self.signals:
                 raise ValueError(f"there is no signal {scores!r}; choose among {', '.join(self.signals)}")
             scores = self.signals[scores] * (-1 if scores in self.lower_is_better else 1)
-        values = np.asarray(scores, float)
+        try:
+            values = np.ma.masked_array(scores, dtype=float).filled(np.nan)
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # a tensor with gradients, for example
+            raise ValueError(f"scores must be real numbers, one for each of the {len(self.plans)} plans") from error
         if values.shape != (len(self.plans),):
             raise ValueError(
                 f"scores must have one number for each of the {len(self.plans)} plans; these have the shape "
                 f"{values.shape}"
             )
-        tests = self._tests(epochs)
-        most = max(np.isfinite(one).sum() for one in tests)
-        return [(values, one) for one in tests if np.isfinite(one).sum() == most]
+        known = np.isfinite(self._tests(epochs))  # [P, S]
+        complete = np.flatnonzero((known == known.any(1, keepdims=True)).all(0))
+        return [(values, self._tests(epochs)[:, seed]) for seed in complete]
 
-    def _tests(self, epochs: float) -> list[np.ndarray]:
-        """Return the test accuracies [P] of every seed of a length."""
+    def _tests(self, epochs: float) -> np.ndarray:
+        """Return the test accuracies of a length, [P, S]."""
+        expect(epochs, Real, "epochs must be a number", f"choose one of {self.epochs.tolist()}")
         place = np.flatnonzero(self.epochs == epochs)
         if not len(place):
-            known = ", ".join(f"{one:g}" for one in self.epochs)
-            raise ValueError(f"no plan was trained for {epochs:g} epochs; choose among {known}")
-        return [one for one in self.test_accuracy[:, place[0]].T if np.isfinite(one).any()]
+            raise ValueError(f"no plan was trained for {epochs} epochs; choose one of {self.epochs.tolist()}")
+        return self.test_accuracy[:, place[0]]
 
     def _checked(self, found: RankCorrelation | None, epochs: float) -> RankCorrelation:
         if found is None:
+            trained = self.trainings(epochs)
+            once, twice = np.count_nonzero(trained), np.count_nonzero(trained > 1)
             raise ValueError(
-                f"fewer than {FEWEST} plans can be ranked after {epochs:g} epochs ({len(self.plans)} plans in the "
-                "table; those without these trainings, or with NaN as a score, do not count), or all scores are equal"
+                f"a rank correlation needs {FEWEST} plans with different scores and accuracies; of {len(trained)} "
+                f"plans, {once} were trained for {epochs} epochs, {twice} with several seeds, and those with NaN as a "
+                "score do not count"
             )
         return found
+
+
+def _constant(name: str, values: Any, kind: type, shape: Sequence[int]) -> np.ndarray:
+    """Return a copy that cannot be written to.
+
+    Raises:
+        ValueError: The values have another shape or type.
+    """
+    try:
+        array: np.ndarray = np.array(values, kind)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name} must be an array of {kind.__name__}") from error
+    if array.shape != tuple(shape):
+        raise ValueError(f"{name} must have the shape {tuple(shape)}, like the other fields; it has {array.shape}")
+    array.flags.writeable = False
+    return array

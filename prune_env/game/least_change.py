@@ -52,7 +52,7 @@ class LeastChange:
             self._plans[target] = found
         return found
 
-    def change(self, plan: Sequence[int]) -> float:
+    def change(self, plan: Sequence[int] | np.ndarray) -> float:
         """Return the predicted change of the outputs: the sum over the groups that a plan cuts.
 
         Args:
@@ -62,14 +62,14 @@ class LeastChange:
             The mean squared change, as a fraction of the outputs' variance. It is 0 for the original network.
 
         Raises:
-            ValueError: The plan has another number of groups, or keeps more filters than there are, or fewer than 0.
+            ValueError: The plan has another number of groups, or no number of filters that a group can keep.
         """
-        full = self._rules.full_plan
-        if len(plan) != len(full) or any(not 0 <= kept <= whole for kept, whole in zip(plan, full, strict=True)):
+        full, kept = np.array(self._rules.full_plan), np.asarray(plan)
+        if kept.shape != full.shape or kept.dtype.kind not in "iu" or ((kept < 0) | (kept > full)).any():
             raise ValueError(
-                f"plan {tuple(plan)} must keep from 0 to as many filters as there are in each group: {full}"
+                f"plan {plan} must keep a whole number of filters in each group, from 0 to {tuple(full.tolist())}"
             )
-        return float(sum(curve[whole - kept] for curve, whole, kept in zip(self.changes, full, plan, strict=True)))
+        return float(sum(curve[count] for curve, count in zip(self.changes, full - kept, strict=True)))
 
     def _follow(self) -> list[IntArray]:
         """Return the plans of the path, from the original to the smallest network."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import kendalltau
 
 from prune_env import TrainedPlans
@@ -109,21 +110,55 @@ class TestAnswers:
         assert table.rank_difference("accuracy", scores, 1).tau == pytest.approx(expected)
         assert table.rank_difference(scores, scores, 1)[:3] == (0, 0, 0)
 
+    def test_a_length_that_no_plan_of_a_subset_has(self) -> None:
+        test = np.arange(40.0).reshape(20, 2, 1)
+        test[5:, 1] = np.nan
+        rest = made(test).subset(made(test).trainings(2) == 0)
+        assert rest.trainings(2).tolist() == [0] * 15
+        for answer in (lambda: rest.rank_correlation("accuracy", 2), lambda: rest.retraining(2)):
+            with pytest.raises(ValueError, match="15 plans, 0"):
+                answer()
+
+    def test_masked_scores_do_not_count(self) -> None:
+        scores = np.ma.masked_array(np.arange(12.0), np.arange(12) == 3)
+        assert made(np.arange(12.0)[:, None, None]).rank_correlation(scores, 1).number == 11
+
+    def test_nothing_in_a_table_can_be_written_to(self, table: TrainedPlans) -> None:
+        with pytest.raises(ValueError, match="read-only"):
+            table.signals["accuracy"] *= -1  # type: ignore[index]
+        with pytest.raises(ValueError, match="read-only"):
+            table.test_accuracy[0] = 0
+        mine = np.arange(20.0)
+        copied = made(np.arange(20.0)[:, None, None], signals={"mine": mine}, lower_is_better=[])
+        mine[0] = 7
+        assert copied.signals["mine"][0] == 0
+
 
 @pytest.mark.parametrize(
     ("scores", "epochs", "named"),
     [
+        (torch.arange(20.0, requires_grad=True), 1, "20 plans"),
+        ([{}] * 20, 1, "real numbers"),
         (np.arange(3.0), 1, "20 plans"),
         (np.ones((20, 2)), 1, "20 plans"),
         (np.arange(20.0), 7, "7 epochs"),
+        (np.arange(20.0), 1 + 1e-12, "1.000000000001 epochs"),
         ("accurcy", 1, "accurcy"),
-        (np.zeros(20), 1, "equal"),
-        (np.full(20, np.nan), 1, "fewer"),
+        (np.zeros(20), 1, "different"),
+        (np.full(20, np.nan), 1, "NaN"),
     ],
 )
 def test_questions_without_an_answer_are_errors(scores: Any, epochs: float, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         made(np.arange(20.0)[:, None, None]).rank_correlation(scores, epochs)
+
+
+@pytest.mark.parametrize("epochs", ["1", None, [1, 2]])
+def test_a_length_is_a_number(epochs: Any) -> None:
+    table = made(np.arange(20.0)[:, None, None])
+    for answer in (table.trainings, table.retraining, lambda value: table.rank_correlation("accuracy", value)):
+        with pytest.raises(TypeError, match="epochs"):
+            answer(epochs)
 
 
 def test_one_seed_tells_nothing_about_retraining() -> None:
@@ -137,11 +172,29 @@ def test_a_subset_needs_an_answer_for_every_plan(chosen: Any) -> None:
         made(np.arange(20.0)[:, None, None]).subset(chosen)
 
 
-@pytest.mark.parametrize("name", ["plans", "macs_ratio", "test_accuracy", "full_plan", "signals"])
-def test_shapes_that_do_not_fit_are_errors(name: str) -> None:
-    wrong: Any = {"mine": np.zeros(3)} if name == "signals" else np.zeros((3, 5))
-    with pytest.raises(ValueError, match="mine" if name == "signals" else name):
+@pytest.mark.parametrize(
+    ("name", "wrong", "named"),
+    [
+        ("plans", np.zeros((20, 5)), "plans"),
+        ("macs_ratio", np.zeros(3), "macs_ratio"),
+        ("test_accuracy", np.zeros((3, 5)), "test_accuracy"),
+        ("full_plan", [[1]], "full_plan"),
+        ("epochs", ["long"], "epochs"),
+        ("signals", {"mine": np.zeros(3)}, "mine"),
+        ("signals", {"mine": [None] * 20}, "lower_is_better"),
+        ("lower_is_better", "loss", "lower_is_better"),
+        ("lower_is_better", ["los"], "los"),
+    ],
+)
+def test_fields_that_do_not_fit_are_errors(name: str, wrong: Any, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
         made(np.arange(20.0)[:, None, None], **{name: wrong})
+
+
+@pytest.mark.parametrize("name", ["epochs", "seeds"])
+def test_a_number_that_is_there_twice_is_an_error(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        made(np.zeros((20, 2, 2)), **{name: np.array([1, 1])})
 
 
 class TestFiles:
@@ -150,6 +203,20 @@ class TestFiles:
         copy = TrainedPlans.load(str(tmp_path / "copy.npz"))
         for one in dataclasses.fields(TrainedPlans):
             np.testing.assert_equal(getattr(copy, one.name), getattr(table, one.name))
+
+    @pytest.mark.parametrize("seed", range(40))
+    def test_a_damaged_table_is_refused_or_the_same(self, seed: int, table: TrainedPlans, tmp_path: Path) -> None:
+        rng, file = np.random.default_rng(seed), tmp_path / "table.npz"
+        table.save(file)
+        content = bytearray(file.read_bytes())
+        content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+        file.write_bytes(content)
+        try:
+            found = TrainedPlans.load(file)
+        except DamagedFileError:
+            return
+        for one in dataclasses.fields(TrainedPlans):
+            np.testing.assert_equal(getattr(found, one.name), getattr(table, one.name))
 
     @pytest.mark.parametrize("content", [b"", b"no archive", "half", "other"])
     def test_a_file_that_is_no_table_is_refused(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -91,10 +93,11 @@ def test_the_change_of_a_plan_is_the_sum_over_its_groups() -> None:
     assert least.change((4, 3)) == 0
     assert least.change((2, 2)) == 3 + 5
     assert least.change((0, 3)) == 20
+    assert least.change(np.array([0, 3], np.uint8)) == 20
 
 
-@pytest.mark.parametrize("plan", [(5, 3), (4, -1), (4,), (4, 3, 1)])
-def test_the_change_of_a_plan_of_another_network_is_an_error(plan: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("plan", [(5, 3), (4, -1), (4,), (4, 3, 1), (4.0, 3.0), ("4", "3"), (True, True), None])
+def test_the_change_of_what_is_no_plan_of_the_network_is_an_error(plan: Any) -> None:
     least = LeastChange(rules((4, 3)), [np.arange(5.0), np.arange(4.0)])
-    with pytest.raises(ValueError, match=str(plan[0])):
+    with pytest.raises(ValueError, match="plan"):
         least.change(plan)
