@@ -143,7 +143,7 @@ def complete(kind: type, **values: Any) -> dict[str, Any]:
         "milliseconds": ((1.0,),),
     }
     right |= {"folder": Path("run"), "amc": Path("amc"), "rows": (Path("rows"),)}
-    right |= {"problem": NetworkArgs(network="small_cnn")}
+    right |= {"problem": NetworkArgs(network="small_cnn"), "name": "mine"}
     needed = [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
     return {name: right.get(name) for name in needed} | values
 
