@@ -67,7 +67,7 @@ def over_signals(worth: Worth, file: Path) -> None:
     for number, (name, label) in enumerate(SIGNALS.items(), 1):
         axes = figure.add_subplot(lines, COLUMNS, number)
         style_axes(axes)
-        values = np.array([row.get(name, np.nan) for row in worth.networks], float) * (100 if "accuracy" in name else 1)
+        values = worth.signal(name) * (100 if "accuracy" in name else 1)
         for one, colour in kinds.items():
             mine = kind == one
             axes.plot(values[mine], test[mine], "o", markersize=4, color=colour, label=one)

@@ -76,8 +76,7 @@ def _correlations(worth: Worth) -> list[str]:
         "|---" * (len(lengths) + 2) + "|",
     ]
     for name, label in SIGNALS.items():
-        values = np.array([row.get(name, np.nan) for row in worth.networks], float)
-        values = -values if name in LOWER_IS_BETTER else values
+        values = worth.signal(name) * (-1 if name in LOWER_IS_BETTER else 1)
         cells = [_tau([(values, test) for test in worth.complete(epochs)]) for epochs in lengths]
         half = np.where(values >= np.nanmedian(values), values, np.nan) if np.isfinite(values).any() else values
         lines.append(_line(label, [*cells, _tau([(half, test) for test in worth.complete(main)])]))

@@ -20,7 +20,6 @@ from prune_env.common.command import one_line_errors
 from prune_env.common.settings import Count, Settings
 from prune_env.evaluation.trained_plans import TrainedPlans
 
-from ..compare.rows import Row
 from .run import ENTRIES
 from .signals import LOWER_IS_BETTER, SIGNALS
 from .worths import Worth, worths
@@ -94,13 +93,9 @@ def tabulated(worth: Worth, name: str) -> TrainedPlans:
 
 def _accuracies(worth: Worth, seeds: list[int], entry: str) -> np.ndarray:
     """Return an accuracy of every network after training, [N, E, S], NaN where there is none."""
-    missing: Row = {entry: np.nan}
-    return np.array(
-        [
-            [[results.get((epochs, seed), missing)[entry] for seed in seeds] for epochs in worth.lengths]
-            for results in worth.results
-        ]
-    )
+    none = np.full(len(worth.networks), np.nan)
+    by_length = [worth.accuracies(epochs, entry) for epochs in worth.lengths]
+    return np.moveaxis(np.array([[one.get(seed, none) for seed in seeds] for one in by_length]), -1, 0)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,10 @@ class Worth:
         """Return the numbers of the networks of a source, each as often as the source found it."""
         return [number for number, row in enumerate(self.networks) for one in row["sources"] if one == source]
 
+    def signal(self, name: str) -> np.ndarray:
+        """Return what was known of every network before training [N], NaN where it was not measured."""
+        return np.array([row.get(name, np.nan) for row in self.networks], float)
+
     def accuracies(self, epochs: float, entry: str = "test_accuracy") -> dict[int, np.ndarray]:
         """Return an accuracy of every network [N] after a number of epochs, by seed; NaN where there is none."""
         seeds = sorted({seed for results in self.results for length, seed in results if length == epochs})

@@ -208,9 +208,10 @@ class TrainedPlans:
                 f"scores must have one number for each of the {len(self.plans)} plans; these have the shape "
                 f"{values.shape}"
             )
-        known = np.isfinite(self._tests(epochs))  # [P, S]
+        tests = self._tests(epochs)
+        known = np.isfinite(tests)  # [P, S]
         complete = np.flatnonzero((known == known.any(1, keepdims=True)).all(0))
-        return [(values, self._tests(epochs)[:, seed]) for seed in complete]
+        return [(values, tests[:, seed]) for seed in complete]
 
     def _tests(self, epochs: float) -> np.ndarray:
         """Return the test accuracies of a length, [P, S]."""
